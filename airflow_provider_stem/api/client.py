@@ -1,0 +1,123 @@
+"""The Stem API's endpoints as methods; for the hook and for the extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.api.paging import Pager
+from airflow_provider_stem.api.payloads import read_object
+from airflow_provider_stem.api.transport import Transport
+from airflow_provider_stem.errors import StemConfigError, StemNotFoundError
+
+T = TypeVar("T")
+
+
+class StemClient:
+    """
+    Reads clients, sites and streams (guide: "Supported End Points").
+
+    Can be shared between threads. Errors are those of :mod:`airflow_provider_stem.errors`.
+
+    :param config: address, key and limits.
+    :param sleep: waits between attempts, for tests.
+    """
+
+    def __init__(self, config: ClientConfig, sleep: Callable[[float], object] | None = None) -> None:
+        self._config = config
+        self._transport = Transport(config, sleep)
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return self._config.base_url
+
+    @property
+    def requests_sent(self) -> int:
+        """How many requests went out so far, retries included."""
+        return self._transport.requests_sent
+
+    def close(self) -> None:
+        """Stop waiting and close all connections."""
+        self._transport.close()
+
+    def __enter__(self) -> StemClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def list_clients(self, name: str | None = None) -> Iterator[dict[str, Any]]:
+        """Give every client that the key may see, as the API sent it."""
+        yield from self._listing("clients", "clients", name)
+
+    def get_client(self, client_id: str) -> dict[str, Any]:
+        """Give one client, as the API sent it."""
+        return self._transport.get(f"clients/{_segment('client_id', client_id)}", {}, read_object)
+
+    def list_sites(self, client_id: str | None = None, name: str | None = None) -> Iterator[dict[str, Any]]:
+        """Give every site of a client, or of every client, once, as the API sent it."""
+        if client_id is not None:
+            yield from self._listing(f"clients/{_segment('client_id', client_id)}/sites", "sites", name)
+            return
+        seen: set[str] = set()
+        for client in self.list_clients():
+            for site in self.list_sites(client["id"], name):
+                if site["id"] not in seen:
+                    seen.add(site["id"])
+                    yield site
+
+    def get_site(self, site_id: str) -> dict[str, Any]:
+        """Give one site, as the API sent it."""
+        return self._transport.get(f"sites/{_segment('site_id', site_id)}", {}, read_object)
+
+    def get_streams(
+        self,
+        site_id: str,
+        start: datetime,
+        end: datetime,
+        stream_types: Sequence[str],
+        resolution: int,
+        parse: Callable[[bytes], T],
+    ) -> T:
+        """
+        Ask for the streams of one range and parse the answer.
+
+        :param start: ``start_datetime``, UTC, on the grid of ``resolution``.
+        :param end: ``end_datetime``, UTC, on the grid of ``resolution``.
+        :param resolution: seconds: 900, 1800 or 3600.
+        :param parse: reads the body; see :mod:`airflow_provider_stem.streams.tables`.
+        """
+        params: dict[str, str | int] = {
+            "start_datetime": f"{start:%Y-%m-%dT%H:%M:%SZ}",
+            "end_datetime": f"{end:%Y-%m-%dT%H:%M:%SZ}",
+            "resolution": resolution,
+            "stream_type": ",".join(stream_types),
+        }
+        return self._transport.get(f"sites/{_segment('site_id', site_id)}/streams", params, parse)
+
+    def _listing(self, path: str, collection: str, name: str | None) -> Iterator[dict[str, Any]]:
+        pager = Pager(collection, self._config.page_size, name)
+        while not pager.done:
+            page = pager.page
+            try:
+                payload = self._transport.get(path, pager.params(), read_object)
+            except StemNotFoundError:
+                # Past the last page some servers answer 404; on the first page it means what it says.
+                if page == 1:
+                    raise
+                return
+            yield from pager.take(payload)
+
+
+def _segment(argument: str, identifier: str) -> str:
+    """Quote an opaque id whole, so that no character of it can lead to another path."""
+    if not isinstance(identifier, str) or identifier in {"", ".", ".."}:
+        raise StemConfigError(f"{argument} is {identifier!r}: give the identifier that the API lists.")
+    try:
+        return quote(identifier, safe="")
+    except UnicodeEncodeError:
+        raise StemConfigError(f"{argument} is {identifier!r}, which is not valid Unicode.") from None

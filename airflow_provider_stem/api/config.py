@@ -1,0 +1,203 @@
+"""What a client needs to know about the API, read from an Airflow connection's fields; for the hook."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_provider_stem.errors import StemConfigError
+
+DEFAULT_BASE_URL = "https://app.stem.com/api/v1/"
+_DEFAULT_PATH = "/api/v1/"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """
+    Where the API is, who asks, and how patiently.
+
+    :param api_key: the developer token (guide: "Authentication Token"); never shown by ``repr``.
+    :param base_url: ends with a slash; https, or http on a loopback address.
+    :param timeout: seconds for one request, from its start to the last byte of its answer.
+    :param max_attempts: how often one request is sent at the most.
+    :param page_size: ``per_page`` of the listings.
+    :param verify: whether TLS certificates are verified, or a bundle of certificate authorities.
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str = DEFAULT_BASE_URL
+    timeout: float = 60.0
+    max_attempts: int = 5
+    page_size: int = 100
+    verify: bool | str = True
+
+    @classmethod
+    def from_connection(
+        cls,
+        *,
+        host: str | None,
+        schema: str | None,
+        port: int | None,
+        password: str | None,
+        extra: str | None,
+    ) -> ClientConfig:
+        """
+        Read a connection's fields.
+
+        :raises StemConfigError: names the field, its value (never the key) and the remedy.
+        """
+        return cls(
+            api_key=_api_key(password),
+            base_url=_base_url((host or "").strip(), (schema or "").strip().lower(), port),
+            **_extra(extra),
+        )
+
+
+def _api_key(password: str | None) -> str:
+    key = (password or "").strip()
+    if not key:
+        raise StemConfigError("The connection has no Password: put the Stem API key there.")
+    # An HTTP header holds one line of visible ASCII; http.client's own complaint would quote the key.
+    if not set(key) <= set(string.ascii_letters + string.digits + string.punctuation):
+        raise StemConfigError(
+            "The connection's Password holds a space, a line break or a character outside ASCII, "
+            "which no Stem API key does: paste the key again."
+        )
+    return key
+
+
+def _base_url(host: str, schema: str, port: int | None) -> str:
+    if schema not in {"", "http", "https"}:
+        raise StemConfigError(f"Schema {schema!r} of the connection is neither 'http' nor 'https'.")
+    if port is not None and not 1 <= port <= 65535:
+        raise StemConfigError(
+            f"Port {port} of the connection is not in 1..65535: leave it empty for the default."
+        )
+    if not host:
+        if port is not None or schema == "http":
+            raise StemConfigError(
+                "The connection has a Port or Schema but no Host: fill in the Host, or clear them to use "
+                f"{DEFAULT_BASE_URL}"
+            )
+        return DEFAULT_BASE_URL
+
+    if "@" in host or "?" in host or "#" in host or any(c.isspace() or not c.isprintable() for c in host):
+        raise StemConfigError(
+            "Host of the connection holds a user, a query, a fragment or a space: give the host or the base URL "
+            "alone, such as 'app.stem.com', and the API key as Password."
+        )
+    text = f"[{host}]" if host.count(":") > 1 and "[" not in host and "/" not in host else host
+    if "://" not in text:
+        text = f"{schema or 'https'}://{text}"
+    try:
+        url = urlsplit(text)
+        name, url_port = url.hostname, url.port
+    except ValueError:
+        name = url_port = None
+    if not name or url.scheme not in {"http", "https"} or url_port == 0:
+        raise StemConfigError(
+            f"Host {host!r} of the connection is not a host, host:port or http(s) URL such as {DEFAULT_BASE_URL}"
+        )
+    if schema and schema != url.scheme:
+        raise StemConfigError(
+            f"Host {host!r} and Schema {schema!r} of the connection contradict each other: clear the Schema."
+        )
+    if url_port and port and url_port != port:
+        raise StemConfigError(
+            f"Host {host!r} and Port {port} of the connection contradict each other: clear the Port."
+        )
+    if url.scheme == "http" and not _is_loopback(name):
+        raise StemConfigError(
+            f"Plain http to {name!r} would show the API key to the network: use https "
+            "(http is for loopback addresses only)."
+        )
+    netloc = f"[{name}]" if ":" in name else name
+    if port := url_port or port:
+        netloc = f"{netloc}:{port}"
+    path = _DEFAULT_PATH if url.path in {"", "/"} else url.path.rstrip("/") + "/"
+    return f"{url.scheme}://{netloc}{path}"
+
+
+def _is_loopback(name: str) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _extra(extra: str | None) -> dict[str, Any]:
+    try:
+        options = json.loads(extra) if extra and extra.strip() else {}
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise StemConfigError('Extra of the connection is not a JSON object such as {"timeout": 60}.')
+    if unknown := sorted(set(options) - set(_OPTIONS)):
+        raise StemConfigError(
+            f"Extra of the connection has unknown keys {unknown}: it takes {sorted(_OPTIONS)}."
+        )
+    read = {
+        name: _OPTIONS[name](value) for name, value in options.items() if value is not None and value != ""
+    }
+    for name, value in read.items():
+        if value is None:
+            raise StemConfigError(
+                f"Extra {name!r} of the connection is {options[name]!r}, not {_EXPECTED[name]}."
+            )
+    return read
+
+
+def _seconds(value: object) -> float | None:
+    number = _number(value)
+    return number if number is not None and number > 0 else None
+
+
+def _count(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number >= 1 and number == int(number) else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _verify(value: object) -> bool | str | None:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        return None
+    if value.strip().lower() in {"true", "1", "yes"}:
+        return True
+    if value.strip().lower() in {"false", "0", "no"}:
+        return False
+    return value if Path(value).exists() else None
+
+
+# Each reader gives None for what it does not understand.
+_OPTIONS: dict[str, Callable[[object], Any]] = {
+    "timeout": _seconds,
+    "max_attempts": _count,
+    "page_size": _count,
+    "verify": _verify,
+}
+_EXPECTED = {
+    "timeout": "a number of seconds above 0",
+    "max_attempts": "a whole number from 1 on",
+    "page_size": "a whole number from 1 on",
+    "verify": "true, false or the path of an existing CA bundle",
+}

@@ -1,0 +1,65 @@
+"""JSON answers to Python objects, strictly; for the client and for the decoding of streams."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from airflow_provider_stem.errors import StemDataError
+
+_MESSAGE_LIMIT = 500
+
+
+class UnreadableAnswerError(StemDataError):
+    """
+    The body is no JSON at all: a gateway's page, or a body that was cut off.
+
+    Such an answer says nothing about the data, so the request is sent again.
+    """
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """
+    Parse a body that must be one JSON object and no error payload.
+
+    :raises UnreadableAnswerError: it is no JSON.
+    :raises StemDataError: it is some other JSON, repeats a key, or holds the guide's error payload.
+    """
+    try:
+        payload = json.loads(body, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as exc:
+        reason = "empty" if not body.strip() else f"no JSON ({type(exc).__name__})"
+        raise UnreadableAnswerError(f"the body of {len(body):,} bytes is {reason}") from None
+    if not isinstance(payload, dict):
+        raise StemDataError(f"the body is a JSON {type(payload).__name__}, not an object")
+    if messages := error_messages(payload):
+        raise StemDataError(f"a 200 that holds an error: {'; '.join(messages)}")
+    return payload
+
+
+def error_messages(payload: Any) -> list[str]:
+    """Give the ``errors[].message`` texts (guide: "Error Payload") as single lines of bounded length."""
+    errors = payload.get("errors") if isinstance(payload, dict) else None
+    if not isinstance(errors, list):
+        return []
+    return [
+        one_line(error["message"])
+        for error in errors[:10]
+        if isinstance(error, dict) and isinstance(error.get("message"), str)
+    ]
+
+
+def one_line(text: str) -> str:
+    """Make a foreign text fit for a log: no line breaks, no terminal escapes, no flood."""
+    clean = "".join(c if c.isprintable() else " " for c in text[: 2 * _MESSAGE_LIMIT])
+    clean = " ".join(clean.split())
+    return clean if len(clean) <= _MESSAGE_LIMIT else clean[: _MESSAGE_LIMIT - 1] + "…"
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = sorted({one_line(name) for name in names if names.count(name) > 1})
+        raise StemDataError(f"a JSON object repeats the keys {repeated[:3]}")
+    return result

@@ -1,0 +1,250 @@
+"""GET, authenticated, whole and patient: the one place that talks HTTP; for the client."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import requests
+import tenacity
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+
+from airflow_provider_stem import __version__
+from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.api.payloads import UnreadableAnswerError, error_messages, one_line
+from airflow_provider_stem.errors import (
+    StemApiError,
+    StemAuthError,
+    StemDataError,
+    StemError,
+    StemNotFoundError,
+    StemRateLimitError,
+    StemRequestError,
+    StemServerError,
+    StemTransportError,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY_AFTER_CAP = 300.0
+"""Seconds: a longer ``Retry-After`` is not waited for inside a task."""
+
+BODY_LIMIT = 128 * 2**20
+"""Bytes: a year of all types at 900 s is about 13 MB, so what exceeds this is no answer of the API."""
+
+_CHUNK = 256 * 1024
+_ERROR_BODY_LIMIT = 64 * 1024
+
+
+class ApiKeyAuth(AuthBase):
+    """
+    ``Authorization: APIKEY <key>`` (guide: "Authentication Token").
+
+    An auth object, since requests lets ``.netrc`` replace a header that was merely set.
+    """
+
+    def __init__(self, api_key: str) -> None:
+        self._api_key = api_key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"APIKEY {self._api_key}"
+        return request
+
+    def redact(self, text: str) -> str:
+        """Take the key out of a text that a server or a library made."""
+        for shown in {self._api_key, quote(self._api_key), quote(self._api_key, safe="")}:
+            text = text.replace(shown, "***")
+        return text
+
+
+class Transport:
+    """
+    Sends GET requests and retries those whose failure can pass.
+
+    Safe to share between threads: each has its own session, so connections are reused without locks.
+
+    :param config: address, key and limits.
+    :param sleep: waits between attempts; by default until the time is over or :meth:`close` is called.
+    """
+
+    def __init__(self, config: ClientConfig, sleep: Callable[[float], object] | None = None) -> None:
+        self._config = config
+        self._auth = ApiKeyAuth(config.api_key)
+        self._closed = threading.Event()
+        self._sleep = sleep or self._closed.wait
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._sessions: list[requests.Session] = []
+        self._requests_sent = 0
+
+    @property
+    def requests_sent(self) -> int:
+        """How many requests went out so far, retries included."""
+        return self._requests_sent
+
+    def get(self, path: str, params: Mapping[str, str | int], parse: Callable[[bytes], T]) -> T:
+        """
+        GET ``path`` below the base URL and parse the body of the 200.
+
+        ``parse`` runs inside the attempt: a body that turns out to be cut off is asked for again.
+
+        :raises StemTransportError: no whole answer within ``max_attempts``.
+        :raises StemApiError: an error status; 429 and 5xx after ``max_attempts``, others at once.
+        :raises StemDataError: ``parse`` refused the body.
+        """
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._config.max_attempts),
+            retry=tenacity.retry_if_exception(self._is_worth_retrying),
+            wait=_wait,
+            sleep=self._sleep,
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        return retrying(self._attempt, path, params, parse)
+
+    def close(self) -> None:
+        """End waits between attempts, refuse new requests and close all connections."""
+        self._closed.set()
+        with self._lock:
+            sessions, self._sessions = self._sessions, []
+        for session in sessions:
+            session.close()
+
+    def _attempt(self, path: str, params: Mapping[str, str | int], parse: Callable[[bytes], T]) -> T:
+        url = self._config.base_url + path
+        status, headers, body, shown_url = self._send(url, params)
+        if status != HTTPStatus.OK:
+            raise self._refusal(status, headers, body, shown_url)
+        try:
+            return parse(body)
+        except StemDataError as exc:
+            raise type(exc)(self._auth.redact(f"{exc} [GET {shown_url}]")) from None
+
+    def _send(self, url: str, params: Mapping[str, str | int]) -> tuple[int, Mapping[str, str], bytes, str]:
+        session = self._session()
+        deadline = time.monotonic() + self._config.timeout
+        try:
+            with session.get(
+                url,
+                params=params,
+                timeout=self._config.timeout,
+                verify=self._config.verify,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                ok = response.status_code == HTTPStatus.OK
+                body = _read(response, deadline, BODY_LIMIT if ok else _ERROR_BODY_LIMIT)
+                return response.status_code, response.headers, body, str(response.url)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
+            reason = f"{type(exc).__name__}: {one_line(self._auth.redact(str(exc)))}"
+        # Raised out here, so that no traceback or context leads to the prepared request and its header.
+        raise StemTransportError(f"no whole answer from GET {self._auth.redact(url)}: {reason}")
+
+    def _session(self) -> requests.Session:
+        if self._closed.is_set():
+            raise StemTransportError("the client is closed")
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            session.auth = self._auth
+            session.headers["User-Agent"] = f"airflow-provider-stem/{__version__}"
+            session.headers["Accept"] = "application/json"
+            # Plain http is for loopback alone: a proxy from the environment would see the key.
+            session.trust_env = self._config.base_url.startswith("https:")
+            session.mount(self._config.base_url, HTTPAdapter(pool_connections=1, pool_maxsize=1))
+            self._local.session = session
+            with self._lock:
+                self._sessions.append(session)
+        with self._lock:
+            self._requests_sent += 1
+        return session
+
+    def _refusal(self, status: int, headers: Mapping[str, str], body: bytes, url: str) -> StemError:
+        if 200 <= status < 300:
+            return StemDataError(f"HTTP {status} instead of 200 [GET {url}]")
+        try:
+            messages = error_messages(json.loads(body))
+        except (ValueError, RecursionError):
+            messages = []
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = "unknown status"
+        message = self._auth.redact("; ".join(messages)) or phrase
+        if 300 <= status < 400:
+            message = "the API answered with a redirect, which is not followed: check the connection's Host"
+        return _error_class(status)(status, message, url, _retry_after(headers))
+
+    def _is_worth_retrying(self, exc: BaseException) -> bool:
+        if self._closed.is_set():
+            return False
+        if isinstance(exc, (StemRateLimitError, StemServerError)):
+            return exc.retry_after is None or exc.retry_after <= RETRY_AFTER_CAP
+        return isinstance(exc, (StemTransportError, UnreadableAnswerError))
+
+
+def _read(response: requests.Response, deadline: float, limit: int) -> bytes:
+    """Read a body whole. ``read1`` gives what has arrived, so a slow drip meets the deadline too."""
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := response.raw.read1(_CHUNK, decode_content=True):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            if response.status_code != HTTPStatus.OK:
+                break
+            raise StemDataError(f"the body exceeds {limit:,} bytes [GET {response.url}]")
+        if time.monotonic() > deadline:
+            raise requests.Timeout("the answer took longer than the connection's timeout")
+    return b"".join(chunks)
+
+
+def _error_class(status: int) -> type[StemApiError]:
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return StemAuthError
+    if status == HTTPStatus.NOT_FOUND:
+        return StemNotFoundError
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return StemRateLimitError
+    return StemServerError if status >= 500 else StemRequestError
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from a ``Retry-After`` in seconds or as an HTTP date."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except (ValueError, IndexError):
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=60)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    exc: Any = state.outcome.exception() if state.outcome else None
+    asked = getattr(exc, "retry_after", None)
+    # A little later than asked, each at another moment: clients that were told the same come back apart.
+    return float(asked + _backoff(state) if asked is not None else _backoff(state))
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    exc = state.outcome.exception() if state.outcome else None
+    wait = state.next_action.sleep if state.next_action else 0.0
+    log.warning("Attempt %s failed, next one in %.1f s: %s", state.attempt_number, wait, exc)
