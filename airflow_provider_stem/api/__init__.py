@@ -1,0 +1,1 @@
+"""The Stem API over HTTP; knows nothing of Airflow."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -11,7 +13,7 @@ from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.paging import Pager
 from airflow_provider_stem.api.payloads import read_object
 from airflow_provider_stem.api.transport import Transport
-from airflow_provider_stem.errors import StemConfigError, StemNotFoundError
+from airflow_provider_stem.errors import StemConfigError, StemNotFoundError, StemRequestError, StemUnavailableError
 
 T = TypeVar("T")
 
@@ -26,7 +28,7 @@ class StemClient:
     :param sleep: waits between attempts, for tests.
     """
 
-    def __init__(self, config: ClientConfig, sleep: Callable[[float], object] | None = None) -> None:
+    def __init__(self, config: ClientConfig, sleep: Callable[[float], None] | None = None) -> None:
         self._config = config
         self._transport = Transport(config, sleep)
 
@@ -90,6 +92,7 @@ class StemClient:
         :param end: ``end_datetime``, UTC, on the grid of ``resolution``.
         :param resolution: seconds: 900, 1800 or 3600.
         :param parse: reads the body; see :mod:`airflow_provider_stem.streams.tables`.
+        :raises StemUnavailableError: the site lacks one of the types; the API then delivers none of them.
         """
         params: dict[str, str | int] = {
             "start_datetime": f"{start:%Y-%m-%dT%H:%M:%SZ}",
@@ -97,7 +100,16 @@ class StemClient:
             "resolution": resolution,
             "stream_type": ",".join(stream_types),
         }
-        return self._transport.get(f"sites/{_segment('site_id', site_id)}/streams", params, parse)
+        try:
+            return self._transport.get(f"sites/{_segment('site_id', site_id)}/streams", params, parse)
+        except StemRequestError as exc:
+            # The guide's one hint is the text: "The requested stream type - X is unavailable for the requested site."
+            if exc.status == HTTPStatus.BAD_REQUEST and "unavailable" in exc.message.lower():
+                named = [t for t in stream_types if re.search(rf"\b{re.escape(t)}\b", exc.message)]
+                raise StemUnavailableError(
+                    exc.status, exc.message, exc.request_url_without_secrets, None, named
+                ) from None
+            raise
 
     def _listing(self, path: str, collection: str, name: str | None) -> Iterator[dict[str, Any]]:
         pager = Pager(collection, self._config.page_size, name)
@@ -113,7 +125,7 @@ class StemClient:
             yield from pager.take(payload)
 
 
-def _segment(argument: str, identifier: str) -> str:
+def _segment(argument: str, identifier: object) -> str:
     """Quote an opaque id whole, so that no character of it can lead to another path."""
     if not isinstance(identifier, str) or identifier in {"", ".", ".."}:
         raise StemConfigError(f"{argument} is {identifier!r}: give the identifier that the API lists.")

@@ -77,9 +77,7 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
     if schema not in {"", "http", "https"}:
         raise StemConfigError(f"Schema {schema!r} of the connection is neither 'http' nor 'https'.")
     if port is not None and not 1 <= port <= 65535:
-        raise StemConfigError(
-            f"Port {port} of the connection is not in 1..65535: leave it empty for the default."
-        )
+        raise StemConfigError(f"Port {port} of the connection is not in 1..65535: leave it empty for the default.")
     if not host:
         if port is not None or schema == "http":
             raise StemConfigError(
@@ -110,9 +108,7 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
             f"Host {host!r} and Schema {schema!r} of the connection contradict each other: clear the Schema."
         )
     if url_port and port and url_port != port:
-        raise StemConfigError(
-            f"Host {host!r} and Port {port} of the connection contradict each other: clear the Port."
-        )
+        raise StemConfigError(f"Host {host!r} and Port {port} of the connection contradict each other: clear the Port.")
     if url.scheme == "http" and not _is_loopback(name):
         raise StemConfigError(
             f"Plain http to {name!r} would show the API key to the network: use https "
@@ -142,17 +138,11 @@ def _extra(extra: str | None) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise StemConfigError('Extra of the connection is not a JSON object such as {"timeout": 60}.')
     if unknown := sorted(set(options) - set(_OPTIONS)):
-        raise StemConfigError(
-            f"Extra of the connection has unknown keys {unknown}: it takes {sorted(_OPTIONS)}."
-        )
-    read = {
-        name: _OPTIONS[name](value) for name, value in options.items() if value is not None and value != ""
-    }
+        raise StemConfigError(f"Extra of the connection has unknown keys {unknown}: it takes {sorted(_OPTIONS)}.")
+    read = {name: _OPTIONS[name](value) for name, value in options.items() if value is not None and value != ""}
     for name, value in read.items():
         if value is None:
-            raise StemConfigError(
-                f"Extra {name!r} of the connection is {options[name]!r}, not {_EXPECTED[name]}."
-            )
+            raise StemConfigError(f"Extra {name!r} of the connection is {options[name]!r}, not {_EXPECTED[name]}.")
     return read
 
 

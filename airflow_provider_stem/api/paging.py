@@ -58,7 +58,5 @@ class Pager:
         self.done = not new
         self.page += 1
         if self.page > _MAX_PAGES:
-            raise StemDataError(
-                f"the listing of {self._collection!r} does not end after {_MAX_PAGES:,} pages"
-            )
+            raise StemDataError(f"the listing of {self._collection!r} does not end after {_MAX_PAGES:,} pages")
         return new

@@ -58,7 +58,7 @@ class ApiKeyAuth(AuthBase):
     def __init__(self, api_key: str) -> None:
         self._api_key = api_key
 
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:  # noqa: D102
         request.headers["Authorization"] = f"APIKEY {self._api_key}"
         return request
 
@@ -79,11 +79,11 @@ class Transport:
     :param sleep: waits between attempts; by default until the time is over or :meth:`close` is called.
     """
 
-    def __init__(self, config: ClientConfig, sleep: Callable[[float], object] | None = None) -> None:
+    def __init__(self, config: ClientConfig, sleep: Callable[[float], None] | None = None) -> None:
         self._config = config
         self._auth = ApiKeyAuth(config.api_key)
         self._closed = threading.Event()
-        self._sleep = sleep or self._closed.wait
+        self._sleep = sleep or self._wait_until_closed
         self._local = threading.local()
         self._lock = threading.Lock()
         self._sessions: list[requests.Session] = []
@@ -112,7 +112,8 @@ class Transport:
             before_sleep=_log_retry,
             reraise=True,
         )
-        return retrying(self._attempt, path, params, parse)
+        answer: T = retrying(self._attempt, path, params, parse)
+        return answer
 
     def close(self) -> None:
         """End waits between attempts, refuse new requests and close all connections."""
@@ -186,6 +187,9 @@ class Transport:
         if 300 <= status < 400:
             message = "the API answered with a redirect, which is not followed: check the connection's Host"
         return _error_class(status)(status, message, url, _retry_after(headers))
+
+    def _wait_until_closed(self, seconds: float) -> None:
+        self._closed.wait(seconds)
 
     def _is_worth_retrying(self, exc: BaseException) -> bool:
         if self._closed.is_set():

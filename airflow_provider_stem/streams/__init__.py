@@ -1,0 +1,1 @@
+"""The telemetry: windows, rows, files and objects; knows nothing of Airflow."""

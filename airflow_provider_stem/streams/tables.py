@@ -230,9 +230,7 @@ _SHOWN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.0{1,9})?(?:Z|[+-]\d\d:?
 _ROW_FIELDS = frozenset(_ROW.names)
 
 
-def _read_plain(
-    body: bytes, site_id: str, stream_types: Sequence[str], window: Window
-) -> tuple[Streams, set[str]]:
+def _read_plain(body: bytes, site_id: str, stream_types: Sequence[str], window: Window) -> tuple[Streams, set[str]]:
     answer = read_object(body)
     shown_site = one_line(site_id)
     if answer.get("id") not in (None, site_id):

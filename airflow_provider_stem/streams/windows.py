@@ -166,9 +166,7 @@ def check_stream_types(stream_types: object) -> tuple[str, ...]:
     """Give the stream types, each once and sorted; refuse what is none of the API's."""
     given = (stream_types,) if isinstance(stream_types, str) else stream_types
     if not isinstance(given, (list, tuple, set, frozenset)) or not given:
-        raise StemConfigError(
-            f"stream_types is {stream_types!r}: give one or more of {', '.join(STREAM_TYPES)}."
-        )
+        raise StemConfigError(f"stream_types is {stream_types!r}: give one or more of {', '.join(STREAM_TYPES)}.")
     if unknown := [one for one in given if one not in STREAM_TYPES]:
         raise StemConfigError(f"stream_types has {unknown[0]!r}: the API knows {', '.join(STREAM_TYPES)}.")
     return tuple(sorted(set(given)))
@@ -199,9 +197,7 @@ def parse_instant(name: str, value: object) -> datetime:
                 f"{name} is {value!r}: give an ISO 8601 time with an offset, such as 2025-07-01T00:00:00Z."
             ) from None
     if not isinstance(instant, datetime):
-        raise StemConfigError(
-            f"{name} is {value!r}: give an aware datetime or an ISO 8601 string with an offset."
-        )
+        raise StemConfigError(f"{name} is {value!r}: give an aware datetime or an ISO 8601 string with an offset.")
     if instant.utcoffset() is None:
         raise StemConfigError(f"{name} is {value!s}, which has no time zone: add an offset such as Z.")
     return instant.astimezone(UTC)
@@ -239,12 +235,12 @@ def _floor(instant: datetime, resolution: int) -> datetime:
     return from_epoch(epoch(instant.astimezone(UTC)) // resolution * resolution)
 
 
-def _period_start(instant: datetime, partition: str) -> datetime:
-    return _plain(pendulum.instance(instant).start_of(partition))  # type: ignore[arg-type]
+def _period_start(instant: datetime, partition: Partition) -> datetime:
+    return _plain(pendulum.instance(instant).start_of(partition))
 
 
-def _period_end(instant: datetime, partition: str) -> datetime:
-    return _plain(pendulum.instance(instant).start_of(partition).add(**{f"{partition}s": 1}))  # type: ignore[arg-type]
+def _period_end(instant: datetime, partition: Partition) -> datetime:
+    return _plain(pendulum.instance(instant).start_of(partition).add(**{f"{partition}s": 1}))
 
 
 def _plain(instant: pendulum.DateTime) -> datetime:

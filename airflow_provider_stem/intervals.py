@@ -1,0 +1,105 @@
+"""The wall time that a DAG run must read, from whatever kind of run it is; for operators and sensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.windows import parse_instant
+
+WallTime = tuple[datetime, datetime]
+"""Start and end in UTC, not yet on a grid."""
+
+
+def wall_time_of_run(
+    context: Mapping[str, Any],
+    *,
+    start: datetime | str | None = None,
+    end: datetime | str | None = None,
+    default_interval: timedelta | None = None,
+) -> WallTime:
+    """
+    Find what a run must read: the first that there is of these.
+
+    1. ``start`` and ``end`` as given; where only one is, the other comes from the rules below;
+    2. the run's data interval, if it has a width (on Airflow 3 a plain cron or timedelta schedule has none);
+    3. the run's partition: a key of the form ``start/end``, else its date and ``default_interval`` from there;
+    4. the ``window`` in the extras of the asset events that triggered the run: earliest start to latest end;
+    5. ``default_interval`` that ends at the data interval's end, else at the run's ``run_after``.
+
+    :raises StemConfigError: there is none of them, or a bound that cannot be read.
+    """
+    given_start = None if start is None else parse_instant("start", start)
+    given_end = None if end is None else parse_instant("end", end)
+    if given_start and given_end:
+        return given_start, given_end
+    run_start, run_end = (
+        _data_interval(context)
+        or _partition(context, default_interval)
+        or _triggering_windows(context)
+        or _default(context, default_interval)
+    )
+    return given_start or run_start, given_end or run_end
+
+
+def is_partitioned(context: Mapping[str, Any]) -> bool:
+    """Tell whether the run itself has a partition key."""
+    return bool(_partition_key(context))
+
+
+def _data_interval(context: Mapping[str, Any]) -> WallTime | None:
+    start, end = context.get("data_interval_start"), context.get("data_interval_end")
+    if start is None or end is None or start >= end:
+        return None
+    return start.astimezone(UTC), end.astimezone(UTC)
+
+
+def _partition_key(context: Mapping[str, Any]) -> str | None:
+    return context.get("partition_key") or getattr(context.get("dag_run"), "partition_key", None)
+
+
+def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -> WallTime | None:
+    key = _partition_key(context)
+    start, separator, end = (key or "").partition("/")
+    if separator:
+        try:
+            return parse_instant("partition key", start), parse_instant("partition key", end)
+        except StemConfigError:
+            pass  # A key of another form, such as region/plant: the run's date is left.
+    date = context.get("partition_date") or getattr(context.get("dag_run"), "partition_date", None)
+    if date is None or default_interval is None:
+        return None
+    return date.astimezone(UTC), (date + default_interval).astimezone(UTC)
+
+
+def _triggering_windows(context: Mapping[str, Any]) -> WallTime | None:
+    windows = list(_event_windows(context))
+    if not windows:
+        return None
+    return min(start for start, _ in windows), max(end for _, end in windows)
+
+
+def _event_windows(context: Mapping[str, Any]) -> Iterator[WallTime]:
+    # The key's name on Airflow 2 is of its time.
+    events_by_asset = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
+    for events in events_by_asset.values():
+        for event in events:
+            window = (event.extra or {}).get("window")
+            if isinstance(window, Mapping) and "start" in window and "end" in window:
+                yield (
+                    parse_instant("window.start of a triggering asset event", window["start"]),
+                    parse_instant("window.end of a triggering asset event", window["end"]),
+                )
+
+
+def _default(context: Mapping[str, Any], default_interval: timedelta | None) -> WallTime:
+    end = context.get("data_interval_end") or getattr(context.get("dag_run"), "run_after", None)
+    if default_interval is None or end is None:
+        raise StemConfigError(
+            "This run has no data interval of its own, so there is no window to read. On Airflow 3 a plain cron or "
+            "timedelta schedule gives none: schedule the DAG with CronDataIntervalTimetable, or give the task "
+            "default_interval (which ends when the run is due), or start and end."
+        )
+    return (end - default_interval).astimezone(UTC), end.astimezone(UTC)

@@ -1,0 +1,365 @@
+"""Operators: list the sites, land their streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    Asset,
+    AssetAlias,
+    BaseOperator,
+    conf,
+)
+
+from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemNotFoundError
+from airflow_provider_stem.hooks import StemHook
+from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
+from airflow_provider_stem.streams.formats import check_format, extension
+from airflow_provider_stem.streams.keys import DEFAULT_KEY, check_key_template, common_prefix
+from airflow_provider_stem.streams.sites import read_sites
+from airflow_provider_stem.streams.windows import (
+    PARTITIONS,
+    Partition,
+    Window,
+    check_end,
+    check_resolution,
+    check_stream_types,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_stem.api.client import StemClient
+
+__all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
+
+
+class StemSiteListOperator(BaseOperator):
+    """
+    List the sites that the key may see, for tasks to be mapped over.
+
+    :param client_id: the sites of this client, or of these; by default of every client.
+    :param name: only sites whose name contains this.
+    :param stream_types: only sites that have at least one of these.
+    :param batches: group the sites into at most this many batches. A site's batch depends on its id and this number
+        alone, so it stays when other sites come and go.
+    :param stem_conn_id: connection of type ``stem``.
+    :return: records ``{"site_id", "name", "client_id", "stream_start_times"}`` for ``.expand(sites=...)``, or with
+        ``batches`` dicts ``{"sites": [records], "batch": "007-of-032"}`` for ``.expand_kwargs(...)``. Without any
+        site the task is skipped.
+    """
+
+    template_fields: Sequence[str] = ("client_id", "name", "stem_conn_id")
+
+    def __init__(
+        self,
+        *,
+        client_id: str | Sequence[str] | None = None,
+        name: str | None = None,
+        stream_types: Sequence[str] | None = None,
+        batches: int | None = None,
+        stem_conn_id: str = StemHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.client_id = client_id
+        self.name = name
+        self.stream_types = None if stream_types is None else check_stream_types(stream_types)
+        self.batches = None if batches is None else _check_count("batches", batches)
+        self.stem_conn_id = stem_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:  # noqa: ARG002
+        """List, filter, group."""
+        with _final_errors():
+            records = {record["site_id"]: record for record in self._records()}
+        sites = [records[site_id] for site_id in sorted(records)]
+        if self.stream_types:
+            sites = [site for site in sites if set(self.stream_types) & set(site["stream_start_times"] or ())]
+        if not sites:
+            raise AirflowSkipException(f"No site found ({self._described()}): nothing to do for the tasks that follow.")
+        listed = sites if self.batches is None else _in_batches(sites, self.batches)
+        self.log.info("Found %s sites (%s)", f"{len(sites):,}", self._described())
+        limit = conf.getint("core", "max_map_length", fallback=1024)
+        if len(listed) > limit:
+            self.log.warning(
+                "%s entries are more than [core] max_map_length = %s tasks can be mapped over: set batches=.",
+                f"{len(listed):,}",
+                limit,
+            )
+        return listed
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        hook = StemHook(self.stem_conn_id)
+        client_ids = [self.client_id] if isinstance(self.client_id, str) else self.client_id
+        if client_ids is None:
+            client_ids = [client["id"] for client in hook.list_clients()]
+        elif not client_ids:
+            raise StemConfigError("client_id is empty: give at least one client id, or leave it out for every client.")
+        for client_id in client_ids:
+            for site in hook.list_sites(client_id, self.name):
+                yield {
+                    "site_id": site["id"],
+                    "name": site.get("name"),
+                    "client_id": client_id,
+                    "stream_start_times": site.get("stream_start_times"),
+                }
+
+    def _described(self) -> str:
+        return f"client_id={self.client_id!r}, name={self.name!r}, stream_types={self.stream_types!r}"
+
+
+class StemStreamsToS3Operator(BaseOperator):
+    """
+    Land the streams of many sites in S3: every interval of the run's window exactly once, checked and accounted for.
+
+    Rows are in the landing schema: ``site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg``;
+    average kW, times in UTC. Nothing is uploaded before the whole window is complete locally, and the same data gives
+    the same bytes, so a retry or a cleared task changes nothing.
+
+    :param sites: a site id, a record of :class:`StemSiteListOperator`, or a list of either.
+    :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``; one request fetches all of a site's.
+    :param resolution: seconds: 900, 1800 or 3600.
+    :param start: aware datetime or ISO 8601 string with an offset; default: the run's data interval.
+    :param end: likewise.
+    :param default_interval: for runs that have no interval of their own: read this much up to when the run is due.
+    :param lookback: re-read this much before the start, for values that came late or were restated.
+    :param partition: ``interval`` for one object a run; ``hour``, ``day`` or ``month`` for one object per UTC period.
+    :param s3_bucket: where to; may also be in ``s3_key`` or in the connection.
+    :param s3_key: key or full ``s3://`` address; Jinja, then ``{start}``, ``{end}``, ``{resolution}``, ``{batch}``,
+        ``{dag_id}``, ``{task_id}``, ``{extension}``.
+    :param batch: what ``{batch}`` stands for; default: the site's id where ``sites`` is one site, else ``all``.
+    :param file_format: ``parquet``, ``csv`` or ``jsonl``.
+    :param compression: ``default`` (zstd for Parquet, else gzip), ``none``, or one by name.
+    :param on_incomplete: where rows are missing: ``warn``, or ``fail`` before anything is uploaded.
+    :param on_unavailable: where a site lacks a type: ``skip`` it and land the others, or ``fail``.
+    :param on_empty: where the whole run has no row: ``write`` objects that hold the schema alone, ``skip`` or ``fail``.
+    :param on_site_error: where a single site is forbidden, unknown or answers with wrong data: ``fail``, or ``skip``
+        it. Rows that an earlier run landed for a skipped site go with the object that is replaced.
+    :param partition_events: give the asset events the window as partition key (Airflow 3.3).
+    :param replace: whether objects that are there already are replaced.
+    :param max_workers: how many sites are read at a time.
+    :param stem_conn_id: connection of type ``stem``.
+    :param aws_conn_id: connection of type ``aws``.
+    :return: the receipt: window, objects, rows, and what is missing, unavailable or failed.
+    """
+
+    template_fields: Sequence[str] = (
+        "sites",
+        "start",
+        "end",
+        "s3_bucket",
+        "s3_key",
+        "batch",
+        "stem_conn_id",
+        "aws_conn_id",
+    )
+    template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - the base class's own way
+
+    def __init__(
+        self,
+        *,
+        sites: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+        stream_types: Sequence[str] = ("MONITOR",),
+        resolution: int = 900,
+        start: datetime | str | None = None,
+        end: datetime | str | None = None,
+        default_interval: timedelta | None = None,
+        lookback: timedelta | None = None,
+        partition: Partition = "interval",
+        s3_bucket: str | None = None,
+        s3_key: str = DEFAULT_KEY,
+        batch: str | None = None,
+        file_format: Literal["parquet", "csv", "jsonl"] = "parquet",
+        compression: str = "default",
+        on_incomplete: Literal["warn", "fail"] = "warn",
+        on_unavailable: Literal["skip", "fail"] = "skip",
+        on_empty: Literal["write", "skip", "fail"] = "write",
+        on_site_error: Literal["fail", "skip"] = "fail",
+        partition_events: bool = False,
+        replace: bool = True,
+        max_workers: int = 8,
+        stem_conn_id: str = StemHook.default_conn_name,
+        aws_conn_id: str | None = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_resolution(resolution)
+        check_format(file_format, compression)
+        _check_choice("partition", partition, PARTITIONS)
+        _check_choice("on_incomplete", on_incomplete, ("warn", "fail"))
+        _check_choice("on_unavailable", on_unavailable, ("skip", "fail"))
+        _check_choice("on_empty", on_empty, ("write", "skip", "fail"))
+        _check_choice("on_site_error", on_site_error, ("fail", "skip"))
+        _check_duration("default_interval", default_interval)
+        _check_duration("lookback", lookback)
+        if lookback and partition == "interval":
+            raise StemConfigError(
+                f"lookback={lookback} needs whole periods to rewrite: set partition to 'hour', 'day' or 'month'."
+            )
+        if isinstance(s3_key, str):
+            # A mistake in the placeholders shows when the DAG is parsed; Jinja is rendered later.
+            check_key_template(s3_key)
+        self.sites = sites
+        self.stream_types = check_stream_types(stream_types)
+        self.resolution = resolution
+        self.start = start
+        self.end = end
+        self.default_interval = default_interval
+        self.lookback = lookback
+        self.partition = partition
+        self.s3_bucket = s3_bucket
+        self.s3_key = s3_key
+        self.batch = batch
+        self.file_format = file_format
+        self.compression = compression
+        self.on_incomplete = on_incomplete
+        self.on_unavailable = on_unavailable
+        self.on_empty = on_empty
+        self.on_site_error = on_site_error
+        self.partition_events = partition_events
+        self.replace = replace
+        self.max_workers = _check_count("max_workers", max_workers)
+        self.stem_conn_id = stem_conn_id
+        self.aws_conn_id = aws_conn_id
+        self._client: StemClient | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Resolve the arguments, land the window, tell the outlets."""
+        from airflow_provider_stem.storage import S3Store
+        from airflow_provider_stem.streams.landing import Landing, plan_keys
+
+        with _final_errors():
+            sites = read_sites(self.sites)
+            window = self._window(context)
+            if not window.intervals:
+                raise AirflowSkipException(
+                    f"No interval of {self.resolution} s ends in this run's window (all before {window.end:%H:%M:%SZ} "
+                    "belong to earlier runs): nothing to land."
+                )
+            window = window.moved_back(self.lookback, self.partition)
+            bucket, key = self._bucket_and_key()
+            compression = check_format(self.file_format, self.compression)
+            landing = Landing(
+                window=window,
+                stream_types=self.stream_types,
+                partition=self.partition,
+                keys=plan_keys(
+                    key,
+                    window,
+                    self.partition,
+                    batch=self._batch_of(context),
+                    dag_id=self.dag_id,
+                    task_id=self.task_id,
+                    extension=extension(self.file_format, compression),
+                ),
+                file_format=self.file_format,
+                compression=compression,
+                on_incomplete=self.on_incomplete,
+                on_unavailable=self.on_unavailable,
+                on_empty=self.on_empty,
+                on_site_error=self.on_site_error,
+                max_workers=self.max_workers,
+            )
+            store = S3Store(self.aws_conn_id, bucket, replace=self.replace)
+            self._check_outlets(context)
+            with StemHook(self.stem_conn_id).get_conn() as self._client:
+                store.check()
+                receipt = landing.run(self._client, sites, store)
+        if not receipt["rows"] and self.on_empty == "skip":
+            raise AirflowSkipException(f"No row came for {window}: nothing was uploaded (on_empty='skip').")
+        prefix = store.uri(common_prefix(key, dag_id=self.dag_id, task_id=self.task_id))
+        self._tell_outlets(context, receipt, window, prefix)
+        return receipt
+
+    def on_kill(self) -> None:
+        """Let requests that wait for their next attempt end at once."""
+        if self._client is not None:
+            self._client.close()
+
+    def _window(self, context: Context) -> Window:
+        start, end = wall_time_of_run(context, start=self.start, end=self.end, default_interval=self.default_interval)
+        window = Window.covering(start, end, self.resolution)
+        check_end(end, self.resolution)
+        return window
+
+    def _bucket_and_key(self) -> tuple[str | None, str]:
+        if not self.s3_key.startswith("s3://"):
+            return self.s3_bucket or None, self.s3_key
+        if self.s3_bucket:
+            raise StemConfigError(
+                f"s3_bucket is {self.s3_bucket!r} and s3_key {self.s3_key!r} names a bucket too: give one of them."
+            )
+        bucket, _, key = self.s3_key.removeprefix("s3://").partition("/")
+        return bucket, key
+
+    def _batch_of(self, context: Context) -> str:
+        if self.batch is not None:
+            return self.batch
+        if isinstance(self.sites, (str, Mapping)):
+            return read_sites(self.sites)[0].site_id
+        if getattr(context.get("ti"), "map_index", -1) >= 0:
+            raise StemConfigError(
+                "batch is not given: tasks that are mapped over lists of sites would write the same keys. Map with "
+                ".expand_kwargs over StemSiteListOperator(batches=...), which gives each its batch."
+            )
+        return "all"
+
+    def _check_outlets(self, context: Context) -> None:
+        if self.partition_events and not all(
+            isinstance(outlet, AssetAlias) or hasattr(context["outlet_events"][outlet], "add_partitions")
+            for outlet in self.outlets
+        ):
+            raise StemConfigError("partition_events=True needs asset partitions, which Airflow has from 3.3 on.")
+
+    def _tell_outlets(self, context: Context, receipt: dict[str, Any], window: Window, prefix: str) -> None:
+        extra = {name: receipt[name] for name in ("window", "objects", "rows")}
+        for outlet in self.outlets:
+            event = context["outlet_events"][outlet]
+            if isinstance(outlet, AssetAlias):
+                event.add(Asset(prefix), extra=extra)
+                continue
+            event.extra.update(extra)
+            if (self.partition_events or is_partitioned(context)) and hasattr(event, "add_partitions"):
+                event.add_partitions(str(window))
+
+
+@contextmanager
+def _final_errors() -> Iterator[None]:
+    """Fail without retries where another attempt cannot help."""
+    try:
+        yield
+    except (StemConfigError, StemAuthError, StemNotFoundError) as exc:
+        raise AirflowFailException(str(exc)) from exc
+
+
+def _in_batches(sites: Sequence[dict[str, Any]], batches: int) -> list[dict[str, Any]]:
+    members: dict[int, list[dict[str, Any]]] = {}
+    for site in sites:
+        digest = blake2b(site["site_id"].encode(), digest_size=8).digest()
+        members.setdefault(int.from_bytes(digest) % batches, []).append(site)
+    width = max(3, len(str(batches)))
+    return [
+        {"sites": members[index], "batch": f"{index + 1:0{width}d}-of-{batches:0{width}d}"} for index in sorted(members)
+    ]
+
+
+def _check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise StemConfigError(f"{argument} is {value!r}: choose one of {', '.join(choices)}.")
+
+
+def _check_count(argument: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise StemConfigError(f"{argument} is {value!r}: give a whole number from 1 on.")
+    return value
+
+
+def _check_duration(argument: str, value: object) -> None:
+    if value is not None and not (isinstance(value, timedelta) and value > timedelta()):
+        raise StemConfigError(f"{argument} is {value!r}: give a timedelta above zero.")

@@ -1,0 +1,113 @@
+"""Where an object goes: key templates and their placeholders; for the operator and the landing."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.windows import Window
+
+DEFAULT_KEY = (
+    "stem/{dag_id}/{task_id}/date={start:%Y-%m-%d}/{start:%Y%m%dT%H%M%SZ}_{end:%Y%m%dT%H%M%SZ}"
+    "_{resolution}s_{batch}.{extension}"
+)
+
+PLACEHOLDERS = ("start", "end", "resolution", "batch", "dag_id", "task_id", "extension")
+
+_JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+_MAX_KEY_BYTES = 1024
+
+
+class _KeyFormatter(string.Formatter):
+    """``str.format`` without attributes and indices, and with instants that fit into a key."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Any) -> Any:  # noqa: ARG002
+        if field_name not in PLACEHOLDERS:
+            raise StemConfigError(
+                f"s3_key has the unknown placeholder {{{field_name}}}: there are "
+                f"{', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}."
+            )
+        return kwargs[field_name], field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, datetime) and not format_spec:
+            format_spec = "%Y%m%dT%H%M%SZ"
+        return str(super().format_field(value, format_spec))
+
+
+_FORMATTER = _KeyFormatter()
+_EXAMPLE = Window.covering(
+    datetime.fromisoformat("2025-01-01T00:00Z"), datetime.fromisoformat("2025-01-02T00:00Z"), 900
+)
+
+
+def check_key_template(s3_key: str) -> None:
+    """
+    Refuse a key template with unknown placeholders, before anything runs.
+
+    :param s3_key: may still hold Jinja, which is passed over.
+    """
+    _format(_JINJA.sub("", s3_key), _values(_EXAMPLE, "batch", "dag", "task", "parquet"))
+
+
+def object_key(s3_key: str, period: Window, *, batch: str, dag_id: str, task_id: str, extension: str) -> str:
+    """
+    Give the key of one object.
+
+    :param s3_key: the template, with Jinja rendered.
+    :param period: gives ``{start}``, ``{end}`` and ``{resolution}``.
+    :param batch: free text; what could lead out of its place in the key is percent-encoded.
+    :raises StemConfigError: an unknown placeholder, or a result that is no good key.
+    """
+    key = _format(s3_key, _values(period, batch, dag_id, task_id, extension))
+    if not key or key.startswith("/") or {"", ".", ".."} & set(key.split("/")):
+        raise StemConfigError(f"s3_key gives {key!r}: a key has no empty, '.' or '..' part and does not end with '/'.")
+    if len(key.encode()) > _MAX_KEY_BYTES or not key.isprintable():
+        raise StemConfigError(f"s3_key gives {key[:100]!r}…: a key has at most 1,024 bytes and no control characters.")
+    return key
+
+
+def common_prefix(s3_key: str, *, dag_id: str, task_id: str) -> str:
+    """Give the part of the key that is the same for every object, period and batch: what an asset stands for."""
+    prefix = ""
+    for literal, field, _, _ in _FORMATTER.parse(s3_key):
+        prefix += literal
+        if field in {"dag_id", "task_id"}:
+            prefix += _part(dag_id if field == "dag_id" else task_id)
+        elif field is not None:
+            return prefix.rpartition("/")[0]
+    return prefix
+
+
+def _values(period: Window, batch: str, dag_id: str, task_id: str, extension: str) -> dict[str, Any]:
+    return {
+        "start": period.start,
+        "end": period.end,
+        "resolution": period.resolution,
+        "batch": _part(batch),
+        "dag_id": _part(dag_id),
+        "task_id": _part(task_id),
+        "extension": extension,
+    }
+
+
+def _part(text: str) -> str:
+    """Make a foreign text one harmless part of a key."""
+    quoted = quote(text, safe=" ")
+    return quoted.replace(".", "%2E") if set(quoted) <= {"."} else quoted
+
+
+def _format(template: str, values: dict[str, Any]) -> str:
+    try:
+        return _FORMATTER.vformat(template, (), values)
+    except StemConfigError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError) as exc:
+        raise StemConfigError(
+            f"s3_key {template!r} cannot be filled in ({exc}): write a literal brace twice."
+        ) from None

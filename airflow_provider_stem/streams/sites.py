@@ -1,0 +1,104 @@
+"""Which sites to read, and what is known of their streams; for operators, sensors and the extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow_provider_stem.errors import StemConfigError, StemDataError
+from airflow_provider_stem.streams.windows import first_expected_end
+
+StreamStarts = Mapping[str, datetime | None]
+"""When each stream of a site began; ``None`` where the API does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """
+    One site.
+
+    :param site_id: opaque identifier.
+    :param stream_starts: the site's streams, or ``None`` where only the id is known.
+    """
+
+    site_id: str
+    stream_starts: StreamStarts | None = None
+
+    def lacks(self, stream_type: str) -> bool:
+        """Tell whether the site is known to have no such stream."""
+        return self.stream_starts is not None and stream_type not in self.stream_starts
+
+    def expected_from(self, stream_type: str, resolution: int) -> int | None:
+        """Give the end of the stream's first interval in epoch seconds, where its start is known."""
+        start = (self.stream_starts or {}).get(stream_type)
+        return None if start is None else first_expected_end(start, resolution)
+
+
+def read_sites(argument: Any) -> list[Site]:
+    """
+    Read the operators' ``sites``: an id, a record of ``StemSiteListOperator``, or a list of either.
+
+    :return: each site once, sorted by id.
+    :raises StemConfigError: names the entry and the remedy.
+    """
+    entries = [argument] if isinstance(argument, (str, Mapping)) else argument
+    if not isinstance(entries, Iterable):
+        raise StemConfigError(f"sites is {argument!r}: give a site id, a site record, or a list of either.")
+    sites: dict[str, Site] = {}
+    for entry in entries:
+        site = _read_site(entry)
+        known = sites.get(site.site_id)
+        if known is None or known.stream_starts is None:
+            sites[site.site_id] = site
+    if not sites:
+        raise StemConfigError("sites is empty: give at least one site id or record.")
+    return [sites[site_id] for site_id in sorted(sites)]
+
+
+def stream_starts(payload: Mapping[str, Any], site_id: str) -> StreamStarts | None:
+    """
+    Read ``stream_start_times`` (guide: "Obtaining sites"), such as ``{"MONITOR": "2011-03-01T16:15:01Z"}``.
+
+    :return: ``None`` where the payload does not hold it.
+    :raises StemDataError: it holds something else than times.
+    """
+    times = payload.get("stream_start_times")
+    if times is None:
+        return None
+    if not isinstance(times, Mapping):
+        raise StemDataError(f"site {site_id}: stream_start_times is no object")
+    return {stream_type: _read_start(text, site_id, stream_type) for stream_type, text in times.items()}
+
+
+def _read_start(text: Any, site_id: str, stream_type: str) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise StemDataError(
+            f"site {site_id}: stream_start_times of {stream_type} is {str(text)[:60]!r}, not an ISO 8601 time"
+        ) from None
+    # All times of the API are UTC, so one that does not say so is not refused here.
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+
+
+def _read_site(entry: Any) -> Site:
+    if isinstance(entry, str):
+        return Site(_checked_id(entry))
+    if isinstance(entry, Mapping):
+        site_id = entry.get("site_id", entry.get("id"))
+        if isinstance(site_id, str):
+            try:
+                return Site(_checked_id(site_id), stream_starts(entry, site_id))
+            except StemDataError as exc:
+                raise StemConfigError(f"sites holds a wrong record: {exc}.") from None
+    raise StemConfigError(f"sites holds {str(entry)[:100]!r}: give site ids, or records with a 'site_id'.")
+
+
+def _checked_id(site_id: str) -> str:
+    if site_id.strip() in {"", ".", ".."}:
+        raise StemConfigError(f"sites holds {site_id!r}, which is no site id.")
+    return site_id

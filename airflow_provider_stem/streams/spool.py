@@ -1,0 +1,152 @@
+"""Rows and files that wait on disk, in files without a name: the kernel removes them however the process ends."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+import threading
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from airflow_provider_stem.streams.tables import STREAM_SCHEMA
+
+
+class Piece(NamedTuple):
+    """Where some rows are in a :class:`Spool`."""
+
+    offset: int
+    size: int
+
+
+class Spool:
+    """
+    Keeps rows outside of memory until their turn to be written comes.
+
+    Can be shared between threads.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="stem-spool-")  # noqa: SIM115
+        self._lock = threading.Lock()
+        self._end = 0
+
+    def append(self, stream: pa.RecordBatch) -> Piece:
+        """Keep some rows of one stream."""
+        data = stream.serialize()
+        with self._lock:
+            piece = Piece(self._end, len(data))
+            self._end += len(data)
+        _write_at(self._file.fileno(), data, piece.offset)
+        return piece
+
+    def read(self, piece: Piece) -> pa.RecordBatch:
+        """Give kept rows back."""
+        return pa.ipc.read_record_batch(_read_at(self._file.fileno(), piece.size, piece.offset), STREAM_SCHEMA)
+
+    def close(self) -> None:
+        """Let go of the disk space."""
+        self._file.close()
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Shelf:
+    """Finished files, one behind the other: a thousand of them would be too many open files."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="stem-files-")  # noqa: SIM115
+        self._end = 0
+
+    def new_file(self) -> ShelvedFile:
+        """Begin a file behind the last one, which must be whole."""
+        return ShelvedFile(self, self._file.fileno(), self._end)
+
+    def close(self) -> None:
+        """Let go of the disk space."""
+        self._file.close()
+
+    def __enter__(self) -> Shelf:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _grow(self, size: int) -> None:
+        self._end += size
+
+
+class ShelvedFile(io.RawIOBase):
+    """A file on a :class:`Shelf`: written once from front to end, then read as often as needed."""
+
+    def __init__(self, shelf: Shelf, descriptor: int, offset: int) -> None:
+        self._shelf = shelf
+        self._descriptor = descriptor
+        self._offset = offset
+        self._position = 0
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        if self._position != self.size:
+            raise io.UnsupportedOperation("a file on the shelf is written from front to end")
+        view = memoryview(data)
+        _write_at(self._descriptor, view, self._offset + self.size)
+        self._hash.update(view)
+        self.size += view.nbytes
+        self._position = self.size
+        self._shelf._grow(view.nbytes)
+        return view.nbytes
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self.size - self._position))
+        data = _read_at(self._descriptor, wanted, self._offset + self._position)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _write_at(descriptor: int, data: bytes | memoryview | pa.Buffer, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _read_at(descriptor: int, size: int, offset: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            raise EOFError("a spool file is shorter than what was written to it")
+        data += more
+    return data
