@@ -7,6 +7,7 @@ grid; the API shows it as ``start_datetime = k - R + 1 s``, ``end_datetime = k``
 
 from __future__ import annotations
 
+import calendar
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -215,7 +216,8 @@ def first_expected_end(stream_start: datetime, resolution: int) -> int:
 
 def epoch(instant: datetime) -> int:
     """Give the whole seconds since 1970-01-01T00:00:00Z."""
-    return (instant - _EPOCH) // timedelta(seconds=1)
+    # Not by subtraction: Airflow hands in pendulum's instants, whose differences cannot be divided this way.
+    return calendar.timegm(instant.utctimetuple())
 
 
 def from_epoch(seconds: int) -> datetime:
@@ -232,7 +234,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _floor(instant: datetime, resolution: int) -> datetime:
-    return from_epoch(epoch(instant.astimezone(UTC)) // resolution * resolution)
+    return from_epoch(epoch(instant) // resolution * resolution)
 
 
 def _period_start(instant: datetime, partition: Partition) -> datetime:
@@ -244,4 +246,4 @@ def _period_end(instant: datetime, partition: Partition) -> datetime:
 
 
 def _plain(instant: pendulum.DateTime) -> datetime:
-    return from_epoch(int(instant.timestamp()))
+    return from_epoch(epoch(instant))

@@ -1,0 +1,82 @@
+"""``python -m airflow_provider_stem.simulator``: serve until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from airflow_provider_stem.simulator.settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    host, port = options.pop("host"), options.pop("port")
+    try:
+        settings = Settings(**options)
+    except ValueError as error:
+        parser.error(str(error))
+
+    stops = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # before any thread starts, so that all inherit it
+    from airflow_provider_stem.simulator import Simulator
+
+    try:
+        simulator = Simulator(settings, host=host, port=port, keep_requests=False).start()
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    with_docs = simulator.url.replace("/api/v1/", "/docs")
+    sys.stdout.write(
+        f"Serving {simulator.url} with the key {settings.api_key} (documentation: {with_docs})\n"
+        f"AIRFLOW_CONN_STEM_DEFAULT={shlex.quote(simulator.connection)}\n"
+    )
+    sys.stdout.flush()
+    signal.sigwait(stops)
+    simulator.stop()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_stem.simulator",
+        description="A stand-in for Stem's Developer Data API.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
+    hints, helps = get_type_hints(Settings), _helps()
+    for field in fields(Settings):
+        name, hint, default = field.name, hints[field.name], field.default
+        # A list of faults reads better as one --fault each.
+        flag = "--fault" if name == "faults" else f"--{name.replace('_', '-')}"
+        how: dict[str, Any] = {"type": hint}
+        if hint is bool:
+            how = {"action": argparse.BooleanOptionalAction}
+        elif get_origin(hint) is Literal:
+            how = {"choices": get_args(hint)}
+        elif name in ("forbidden", "faults"):
+            how, default = {"action": "append"}, []
+        elif name == "now":
+            how = {"type": datetime.fromisoformat}
+        parser.add_argument(flag, dest=name, default=default, help=helps.get(name, ""), **how)
+    return parser
+
+
+def _helps() -> dict[str, str]:
+    """The description of each setting, from the docstring of the settings."""
+    text = inspect.getdoc(Settings) or ""
+    found = re.findall(r":param (\w+): (.*?)(?=\n:|\Z)", text, flags=re.DOTALL)
+    return {name: " ".join(words.split()).replace("%", "%%") for name, words in found}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

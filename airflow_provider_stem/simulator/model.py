@@ -1,0 +1,336 @@
+"""The fleet: clients, sites, and what the API shows of their streams at an instant.
+
+Everything follows from :class:`~airflow_provider_stem.simulator.settings.Settings`; a site is made up
+when it is asked for, so a fleet of any size costs nothing to set up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+
+import numpy as np
+
+from airflow_provider_stem.simulator.curves import (
+    BASE,
+    Building,
+    Floats,
+    Ints,
+    Series,
+    means,
+    noise,
+    provisional,
+)
+from airflow_provider_stem.simulator.ranges import first_interval
+from airflow_provider_stem.simulator.settings import Settings
+
+STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
+
+_HOUR = 3600
+_DAY = 86_400
+# Sites below this index all have a battery stream, so that small fleets serve for comparisons.
+_UNIFORM_SITES = 20
+# Cities with their standard time's offset from UTC in hours.
+_CITIES = (
+    ("Oakland", -8), ("San Jose", -8), ("Sacramento", -8), ("Fresno", -8), ("San Diego", -8),
+    ("Long Beach", -8), ("Riverside", -8), ("Portland", -8), ("Tacoma", -8), ("Reno", -8),
+    ("Phoenix", -7), ("Tucson", -7), ("Denver", -7), ("Salt Lake City", -7), ("Albuquerque", -7),
+    ("Austin", -6), ("Houston", -6), ("Chicago", -6), ("Minneapolis", -6), ("Nashville", -6),
+    ("Boston", -5), ("Worcester", -5), ("Newark", -5), ("Albany", -5), ("Philadelphia", -5),
+    ("Baltimore", -5), ("Atlanta", -5), ("Toronto", -5), ("Honolulu", -10), ("Hilo", -10), ("Anaheim", -8),
+)  # fmt: skip
+_BUILDINGS = (
+    ("Distribution Center", "shift"), ("Corporate Offices", "day"), ("Supermarket", "retail"),
+    ("Airport Hotel", "stay"), ("Cold Storage", "shift"), ("Community College", "day"),
+    ("Shopping Mall", "retail"), ("Medical Center", "stay"), ("Bottling Plant", "shift"),
+    ("Research Campus", "day"), ("Home Improvement Store", "retail"), ("Senior Residence", "stay"),
+)  # fmt: skip
+_OWNERS = (
+    "Acme", "Harbor", "Redwood", "Summit", "Lakeside", "Pioneer", "Golden Gate", "Cascade", "Prairie",
+    "Atlas", "Meridian",
+)  # fmt: skip
+_TRADES = (
+    "Foods", "Properties", "Logistics", "Hotels", "Markets", "Health", "Beverages", "Schools", "Retail",
+    "Biotech", "Storage", "Manufacturing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client of the API. ``index`` counts from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A site. ``stream_start_times`` holds seconds since 1970 in UTC for each stream type that it has."""
+
+    index: int
+    id: str
+    name: str
+    client_id: str
+    stream_start_times: Mapping[str, int]
+    building: Building
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What can be seen of one resolution at an instant; all fields are seconds since 1970 in UTC.
+
+    Intervals up to ``last_end`` are visible. Of them, those whose 900 s parts end after
+    ``final_end`` are provisional.
+    """
+
+    last_end: int
+    final_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Intervals of one stream in ascending order.
+
+    ``ends`` are seconds since 1970 in UTC, ``values`` kW; where ``nulls`` is true the value is unknown.
+    """
+
+    ends: Ints
+    values: Floats
+    nulls: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+class Fleet:
+    """The clients and sites of a simulator.
+
+    :param settings: decides the size, the seed, and what is missing, null, late or provisional.
+    :raises ValueError: ``settings.forbidden`` names an id that does not exist.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._known_site = lru_cache(maxsize=50_000)(self._site)
+        self.clients: Sequence[Client] = tuple(_client(index) for index in range(settings.clients))
+        self._clients = {client.id: client for client in self.clients}
+        for known_id in settings.forbidden - self._clients.keys():
+            try:
+                self.site_index(known_id)
+            except KeyError:
+                raise ValueError(f"forbidden names no client or site: {known_id!r}") from None
+
+    def client(self, client_id: str) -> Client:
+        """The client of that id.
+
+        :raises KeyError: there is none.
+        """
+        return self._clients[client_id]
+
+    def site_indices(self, client_id: str) -> range:
+        """The indices of a client's sites, in the order of the API's list.
+
+        :raises KeyError: there is no such client.
+        """
+        index, settings = self._clients[client_id].index, self.settings
+        return range(index * settings.sites // settings.clients, (index + 1) * settings.sites // settings.clients)
+
+    def site(self, site_id: str) -> Site:
+        """The site of that id.
+
+        :raises KeyError: there is none.
+        """
+        return self._known_site(site_id)
+
+    @property
+    def site_ids(self) -> list[str]:
+        """The ids of all sites."""
+        return [self.site_id(index) for index in range(self.settings.sites)]
+
+    @staticmethod
+    def site_id(index: int) -> str:
+        """The id of the site at ``index``, counted from 0."""
+        return f"site-{index + 1:05d}"
+
+    def site_index(self, site_id: str) -> int:
+        """The index of a site.
+
+        :raises KeyError: there is none of that id.
+        """
+        digits = site_id.removeprefix("site-")
+        if digits.isascii() and digits.isdigit() and len(digits) < 10:
+            index = int(digits) - 1
+            if 0 <= index < self.settings.sites and self.site_id(index) == site_id:
+                return index
+        raise KeyError(site_id)
+
+    def site_name(self, index: int) -> str:
+        """The name of the site at ``index``; no two sites share one."""
+        city, _ = _CITIES[index % len(_CITIES)]
+        name = f"{city} {_BUILDINGS[index % len(_BUILDINGS)][0]}"
+        repeat = index // (len(_CITIES) * len(_BUILDINGS))  # lengths without a common divisor
+        return f"{name} {repeat + 1}" if repeat else name
+
+    def client_of(self, index: int) -> Client:
+        """The client that the site at ``index`` belongs to."""
+        client_index = ((index + 1) * self.settings.clients - 1) // self.settings.sites
+        return self.clients[client_index]
+
+    def _site(self, site_id: str) -> Site:
+        index = self.site_index(site_id)
+        draw = random.Random(f"site/{self.settings.seed}/{index}")  # noqa: S311 - repeatable on purpose
+        has_battery = index < _UNIFORM_SITES or index % 10 != 7
+        return Site(
+            index=index,
+            id=site_id,
+            name=self.site_name(index),
+            client_id=self.client_of(index).id,
+            stream_start_times=_start_times(draw, has_battery=has_battery, has_meter=index % 3 != 2),
+            building=_building(draw, index, has_battery=has_battery),
+        )
+
+    def view(self, resolution: int, now: float) -> View:
+        """What can be seen of the streams of ``resolution`` seconds at ``now``."""
+        settled = now - self.settings.settle
+        last = int(settled // resolution) * resolution
+        if self.settings.partial_bin and last < settled:
+            last += resolution
+        return View(last, int((now - max(self.settings.settle, self.settings.restate)) // BASE) * BASE)
+
+    def rows(
+        self, site_id: str, stream_types: Sequence[str], resolution: int, first: int, last: int, view: View
+    ) -> dict[str, Rows]:
+        """What a view shows of a site's streams, both ends included.
+
+        Start times, gaps, nulls and provisional values are applied. An interval is there if all its 900 s
+        parts are, and null if any of them is.
+
+        :param first: the first interval end, seconds since 1970 in UTC, on the grid.
+        :param last: the last one.
+        :param view: what can be seen, from :meth:`view`.
+        :raises KeyError: there is no such site, or it lacks a stream type.
+        """
+        site = self.site(site_id)
+        last = min(last, view.last_end)
+        firsts = {name: max(first, first_interval(site.stream_start_times[name], resolution)) for name in stream_types}
+        begin = min(firsts.values())
+        if begin > last:
+            return dict.fromkeys(stream_types, _no_rows())
+        series = Series(site.building, begin - resolution + BASE, last)
+        return {name: self._rows(series, name, resolution, from_end, view) for name, from_end in firsts.items()}
+
+    def shown(
+        self, site_id: str, stream_type: str, resolution: int, first_end: int, last_end: int, now: datetime
+    ) -> Rows:
+        """Exactly what the API shows of a stream at ``now``, both ends included.
+
+        :param first_end: the first interval end, seconds since 1970 in UTC, on the grid.
+        :param last_end: the last interval end.
+        :param now: an aware datetime.
+        :raises KeyError: there is no such site, or it lacks the stream type.
+        """
+        view = self.view(resolution, now.timestamp())
+        return self.rows(site_id, [stream_type], resolution, first_end, last_end, view)[stream_type]
+
+    def _rows(self, series: Series, stream_type: str, resolution: int, first: int, view: View) -> Rows:
+        parts = resolution // BASE
+        begin = int(np.searchsorted(series.ends, first)) + 1 - parts
+        ends, units = series.ends[begin:], series.stream(stream_type)[begin:]
+        restated = int(np.searchsorted(ends, view.final_end, side="right"))
+        if restated < len(units):
+            units = np.concatenate([units[:restated], provisional(units[restated:])])
+        values, ends_shown = means(units, parts), ends[parts - 1 :: parts]
+        missing = self._struck(series, stream_type, ends, parts, self.settings.gaps, "gaps")
+        nulls = self._struck(series, stream_type, ends, parts, self.settings.null_values, "nulls")
+        if missing.any():
+            kept = ~missing
+            return Rows(ends_shown[kept], values[kept], nulls[kept])
+        return Rows(ends_shown, values, nulls)
+
+    def _struck(
+        self, series: Series, stream_type: str, ends: Ints, parts: int, share: float, what: str
+    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which intervals hold one of the 900 s parts that ``share`` of all falls on."""
+        if not share:
+            return np.zeros(len(ends) // parts, dtype=np.bool_)
+        salt = 1000 * (1 + STREAM_TYPES.index(stream_type)) + (what == "gaps")
+        struck = noise(series.building.seed + salt, ends // BASE) < share
+        return np.asarray(struck.reshape(-1, parts).any(axis=1))
+
+    def values(
+        self, site_id: str, stream_type: str, resolution: int, first_end: int, last_end: int
+    ) -> tuple[Ints, Floats]:
+        """The truth: a stream's final values before start times, gaps, nulls and settling, in kW.
+
+        :param first_end: the first interval end, both ends included, seconds since 1970 in UTC.
+        :param last_end: the last interval end.
+        :returns: the interval ends on the grid and their kw_total_avg.
+        :raises KeyError: there is no such site, or it lacks the stream type.
+        """
+        site = self.site(site_id)
+        site.stream_start_times[stream_type]
+        return _truth(site, resolution, first_end, last_end, partial(Series.stream, stream_type=stream_type))
+
+    def load(self, site_id: str, resolution: int, first_end: int, last_end: int) -> tuple[Ints, Floats]:
+        """The site without its battery, MONITOR - CONVERTER, as :meth:`values` gives a stream."""
+        return _truth(self.site(site_id), resolution, first_end, last_end, lambda series: series.load)
+
+
+def _client(index: int) -> Client:
+    name = f"{_OWNERS[index % len(_OWNERS)]} {_TRADES[index % len(_TRADES)]}"
+    repeat = index // (len(_OWNERS) * len(_TRADES))
+    name = f"{name} {repeat + 1}" if repeat else name
+    return Client(index, name.lower().replace(" ", "-"), name)
+
+
+def _truth(
+    site: Site, resolution: int, first_end: int, last_end: int, values: Callable[[Series], Ints]
+) -> tuple[Ints, Floats]:
+    first = -(-first_end // resolution) * resolution
+    last = last_end // resolution * resolution
+    if first > last:
+        rows = _no_rows()
+        return rows.ends, rows.values
+    series = Series(site.building, first - resolution + BASE, last)
+    parts = resolution // BASE
+    return series.ends[parts - 1 :: parts], means(values(series), parts)
+
+
+def _no_rows() -> Rows:
+    return Rows(np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_))
+
+
+def _building(draw: random.Random, index: int, *, has_battery: bool) -> Building:
+    peak = round(60 * 25 ** draw.random(), 1)  # 60 to 1,500 kW, most of them small
+    return Building(
+        seed=draw.getrandbits(63),
+        utc_offset=_CITIES[index % len(_CITIES)][1] * _HOUR,
+        use=_BUILDINGS[index % len(_BUILDINGS)][1],
+        shift=draw.randint(-2, 3),
+        peak_kw=peak,
+        cooling=draw.uniform(0.08, 0.22),
+        battery_kw=round(peak * draw.uniform(0.16, 0.28)) if has_battery else 0.0,
+        battery_hours=draw.choice((2, 2, 3)),
+        efficiency=draw.uniform(0.85, 0.91),
+        charge_from=draw.randint(1, 4),
+        discharge_from=draw.randint(57, 63),
+        solar_kw=peak * draw.uniform(1.1, 1.6) if index % 5 == 3 else 0.0,
+        meter_bias=draw.uniform(-0.0025, 0.0025),
+    )
+
+
+def _start_times(draw: random.Random, *, has_battery: bool, has_meter: bool) -> dict[str, int]:
+    """Start times between 2011 and 2023, in alphabetical order of the stream types."""
+    begin = int(datetime(2011, 1, 1, tzinfo=UTC).timestamp())
+    limit = int(datetime(2023, 12, 1, tzinfo=UTC).timestamp())
+    monitor = begin + draw.randrange((limit - begin - 500 * _DAY) // BASE) * BASE + 1
+    if draw.random() < 0.25:
+        monitor += draw.randrange(1, BASE)
+    next_day = -(-monitor // _DAY) * _DAY
+    starts = {"MONITOR": monitor}
+    if has_battery:
+        starts["CONVERTER"] = next_day + draw.randrange(400) * _DAY
+    if has_meter:
+        starts["INTERVAL_REVENUE"] = next_day + draw.randrange(90) * _DAY + draw.choice((8, 7, 6, 5)) * _HOUR
+    return dict(sorted(starts.items()))

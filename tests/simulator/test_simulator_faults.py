@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import requests
+
+from airflow_provider_stem.simulator import Simulator
+
+from .conftest import Get, assert_error, ends, streams
+
+Factory = Callable[..., Simulator]
+DAY: dict[str, Any] = {"start_datetime": "2024-05-01T00:00:00Z", "end_datetime": "2024-05-02T00:00:00Z"}
+STREAMS = "sites/site-00001/streams"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 418, 429, 500, 502, 503, 504])
+def test_a_status_once(stem_simulator: Simulator, get: Get, status: int) -> None:
+    stem_simulator.fail(status)
+    assert_error(get(stem_simulator, "clients"), status)
+    assert get(stem_simulator, "clients").status_code == 200
+    assert [request.status for request in stem_simulator.requests] == [status, 200]
+
+
+def test_a_status_without_a_body(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail(204)
+    answer = get(stem_simulator, "clients")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert get(stem_simulator, "clients").status_code == 200
+
+
+def test_times_and_after(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail(503, times=2, after=1)
+    assert [get(stem_simulator, "clients").status_code for _ in range(5)] == [200, 503, 503, 200, 200]
+    stem_simulator.fail(500, times=None)
+    assert [get(stem_simulator, "clients").status_code for _ in range(3)] == [500] * 3
+    stem_simulator.clear_faults()
+    assert get(stem_simulator, "clients").status_code == 200
+
+
+def test_faults_queue_in_order(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail(503)
+    stem_simulator.fail(429)
+    assert [get(stem_simulator, "clients").status_code for _ in range(3)] == [503, 429, 200]
+
+
+@pytest.mark.parametrize("path", ["site-00002", r"sites/site-0000[2-9]$", "page=2", "per_page=7&page=2"])
+def test_a_path_by_substring_or_pattern(stem_simulator: Simulator, get: Get, path: str) -> None:
+    stem_simulator.fail(503, path=path)
+    assert get(stem_simulator, "sites/site-00001").status_code == 200
+    assert get(stem_simulator, "clients", per_page=7, page=1).status_code == 200
+    hit = [
+        get(stem_simulator, "sites/site-00002").status_code,
+        get(stem_simulator, "clients", per_page=7, page=2).status_code,
+    ]
+    assert sorted(hit) == [200, 503]
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "header"),
+    [
+        (7, "7"),
+        (0.5, "0.5"),
+        ("soon", "soon"),
+        (datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC), "Wed, 02 Jan 2030 03:04:05 GMT"),
+        (None, None),
+    ],
+)
+def test_retry_after(stem_simulator: Simulator, get: Get, retry_after: Any, header: str | None) -> None:
+    stem_simulator.fail(429, retry_after=retry_after)
+    assert get(stem_simulator, "clients").headers.get("Retry-After") == header
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "", 99, 600, 12345])
+def test_unknown_kinds_are_refused(stem_simulator: Simulator, kind: str | int) -> None:
+    with pytest.raises(ValueError, match="Unknown fault"):
+        stem_simulator.fail(kind)
+
+
+def test_counts_are_checked(stem_simulator: Simulator) -> None:
+    for bad in ({"times": 0}, {"after": -1}):
+        with pytest.raises(ValueError, match="times >= 1"):
+            stem_simulator.fail(503, **bad)  # type: ignore[arg-type]
+
+
+def test_hang_ends_when_the_client_goes(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail("hang")
+    with pytest.raises(requests.ReadTimeout):
+        requests.get(f"{stem_simulator.url}clients", timeout=0.2)
+    until(lambda: stem_simulator._traffic.concurrency == 0)
+    assert stem_simulator.requests[0].status is None
+    assert get(stem_simulator, "clients").status_code == 200
+
+
+def test_a_server_with_hanging_requests_stops(stem_simulator_factory: Factory) -> None:
+    simulator = stem_simulator_factory()
+    simulator.fail("hang", times=None)
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            requests.get(f"{simulator.url}clients", timeout=30)
+        except requests.ConnectionError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: simulator.peak_concurrency == 3)
+    begin = time.monotonic()
+    simulator.stop()
+    assert time.monotonic() - begin < 5
+    for thread in threads:
+        thread.join(10)
+    assert len(failures) == 3
+
+
+def test_html(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail("html")
+    answer = get(stem_simulator, "clients")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert answer.text.startswith("<!doctype html>")
+
+
+def test_cut_json(stem_simulator: Simulator, get: Get) -> None:
+    whole = get(stem_simulator, STREAMS, **DAY)
+    stem_simulator.fail("cut_json")
+    cut = get(stem_simulator, STREAMS, **DAY)
+    assert cut.status_code == 200
+    assert cut.content == whole.content[: len(whole.content) // 2]
+    assert int(cut.headers["Content-Length"]) == len(cut.content)
+    with pytest.raises(ValueError, match=r"JSON|Expecting|Unterminated"):
+        cut.json()
+
+
+def test_cut_body(stem_simulator: Simulator, get: Get) -> None:
+    whole = get(stem_simulator, STREAMS, **DAY)
+    stem_simulator.fail("cut_body")
+    with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
+        get(stem_simulator, STREAMS, **DAY)
+    assert get(stem_simulator, STREAMS, **DAY).content == whole.content
+
+
+def test_reset(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail("reset")
+    with pytest.raises(requests.ConnectionError, match="reset"):
+        get(stem_simulator, "clients")
+    assert stem_simulator.requests[0].status is None
+    assert get(stem_simulator, "clients").status_code == 200
+
+
+def test_empty(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail("empty")
+    answer = get(stem_simulator, "clients")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_error_200(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail("error_200")
+    answer = get(stem_simulator, "clients")
+    assert answer.status_code == 200
+    assert [list(error) for error in answer.json()["errors"]] == [["message", "code"]]
+
+
+def test_redirect(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.fail("redirect")
+    answer = get(stem_simulator, "clients", page=1)
+    assert answer.status_code == 302
+    assert answer.headers["Location"] == "https://elsewhere.invalid/api/v1/clients?page=1"
+    stem_simulator.fail("redirect", location="http://127.0.0.1:1/")
+    assert get(stem_simulator, "clients").headers["Location"] == "http://127.0.0.1:1/"
+
+
+def test_random_faults_repeat_with_the_seed(stem_simulator_factory: Factory, get: Get) -> None:
+    def statuses(seed: int) -> list[int]:
+        simulator = stem_simulator_factory(faults=("503:0.3", "429:0.2"), seed=seed)
+        return [get(simulator, "clients").status_code for _ in range(60)]
+
+    first = statuses(3)
+    assert first == statuses(3) != statuses(4)
+    assert set(first) == {200, 429, 503}
+    assert 5 < first.count(503) < 35
+
+
+@pytest.mark.stem_simulator(faults=("500:1",))
+def test_documentation_does_not_fail(stem_simulator: Simulator, get: Get) -> None:
+    assert requests.get(stem_simulator.url.replace("/api/v1/", "/openapi.json"), timeout=20).status_code == 200
+    assert_error(get(stem_simulator, "clients"), 500)
+
+
+def test_requests_are_recorded(stem_simulator: Simulator, get: Get) -> None:
+    get(stem_simulator, STREAMS, **DAY, stream_type=["MONITOR", "CONVERTER"])
+    get(stem_simulator, "clients", key="wrong", name="")
+    get(stem_simulator, "sites/white%20house", method="POST")
+    first, second, third = stem_simulator.requests
+    assert (first.method, first.path, first.status, first.authorized) == ("GET", f"/api/v1/{STREAMS}", 200, True)
+    assert first.query == {
+        "start_datetime": [DAY["start_datetime"]],
+        "end_datetime": [DAY["end_datetime"]],
+        "stream_type": ["MONITOR", "CONVERTER"],
+    }
+    assert (second.query, second.status, second.authorized) == ({"name": [""]}, 401, False)
+    assert (third.method, third.path, third.status) == ("POST", "/api/v1/sites/white house", 405)
+    assert third.target == "/api/v1/sites/white%20house"
+    assert "python-requests" in first.headers["user-agent"]
+    assert not any("demo-key" in str(value) for value in (first, second, third))
+    stem_simulator.reset_requests()
+    assert (stem_simulator.requests, stem_simulator.peak_concurrency) == ([], 0)
+
+
+def test_the_peak_of_concurrency(stem_simulator: Simulator, get: Get) -> None:
+    for _ in range(3):
+        get(stem_simulator, "clients")
+    assert stem_simulator.peak_concurrency == 1
+    stem_simulator.fail("hang", times=5)
+
+    def ask() -> None:
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{stem_simulator.url}clients", timeout=30)
+
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    until(lambda: stem_simulator.peak_concurrency == 5)
+    stem_simulator.stop()
+    for thread in threads:
+        thread.join(10)
+    assert stem_simulator.peak_concurrency == 5
+
+
+def test_rewriting_rows(stem_simulator: Simulator, get: Get) -> None:
+    seen: list[str] = []
+
+    def spoil(request: Any, payload: Any) -> Any:
+        seen.append(request.target)
+        rows = payload["stream_types"][0]["streams"]
+        rows[3]["kw_total_avg"] = math.nan
+        rows.append(dict(rows[0]))
+        return payload
+
+    stem_simulator.rewrite = spoil
+    answer = get(stem_simulator, STREAMS, **DAY)
+    assert '"kw_total_avg":NaN' in answer.text
+    rows = streams(answer)["MONITOR"]
+    assert math.isnan(rows[3]["kw_total_avg"])
+    assert (len(rows), rows[-1]) == (97, rows[0])
+    assert seen == [stem_simulator.requests[0].target]
+    stem_simulator.rewrite = None
+    assert len(ends(get(stem_simulator, STREAMS, **DAY))) == 96
+
+
+@pytest.mark.parametrize("raw", ['{"clients": [', b"\xff\xfe"])
+def test_rewriting_to_raw_text(stem_simulator: Simulator, get: Get, raw: str | bytes) -> None:
+    stem_simulator.rewrite = lambda _request, _payload: raw
+    answer = get(stem_simulator, "clients")
+    assert (answer.status_code, answer.content) == (200, raw.encode() if isinstance(raw, str) else raw)
+
+
+def test_rewriting_sees_errors_too(stem_simulator: Simulator, get: Get) -> None:
+    stem_simulator.rewrite = lambda _request, payload: {"was": payload}
+    answer = get(stem_simulator, "sites/nowhere")
+    assert answer.status_code == 404
+    assert answer.json()["was"]["errors"][0]["code"] == 404
+
+
+def test_the_connection(stem_simulator: Simulator) -> None:
+    assert json.loads(stem_simulator.connection) == {
+        "conn_type": "stem",
+        "host": stem_simulator.url,
+        "password": "demo-key",
+    }
+    assert stem_simulator.url.startswith("http://127.0.0.1:")
+    assert stem_simulator.url.endswith("/api/v1/")

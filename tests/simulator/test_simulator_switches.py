@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import pytest
+
+from airflow_provider_stem.simulator import Settings, Simulator
+
+from .conftest import Get, assert_error, ends, instant, streams, text, values
+
+Factory = Callable[..., Simulator]
+DAY: dict[str, Any] = {"start_datetime": "2024-05-01T00:00:00Z", "end_datetime": "2024-05-02T00:00:00Z"}
+STREAMS = "sites/site-00001/streams"
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+SITES = "clients/acme-foods/sites"
+
+
+def grid(first: str, last: str, resolution: int = 900) -> list[int]:
+    return list(range(instant(f"2024-05-01T{first}Z"), instant(f"2024-05-01T{last}Z") + 1, resolution))
+
+
+@pytest.mark.parametrize(("total_as", "expected"), [("items", 10), ("pages", 4), ("string", "10"), ("missing", None)])
+def test_total(stem_simulator_factory: Factory, get: Get, total_as: str, expected: object) -> None:
+    payload = get(stem_simulator_factory(total_as=total_as), SITES, per_page=3).json()
+    assert payload.get("total") == expected
+    assert ("total" in payload) == (expected is not None)
+    assert len(payload["sites"]) == 3
+
+
+@pytest.mark.stem_simulator(max_per_page=4)
+def test_a_page_is_capped_silently(stem_simulator: Simulator, get: Get) -> None:
+    payload = get(stem_simulator, SITES, per_page=100).json()
+    assert (len(payload["sites"]), payload["total"]) == (4, 10)
+    last = get(stem_simulator, SITES, per_page=100, page=3).json()
+    assert [site["id"] for site in last["sites"]] == ["site-00009", "site-00010"]
+
+
+@pytest.mark.parametrize("past_end", ["empty", "not_found", "repeat", "null"])
+def test_a_page_past_the_end(stem_simulator_factory: Factory, get: Get, past_end: str) -> None:
+    simulator = stem_simulator_factory(past_end=past_end)
+    last = get(simulator, SITES, per_page=4, page=3)
+    assert len(last.json()["sites"]) == 2
+    answer = get(simulator, SITES, per_page=4, page=4)
+    if past_end == "not_found":
+        assert_error(answer, 404, "Page 4")
+    elif past_end == "repeat":
+        assert answer.content == last.content
+    else:
+        assert answer.json() == {"sites": [] if past_end == "empty" else None, "total": 10, "page": 4}
+    assert get(simulator, "clients", name="Nobody").json()["clients"] == []
+
+
+@pytest.mark.stem_simulator(row_zone="Z", row_order="descending", gaps=0.1, null_values=0.1)
+def test_rows_may_be_written_otherwise(stem_simulator: Simulator, get: Get, stem_simulator_factory: Factory) -> None:
+    plain = get(stem_simulator_factory(gaps=0.1, null_values=0.1), STREAMS, **DAY)
+    other = get(stem_simulator, STREAMS, **DAY)
+    assert streams(other)["MONITOR"][0]["end_datetime"].endswith("Z")
+    expected = [
+        {name: value.replace("+00:00", "Z") if isinstance(value, str) else value for name, value in row.items()}
+        for row in streams(plain)["MONITOR"]
+    ]
+    assert streams(other)["MONITOR"] == expected[::-1]
+
+
+@pytest.mark.stem_simulator(unknown_fields=True)
+def test_unknown_fields(stem_simulator: Simulator, get: Get, stem_simulator_factory: Factory) -> None:
+    plain = stem_simulator_factory()
+
+    def extra(path: str, *keys: str | int, **parameters: Any) -> set[str]:
+        pair = []
+        for simulator in (stem_simulator, plain):
+            item = get(simulator, path, **parameters).json()
+            for key in keys:
+                item = item[key]
+            pair.append(item)
+        with_more, without = pair
+        assert without.items() <= with_more.items()
+        return set(with_more) - set(without)
+
+    assert len(extra("clients", "clients", 1)) == 1
+    assert len(extra(SITES, "sites", 3)) == 1
+    for row in (0, 50, 95):
+        assert len(extra(STREAMS, "stream_types", 0, "streams", row, **DAY)) == 1
+
+
+@pytest.mark.stem_simulator(future="refuse", now=NOON)
+def test_the_future_may_be_refused(stem_simulator: Simulator, get: Get) -> None:
+    assert_error(get(stem_simulator, STREAMS, **DAY), 400, "future")
+    allowed = get(stem_simulator, STREAMS, start_datetime=DAY["start_datetime"], end_datetime="2024-05-01T12:00:00Z")
+    assert ends(allowed) == grid("00:15:00", "12:00:00")
+
+
+@pytest.mark.stem_simulator(now=NOON + timedelta(minutes=14, seconds=59))
+def test_only_intervals_that_are_over_are_shown(stem_simulator: Simulator, get: Get) -> None:
+    assert ends(get(stem_simulator, STREAMS, **DAY)) == grid("00:15:00", "12:00:00")
+    stem_simulator.now = NOON + timedelta(minutes=15)
+    assert ends(get(stem_simulator, STREAMS, **DAY)) == grid("00:15:00", "12:15:00")
+    assert ends(get(stem_simulator, STREAMS, **DAY, resolution=3600)) == grid("01:00:00", "12:00:00", 3600)
+
+
+def test_without_a_fixed_instant_the_clock_counts(stem_simulator: Simulator, get: Get) -> None:
+    before = int(time.time())
+    answer = get(stem_simulator, STREAMS, start_datetime=text(before - 7200), end_datetime=text(before + 7200))
+    assert ends(answer)[-1] in (before // 900 * 900, int(time.time()) // 900 * 900)
+
+
+@pytest.mark.stem_simulator(settle=1800, now=NOON)
+def test_settling(stem_simulator: Simulator, get: Get) -> None:
+    assert ends(get(stem_simulator, STREAMS, **DAY))[-1] == instant("2024-05-01T11:30:00Z")
+    assert ends(get(stem_simulator, STREAMS, **DAY, resolution=3600))[-1] == instant("2024-05-01T11:00:00Z")
+    stem_simulator.now = NOON + timedelta(minutes=30)
+    assert ends(get(stem_simulator, STREAMS, **DAY, resolution=3600))[-1] == instant("2024-05-01T12:00:00Z")
+
+
+@pytest.mark.stem_simulator(restate=3600, now=NOON)
+def test_values_are_restated(stem_simulator: Simulator, get: Get) -> None:
+    _, truth = stem_simulator.fleet.values("site-00001", "MONITOR", 900, *grid("00:15:00", "12:00:00", 42_300))
+    final = dict(zip(grid("00:15:00", "12:00:00"), truth.tolist(), strict=True))
+    first = values(get(stem_simulator, STREAMS, **DAY))
+    differing = [end for end in final if first[end] != final[end]]
+    assert differing == grid("11:15:00", "12:00:00")
+    hourly = values(get(stem_simulator, STREAMS, **DAY, resolution=3600))
+    for end, value in hourly.items():
+        assert value == pytest.approx(sum(first[end - 900 * n] for n in range(4)) / 4, abs=1e-9)
+    stem_simulator.now = NOON + timedelta(minutes=30)
+    second = values(get(stem_simulator, STREAMS, **DAY))
+    assert [end for end in final if second[end] != final[end]] == grid("11:45:00", "12:00:00")
+    stem_simulator.now = NOON + timedelta(minutes=60)
+    third = values(get(stem_simulator, STREAMS, **DAY))
+    assert {end: third[end] for end in final} == final
+
+
+@pytest.mark.stem_simulator(partial_bin=True, now=NOON + timedelta(minutes=20))
+def test_the_running_interval_is_provisional(stem_simulator: Simulator, get: Get) -> None:
+    for resolution, running in ((900, "12:30:00"), (3600, "13:00:00")):
+        shown = values(get(stem_simulator, STREAMS, **DAY, resolution=resolution))
+        assert list(shown) == grid(f"{'00:15' if resolution == 900 else '01:00'}:00", running, resolution)
+        end = max(shown)
+        _, final = stem_simulator.fleet.values("site-00001", "MONITOR", resolution, 0 + end - resolution, end)
+        assert shown[end] != final[1]
+        assert shown[end - resolution] == final[0]
+    stem_simulator.now = NOON + timedelta(minutes=30)
+    assert max(values(get(stem_simulator, STREAMS, **DAY))) == instant("2024-05-01T12:30:00Z")
+
+
+@pytest.mark.stem_simulator(partial_bin=True, settle=1800, now=NOON + timedelta(minutes=20))
+def test_with_settling_the_partial_interval_follows_the_last_visible(stem_simulator: Simulator, get: Get) -> None:
+    shown = values(get(stem_simulator, STREAMS, **DAY))
+    assert list(shown) == grid("00:15:00", "12:00:00")
+    _, final = stem_simulator.fleet.values("site-00001", "MONITOR", 900, *grid("11:45:00", "12:00:00"))
+    assert shown[instant("2024-05-01T11:45:00Z")] == final[0]
+    assert shown[instant("2024-05-01T12:00:00Z")] != final[1]
+
+
+@pytest.mark.stem_simulator(restate=3600, now=NOON)
+def test_a_cached_answer_is_restated_too(stem_simulator: Simulator, get: Get) -> None:
+    morning = {**DAY, "end_datetime": "2024-05-01T12:00:00Z"}
+    first = values(get(stem_simulator, STREAMS, **morning))
+    stem_simulator.now = NOON + timedelta(hours=1)
+    second = values(get(stem_simulator, STREAMS, **morning))
+    assert [end for end in first if first[end] != second[end]] == grid("11:15:00", "12:00:00")
+
+
+@pytest.mark.parametrize("stream_type", ["MONITOR", "CONVERTER"])
+def test_gaps_and_nulls(stem_simulator_factory: Factory, get: Get, stream_type: str) -> None:
+    simulator = stem_simulator_factory(gaps=0.2, null_values=0.1)
+    month = {
+        "start_datetime": "2024-05-01T00:00:00Z",
+        "end_datetime": "2024-06-01T00:00:00Z",
+        "stream_type": stream_type,
+    }
+    at, truth = simulator.fleet.values(
+        "site-00001", stream_type, 900, instant("2024-05-01T00:15:00Z"), instant("2024-06-01T00:00:00Z")
+    )
+    fine = values(get(simulator, STREAMS, **month), stream_type)
+    assert fine == values(get(stem_simulator_factory(gaps=0.2, null_values=0.1), STREAMS, **month), stream_type)
+    missing = set(at.tolist()) - fine.keys()
+    assert 0.15 < len(missing) / len(at) < 0.25
+    nulls = {end for end, value in fine.items() if value is None}
+    assert 0.07 < len(nulls) / len(fine) < 0.13
+    final = dict(zip(at.tolist(), truth.tolist(), strict=True))
+    assert {end: value for end, value in fine.items() if end not in nulls}.items() <= final.items()
+    coarse = values(get(simulator, STREAMS, **month, resolution=1800), stream_type)
+    pairs = {end: (end - 900, end) for end in at[1::2].tolist()}
+    assert coarse.keys() == {end for end, pair in pairs.items() if missing.isdisjoint(pair)}
+    assert {end for end, value in coarse.items() if value is None} == {
+        end for end in coarse if not nulls.isdisjoint(pairs[end])
+    }
+
+
+@pytest.mark.stem_simulator(
+    gaps=0.03, null_values=0.05, restate=7200, settle=900, partial_bin=True, now=NOON + timedelta(minutes=7)
+)
+@pytest.mark.parametrize("resolution", [900, 1800, 3600])
+def test_the_fleet_tells_what_the_api_shows(stem_simulator: Simulator, get: Get, resolution: int) -> None:
+    answer = get(stem_simulator, STREAMS, **DAY, resolution=resolution)
+    first, last = instant("2024-05-01T00:00:00Z") + resolution, instant("2024-05-02T00:00:00Z")
+    now = stem_simulator.now
+    assert now is not None
+    rows = stem_simulator.fleet.shown("site-00001", "MONITOR", resolution, first, last, now)
+    told = [None if null else value for null, value in zip(rows.nulls, rows.values.tolist(), strict=True)]
+    assert dict(zip(rows.ends.tolist(), told, strict=True)) == values(answer)
+    assert len(told) > 5
+    assert any(told)
+
+
+def test_gaps_differ_between_streams(stem_simulator_factory: Factory, get: Get) -> None:
+    answer = get(stem_simulator_factory(gaps=0.5), STREAMS, **DAY, stream_type="MONITOR,CONVERTER")
+    assert ends(answer, "MONITOR") != ends(answer, "CONVERTER")
+
+
+@pytest.mark.parametrize("share", ["gaps", "null_values"])
+def test_everything_may_be_missing(stem_simulator_factory: Factory, get: Get, share: str) -> None:
+    rows = streams(get(stem_simulator_factory(**{share: 1}), STREAMS, **DAY))["MONITOR"]
+    assert [row["kw_total_avg"] for row in rows] == ([] if share == "gaps" else [None] * 96)
+
+
+@pytest.mark.parametrize("retry_after", ["seconds", "date"])
+def test_the_rate_is_limited_and_recovers(stem_simulator_factory: Factory, get: Get, retry_after: str) -> None:
+    simulator = stem_simulator_factory(rate_limit=4, retry_after=retry_after)
+    answers = [get(simulator, "clients") for _ in range(12)]
+    assert [answer.status_code for answer in answers[:4]] == [200] * 4
+    refused = next(answer for answer in answers if answer.status_code != 200)
+    assert_error(refused, 429, "Too many")
+    if retry_after == "seconds":
+        assert refused.headers["Retry-After"] == "1"
+    else:
+        when = parsedate_to_datetime(refused.headers["Retry-After"])
+        assert timedelta(0) < when - datetime.now(UTC) <= timedelta(seconds=2)
+    deadline = time.monotonic() + 20
+    while get(simulator, "clients").status_code == 429:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.stem_simulator(latency=0.15)
+def test_latency(stem_simulator: Simulator, get: Get) -> None:
+    begin = time.perf_counter()
+    assert get(stem_simulator, "clients").status_code == 200
+    assert time.perf_counter() - begin >= 0.15
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reading": "C"}, "reading is one of A, B"),
+        ({"rounding": None}, "rounding"),
+        ({"clients": -1}, "clients"),
+        ({"sites": 2.5}, "sites"),
+        ({"sites": True}, "sites"),
+        ({"clients": 0}, "at least one client"),
+        ({"gaps": 1.5}, "gaps"),
+        ({"null_values": float("nan")}, "null_values"),
+        ({"latency": "1"}, "latency"),
+        ({"max_per_page": 0}, "max_per_page"),
+        ({"api_key": ""}, "api_key"),
+        ({"now": datetime(2024, 1, 1)}, "time zone"),  # noqa: DTZ001
+        ({"now": "2024-01-01"}, "now"),
+        ({"forbidden": "site-00001"}, "forbidden"),
+        ({"faults": ("503",)}, "KIND:PROBABILITY"),
+        ({"faults": ("503:2",)}, "within 0 and 1"),
+        ({"faults": ("oops:0.1",)}, "Unknown fault"),
+        ({"unknown_fields": "yes"}, "unknown_fields"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)
+
+
+def test_settings_take_any_collection_of_ids() -> None:
+    settings = Settings(forbidden=["site-00001"], faults=["503:0.1"])  # type: ignore[arg-type]
+    assert (settings.forbidden, settings.faults) == (frozenset({"site-00001"}), ("503:0.1",))
+    assert hash(settings) == hash(Settings(forbidden=frozenset({"site-00001"}), faults=("503:0.1",)))
