@@ -1,0 +1,76 @@
+"""
+Every day: list the sites, land yesterday's telemetry in S3, say what came.
+
+Needs two connections, ``stem_default`` (the API key as Password) and ``aws_default``, and the bucket named below.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, task
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+
+log = logging.getLogger(__name__)
+
+with DAG(
+    dag_id="stem_streams_to_s3",
+    description="Stem's site, battery and revenue meter telemetry, daily, as Parquet in S3",
+    # An interval of its own for every run: Airflow 3 gives none to a plain "@daily".
+    schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=2,
+    params={"bucket": "stem-telemetry"},
+    default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
+    tags=["stem", "energy"],
+) as dag:
+    # A site stays in its batch when others come and go, and a batch is one task and one object a day.
+    sites = StemSiteListOperator(task_id="list_sites", batches=8)
+
+    land = StemStreamsToS3Operator.partial(
+        task_id="land_streams",
+        stream_types=["MONITOR", "CONVERTER", "INTERVAL_REVENUE"],
+        s3_bucket="{{ params.bucket }}",
+    ).expand_kwargs(sites.output)
+
+    @task
+    def summarise(receipts: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+        """Read what was landed, and tell rows and energy by stream type."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        s3 = S3Hook()
+        tables = []
+        for receipt in receipts:
+            for landed in receipt["objects"]:
+                bucket, key = s3.parse_s3_url(landed["uri"])
+                body = s3.get_conn().get_object(Bucket=bucket, Key=key)["Body"].read()
+                tables.append(
+                    pq.read_table(pa.BufferReader(body), columns=["stream_type", "resolution", "kw_total_avg"])
+                )
+        rows = pa.concat_tables(tables)
+        energy = pc.divide(pc.multiply(rows["kw_total_avg"], rows["resolution"].cast(pa.float64())), 3600.0)
+        totals = (
+            rows.append_column("kwh", energy)
+            .group_by("stream_type")
+            .aggregate([("kwh", "sum"), ("kwh", "count")])
+            .sort_by("stream_type")
+        )
+        summary = {
+            row["stream_type"]: {"rows": row["kwh_count"], "kwh": round(row["kwh_sum"], 3)}
+            for row in totals.to_pylist()
+        }
+        for stream_type, figures in summary.items():
+            log.info("%-16s %9s rows %14s kWh net", stream_type, f"{figures['rows']:,}", f"{figures['kwh']:,.0f}")
+        missing = sum(receipt["missing"] for receipt in receipts)
+        log.info("%s rows landed, %s missing", f"{rows.num_rows:,}", f"{missing:,}")
+        return summary
+
+    summarise(land.output)
