@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -81,10 +82,10 @@ class S3Server:
             f"-master.port={master}",
             f"-master.port.grpc={master_grpc}",
             "-master.telemetry=false",
-            "-master.volumeSizeLimitMB=1024",
+            "-master.volumeSizeLimitMB=256",
             f"-volume.port={volume}",
             f"-volume.port.grpc={volume_grpc}",
-            "-volume.max=50",
+            "-volume.max=5000",
             "-volume.minFreeSpace=1",
             "-volume.preStopSeconds=0",
             "-filer",
@@ -108,6 +109,7 @@ class S3Server:
                 env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
                 # A Ctrl-C at the terminal goes to the caller alone, who stops the server in its own time.
                 start_new_session=True,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - nothing but a system call happens in it
             )
         try:
             self._wait_until_ready(log)
@@ -146,9 +148,10 @@ class S3Server:
                     client.put_object(Bucket="readiness", Key="probe", Body=b"1")  # type: ignore[attr-defined]
                     client.delete_object(Bucket="readiness", Key="probe")  # type: ignore[attr-defined]
                     client.delete_bucket(Bucket="readiness")  # type: ignore[attr-defined]
-                    return
                 except (BotoCoreError, ClientError):
                     pass
+                else:
+                    return
             time.sleep(0.1)
         tail = log.read_text(errors="replace")[-1500:]
         raise RuntimeError(f"The S3 server did not come up within {_READY_WITHIN:.0f} s. Its log ends with:\n{tail}")
@@ -161,6 +164,13 @@ class S3Server:
             return True
         except OSError:
             return False
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end the server when the caller is killed outright; elsewhere there is no such thing."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:

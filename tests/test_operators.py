@@ -1,0 +1,561 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, Asset, AssetAlias
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_stem.errors import (
+    StemAuthError,
+    StemConfigError,
+    StemDataError,
+    StemIncompleteError,
+    StemServerError,
+    StemTransportError,
+    StemUnavailableError,
+)
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator, _in_batches
+from airflow_provider_stem.storage import S3Store
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from tests.conftest import expected_rows, instant, landed_rows, run_context
+
+ALL_TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
+DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
+
+
+def streams_to_s3(lake=None, **arguments):
+    arguments = {
+        "task_id": "land",
+        "sites": ["site-00001", "site-00002"],
+        "stream_types": ALL_TYPES,
+        "s3_bucket": lake.bucket if lake else "lake",
+        **arguments,
+    }
+    return StemStreamsToS3Operator(**arguments)
+
+
+# --- listing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_listing_gives_records_for_mapping(stem):
+    records = StemSiteListOperator(task_id="list").execute(run_context())
+    assert [record["site_id"] for record in records] == sorted(stem.fleet.site_ids)
+    assert set(records[0]) == {"site_id", "name", "client_id", "stream_start_times"}
+    assert {record["client_id"] for record in records} == {client.id for client in stem.fleet.clients}
+    json.dumps(records)
+
+
+def test_a_listing_takes_one_client_or_several(stem):
+    first, second = (client.id for client in stem.fleet.clients)
+    one = StemSiteListOperator(task_id="list", client_id=first).execute(run_context())
+    both = StemSiteListOperator(task_id="list", client_id=[first, second]).execute(run_context())
+    assert {record["client_id"] for record in one} == {first}
+    assert len(one) < len(both) == 20
+
+
+def test_a_listing_filters_by_name_and_by_stream_type(stem):
+    everything = StemSiteListOperator(task_id="list").execute(run_context())
+    with_meter = StemSiteListOperator(task_id="list", stream_types=["INTERVAL_REVENUE"]).execute(run_context())
+    assert [r for r in everything if "INTERVAL_REVENUE" in r["stream_start_times"]] == with_meter
+    assert 0 < len(with_meter) < len(everything)
+    named = StemSiteListOperator(task_id="list", name=everything[0]["name"]).execute(run_context())
+    assert everything[0] in named
+    assert len(named) < len(everything)
+
+
+def test_no_site_skips_with_a_message(stem):
+    with pytest.raises(AirflowSkipException, match="No site found .*name='nowhere'"):
+        StemSiteListOperator(task_id="list", name="nowhere").execute(run_context())
+
+
+@pytest.mark.stem_simulator(sites=5000, clients=7)
+def test_five_thousand_sites_map_in_few_tasks(stem):
+    batches = StemSiteListOperator(task_id="list", batches=32).execute(run_context())
+    assert len(batches) == 32
+    assert [batch["batch"] for batch in batches] == [f"{number:03}-of-032" for number in range(1, 33)]
+    assert sorted(site["site_id"] for batch in batches for site in batch["sites"]) == sorted(stem.fleet.site_ids)
+    assert max(len(batch["sites"]) for batch in batches) < 1.5 * 5000 / 32
+
+
+@given(
+    st.sets(st.text(min_size=1), min_size=1, max_size=60), st.sets(st.text(min_size=1), max_size=60), st.integers(1, 1500)
+)
+def test_a_site_keeps_its_batch_when_others_come_and_go(sites, others, batches):
+    def batch_by_site(ids):
+        grouped = _in_batches([{"site_id": site_id} for site_id in sorted(ids)], batches)
+        assert len(grouped) <= batches
+        assert all(batch["sites"] for batch in grouped)
+        return {site["site_id"]: batch["batch"] for batch in grouped for site in batch["sites"]}
+
+    before, after = batch_by_site(sites), batch_by_site(sites | others)
+    assert before.keys() == sites
+    assert before.items() <= after.items()
+
+
+def test_a_listing_that_is_too_long_to_map_over_says_so(stem, monkeypatch, capsys):
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "10")
+    StemSiteListOperator(task_id="list").execute(run_context())
+    told = capsys.readouterr().out
+    assert "max_map_length = 10" in told
+    assert "batches=" in told
+
+
+# --- landing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reading", ["A", "B"])
+@pytest.mark.parametrize("resolution", [900, 1800, 3600])
+def test_every_interval_of_the_run_lands_once(reading, resolution, stem_simulator_factory, lake, monkeypatch):
+    sim = stem_simulator_factory(reading=reading, sites=8, gaps=0.05, null_values=0.05)
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
+    receipt = streams_to_s3(lake, sites=list(sim.fleet.site_ids), resolution=resolution).execute(run_context(*DAY))
+    table = lake.table()
+    expected = expected_rows(sim, sim.fleet.site_ids, ALL_TYPES, resolution, *DAY)
+    assert landed_rows(table) == expected
+    assert table.schema.equals(LANDING_SCHEMA, check_metadata=True)
+    assert receipt["rows"] == len(expected)
+    assert receipt["window"] == {"start": "2025-07-01T00:00:00Z", "end": "2025-07-02T00:00:00Z", "resolution": resolution}
+    streams = sum(t in sim.fleet.site(s).stream_start_times for s in sim.fleet.site_ids for t in ALL_TYPES)
+    assert receipt["expected"] == streams * 86400 // resolution
+    assert receipt["missing"] == receipt["expected"] - receipt["rows"] > 0
+    assert receipt["requests"] == len(sim.requests)
+    assert receipt["sites"] == 8
+    json.dumps(receipt)
+
+
+def test_consecutive_runs_tile(stem, lake):
+    edges = ["2025-03-08T22:10:07Z", "2025-03-09T01:59:59Z", "2025-03-09T03:00Z", "2025-03-09T03:15Z", "2025-03-10T00:07Z"]
+    for start, end in zip(edges, edges[1:], strict=False):
+        streams_to_s3(lake, sites="site-00001").execute(run_context(start, end))
+    expected = expected_rows(stem, ["site-00001"], ALL_TYPES, 900, edges[0], edges[-1])
+    assert sorted(landed_rows(lake.table())) == expected
+
+
+def test_all_types_of_a_known_site_cost_one_request(stem, lake):
+    records = StemSiteListOperator(task_id="list").execute(run_context())
+    stem.reset_requests()
+    receipt = streams_to_s3(lake, sites=records).execute(run_context(*DAY))
+    assert receipt["requests"] == len(stem.requests) == 20
+    lacking = [r["site_id"] for r in records if "INTERVAL_REVENUE" not in r["stream_start_times"]]
+    assert receipt["unavailable"] == [{"site_id": s, "stream_type": "INTERVAL_REVENUE"} for s in lacking]
+    assert receipt["unavailable_count"] == len(lacking) > 0
+
+
+@pytest.mark.parametrize("compression", ["default", "none"])
+@pytest.mark.parametrize("file_format", ["csv", "jsonl"])
+def test_text_formats_hold_the_same_rows_as_parquet(file_format, compression, stem, lake):
+    arguments = {"file_format": file_format, "compression": compression}
+    receipt = streams_to_s3(lake, **arguments).execute(run_context(*DAY))
+    [(key, body)] = lake.objects().items()
+    assert key.endswith(f".{file_format}" if compression == "none" else f".{file_format}.gz")
+    assert receipt["objects"][0]["bytes"] == len(body)
+    text = (body if compression == "none" else gzip.decompress(body)).decode()
+    if file_format == "csv":
+        rows = [{**row, "resolution": int(row["resolution"])} for row in csv.DictReader(io.StringIO(text))]
+        rows = [{**row, "kw_total_avg": float(row["kw_total_avg"])} for row in rows]
+    else:
+        rows = [json.loads(line) for line in text.splitlines()]
+    assert list(rows[0]) == LANDING_SCHEMA.names
+    got = [
+        (
+            row["site_id"],
+            row["stream_type"],
+            row["resolution"],
+            int(instant(row["interval_start"]).timestamp()),
+            int(instant(row["interval_end"]).timestamp()),
+            row["kw_total_avg"],
+        )
+        for row in rows
+    ]
+    assert got == expected_rows(stem, ["site-00001", "site-00002"], ALL_TYPES, 900, *DAY)
+
+
+def test_the_same_data_gives_the_same_bytes(stem, lake):
+    task = streams_to_s3(lake, max_workers=4, sites=list(stem.fleet.site_ids))
+    first_receipt = task.execute(run_context(*DAY))
+    first = lake.objects()
+    again = streams_to_s3(lake, max_workers=1, sites=list(reversed(stem.fleet.site_ids)))
+    assert again.execute(run_context(*DAY)) == first_receipt
+    assert lake.objects() == first
+
+
+def test_periods_are_written_whole_and_a_lookback_rewrites_the_same_keys(stem_simulator_factory, lake, monkeypatch):
+    sim = stem_simulator_factory(restate=86400 * 2)
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
+    arguments = {"partition": "day", "lookback": timedelta(days=2), "sites": "site-00001"}
+    sim.now = instant("2025-07-04T01:00Z")
+    streams_to_s3(lake, **arguments).execute(run_context("2025-07-03T00:00Z", "2025-07-04T00:00Z"))
+    provisional = lake.objects()
+    assert [key.split("/")[3] for key in provisional] == ["date=2025-07-01", "date=2025-07-02", "date=2025-07-03"]
+    sim.now = instant("2025-07-20T00:00Z")
+    receipt = streams_to_s3(lake, **arguments).execute(run_context("2025-07-04T00:00Z", "2025-07-05T00:00Z"))
+    assert receipt["window"]["start"] == "2025-07-02T00:00:00Z"
+    assert [one["start"] for one in receipt["objects"]] == [f"2025-07-0{day}T00:00:00Z" for day in (2, 3, 4)]
+    final = lake.objects()
+    assert len(final) == 4
+    assert final.keys() >= provisional.keys()
+    # A reader of the prefix sees each interval once, restated where the look-back reached.
+    table = lake.table()
+    keys = list(zip(table["stream_type"].to_pylist(), table["interval_end"].to_pylist(), strict=True))
+    assert len(set(keys)) == len(keys) == 3 * 4 * 96
+    restated = expected_rows(sim, ["site-00001"], ALL_TYPES, 900, "2025-07-02T00:00Z", "2025-07-05T00:00Z")
+    assert set(restated) <= set(landed_rows(table))
+
+
+@pytest.mark.parametrize(
+    ("partition", "start", "end", "objects"),
+    [
+        ("hour", "2025-07-01T00:00Z", "2025-07-01T05:00Z", 5),
+        ("hour", "2025-07-01T00:30Z", "2025-07-01T05:00Z", 5),
+        ("day", "2024-02-28T00:00Z", "2024-03-01T00:00Z", 2),
+        ("month", "2025-01-15T00:00Z", "2025-03-01T00:00Z", 2),
+        ("interval", "2025-01-15T00:00Z", "2025-03-01T00:00Z", 1),
+    ],
+)
+def test_one_object_per_period(partition, start, end, objects, stem, lake):
+    receipt = streams_to_s3(lake, sites="site-00001", partition=partition).execute(run_context(start, end))
+    assert len(receipt["objects"]) == len(lake.objects()) == objects
+    begin = receipt["window"]["start"]
+    assert landed_rows(lake.table().sort_by([("stream_type", "ascending"), ("interval_end", "ascending")])) == (
+        expected_rows(stem, ["site-00001"], ALL_TYPES, 900, begin, end)
+    )
+    assert sum(one["rows"] for one in receipt["objects"]) == receipt["rows"]
+
+
+def test_a_task_mapped_over_records_names_its_batch_after_the_site(stem, lake):
+    receipt = streams_to_s3(lake, sites={"site_id": "site-00003"}).execute(run_context(*DAY))
+    assert receipt["objects"][0]["uri"].endswith("_site-00003.parquet")
+
+
+def test_a_full_address_may_stand_in_the_key(stem, lake):
+    key = f"s3://{lake.bucket}/x/{{batch}}/{{start}}-{{end:%H}}.{{extension}}"
+    receipt = streams_to_s3(s3_bucket=None, s3_key=key, batch="a/b").execute(run_context(*DAY))
+    assert receipt["objects"][0]["uri"] == f"s3://{lake.bucket}/x/a%2Fb/20250701T000000Z-00.parquet"
+    assert list(lake.objects()) == ["x/a%2Fb/20250701T000000Z-00.parquet"]
+
+
+def test_template_fields_are_rendered(stem, lake):
+    task = streams_to_s3(
+        sites="{{ params.site }}",
+        start="{{ params.day }}T00:00:00Z",
+        end="{{ params.day }}T01:00:00Z",
+        s3_bucket="{{ params.bucket }}",
+        s3_key="{{ params.day }}/{start:%H}.{extension}",
+    )
+    context = run_context(params={"site": "site-00002", "day": "2025-07-01", "bucket": lake.bucket})
+    task.render_template_fields(context)
+    receipt = task.execute(context)
+    assert list(lake.objects()) == ["2025-07-01/00.parquet"]
+    assert receipt["expected"] == 4 * len(stem.fleet.site("site-00002").stream_start_times)
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.stem_simulator(gaps=0.2)
+def test_missing_rows_are_told_and_land_or_fail(stem, lake, caplog):
+    receipt = streams_to_s3(lake).execute(run_context(*DAY))
+    assert receipt["incomplete_count"] == len(receipt["incomplete"]) > 0
+    assert receipt["missing"] == sum(one["expected"] - one["received"] for one in receipt["incomplete"])
+    first = receipt["incomplete"][0]
+    have = {row[4] for row in landed_rows(lake.table()) if row[:2] == (first["site_id"], first["stream_type"])}
+    begin = int(instant(DAY[0]).timestamp())
+    missing = [k for k in range(begin + 900, begin + 86401, 900) if k not in have]
+    assert int(instant(first["first_missing"]).timestamp()) == missing[0]
+    assert "rows are missing" in caplog.text
+    before = lake.objects()
+    with pytest.raises(StemIncompleteError, match="nothing was uploaded"):
+        streams_to_s3(lake, on_incomplete="fail", s3_key="other.{extension}").execute(run_context(*DAY))
+    assert lake.objects() == before
+
+
+def test_an_unavailable_type_is_skipped_or_fails(stem, lake):
+    lacking = next(s for s in stem.fleet.site_ids if "INTERVAL_REVENUE" not in stem.fleet.site(s).stream_start_times)
+    receipt = streams_to_s3(lake, sites=lacking).execute(run_context(*DAY))
+    assert receipt["unavailable"] == [{"site_id": lacking, "stream_type": "INTERVAL_REVENUE"}]
+    assert landed_rows(lake.table()) == expected_rows(stem, [lacking], ALL_TYPES, 900, *DAY)
+    with pytest.raises(StemUnavailableError, match="INTERVAL_REVENUE"):
+        streams_to_s3(lake, sites=lacking, on_unavailable="fail").execute(run_context(*DAY))
+
+
+def test_an_empty_run_writes_the_schema_or_skips_or_fails(stem, lake):
+    before_all = ("2001-01-01T00:00Z", "2001-01-02T00:00Z")
+    receipt = streams_to_s3(lake, sites="site-00001").execute(run_context(*before_all))
+    assert (receipt["rows"], receipt["expected"], len(receipt["objects"])) == (0, 0, 1)
+    table = lake.table()
+    assert table.num_rows == 0
+    assert table.schema.equals(LANDING_SCHEMA)
+    lake.client.delete_object(Bucket=lake.bucket, Key=receipt["objects"][0]["uri"].split("/", 3)[3])
+    with pytest.raises(AirflowSkipException, match="No row came"):
+        streams_to_s3(lake, sites="site-00001", on_empty="skip").execute(run_context(*before_all))
+    with pytest.raises(StemIncompleteError, match="No row came"):
+        streams_to_s3(lake, sites="site-00001", on_empty="fail").execute(run_context(*before_all))
+    assert lake.objects() == {}
+
+
+def test_single_sites_that_fail_are_left_out_or_fail_the_run(stem_simulator_factory, lake, monkeypatch):
+    sim = stem_simulator_factory(forbidden=["site-00002"])
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
+
+    def without_grid(request, payload):
+        if "site-00003/streams" in request.path and "stream_types" in payload:
+            payload["stream_types"][0]["streams"][5]["end_datetime"] = "2025-07-01T00:00:07+00:00"
+        return payload
+
+    sim.rewrite = without_grid
+    sites = ["site-00001", "site-00002", "site-00003", "unknown"]
+    receipt = streams_to_s3(lake, sites=sites, on_site_error="skip").execute(run_context(*DAY))
+    assert landed_rows(lake.table()) == expected_rows(sim, ["site-00001"], ALL_TYPES, 900, *DAY)
+    assert [one["site_id"] for one in receipt["failed_sites"]] == sites[1:]
+    assert receipt["failed_count"] == 3
+    for site_id, error, text in [
+        ("site-00002", AirflowFailException, "403"),
+        ("site-00003", StemDataError, "site-00003, CONVERTER, row 5"),
+        ("unknown", AirflowFailException, "404"),
+    ]:
+        with pytest.raises(error, match=text):
+            streams_to_s3(lake, sites=["site-00001", site_id]).execute(run_context(*DAY))
+        with pytest.raises(error, match=text):
+            streams_to_s3(lake, sites=[site_id], on_site_error="skip").execute(run_context(*DAY))
+
+
+def test_the_lists_of_a_receipt_are_bounded(stem_simulator_factory, lake, monkeypatch):
+    sim = stem_simulator_factory(sites=150, gaps=0.5)
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
+    sites = [*sim.fleet.site_ids, *(f"unknown-{number:03}" for number in range(120))]
+    receipt = streams_to_s3(lake, sites=sites, on_site_error="skip").execute(
+        run_context("2025-07-01T00:00Z", "2025-07-01T04:00Z")
+    )
+    assert len(receipt["incomplete"]) == 100 < receipt["incomplete_count"]
+    assert len(receipt["failed_sites"]) == 100 < receipt["failed_count"] == 120
+    assert receipt["sites"] == 270
+
+
+# --- what survives ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_fails_leaves_what_was_there(stem, lake):
+    streams_to_s3(lake, partition="day").execute(run_context("2025-07-01T00:00Z", "2025-07-04T00:00Z"))
+    before = lake.objects()
+    stem.fail(400, path="site-00002/streams", times=None)
+    with pytest.raises(Exception, match="400"):
+        streams_to_s3(lake, partition="day").execute(run_context("2025-07-01T00:00Z", "2025-07-04T00:00Z"))
+    assert lake.objects() == before
+
+
+def test_an_upload_that_fails_halfway_leaves_whole_objects_that_a_retry_completes(stem, lake, monkeypatch):
+    context = run_context("2025-07-01T00:00Z", "2025-07-04T00:00Z")
+    receipt = streams_to_s3(lake, partition="day").execute(context)
+    undisturbed = lake.objects()
+    for key in undisturbed:
+        lake.client.delete_object(Bucket=lake.bucket, Key=key)
+    put = S3Store.put
+    calls = []
+
+    def put_twice(self, key, file):
+        calls.append(key)
+        if len(calls) == 3:
+            raise ClientError({"Error": {"Code": "SlowDown"}}, "PutObject")
+        put(self, key, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Store, "put", put_twice)
+        with pytest.raises(ClientError):
+            streams_to_s3(lake, partition="day", replace=False).execute(context)
+    landed = lake.objects()
+    assert len(landed) == 2
+    assert landed.items() <= undisturbed.items()
+    assert streams_to_s3(lake, partition="day", replace=False).execute(context) == receipt
+    assert lake.objects() == undisturbed
+    assert lake.uploads() == []
+
+
+def test_without_replace_another_object_stays_as_it_is(stem, lake):
+    lake.client.put_object(Bucket=lake.bucket, Key="taken.parquet", Body=b"precious")
+    with pytest.raises(AirflowFailException, match="taken.parquet is there already, with other content"):
+        streams_to_s3(lake, s3_key="taken.{extension}", replace=False).execute(run_context(*DAY))
+    assert lake.read("taken.parquet") == b"precious"
+    streams_to_s3(lake, s3_key="taken.{extension}").execute(run_context(*DAY))
+    assert pq.read_table(io.BytesIO(lake.read("taken.parquet"))).num_rows > 0
+
+
+def test_passing_faults_cost_one_request_each(stem, lake):
+    undisturbed = streams_to_s3(lake).execute(run_context(*DAY))
+    body = lake.objects()
+    for fault in (500, 503, "cut_body", "reset", "html", "cut_json", "empty"):
+        stem.fail(fault, path="site-00001/streams")
+        disturbed = streams_to_s3(lake).execute(run_context(*DAY))
+        assert disturbed == {**undisturbed, "requests": undisturbed["requests"] + 1}
+        assert lake.objects() == body
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_key_fails_at_once(stem, lake, monkeypatch):
+    connection = {**json.loads(stem.connection), "password": "wrong-key"}
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
+    with pytest.raises(AirflowFailException, match="HTTP 401") as caught:
+        streams_to_s3(lake).execute(run_context(*DAY))
+    assert isinstance(caught.value.__cause__, StemAuthError)
+    assert "wrong-key" not in str(caught.value)
+
+
+def test_a_server_error_that_stays_fails_retryably(stem, lake, monkeypatch):
+    connection = {**json.loads(stem.connection), "extra": {"max_attempts": 2}}
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
+    stem.fail(502, times=None)
+    with pytest.raises(StemServerError, match="HTTP 502"):
+        streams_to_s3(lake).execute(run_context(*DAY))
+
+
+def test_a_missing_bucket_is_told_before_any_request(stem, lake):
+    with pytest.raises(AirflowFailException, match="s3_bucket is 'nowhere', which does not exist"):
+        streams_to_s3(s3_bucket="nowhere").execute(run_context(*DAY))
+    assert stem.requests == []
+
+
+def test_an_s3_server_that_is_down_is_told_before_any_request(stem, lake, monkeypatch):
+    connection = json.loads(lake.server.connection)
+    connection["extra"]["endpoint_url"] = "http://127.0.0.1:1"
+    connection["extra"]["config_kwargs"]["retries"] = {"max_attempts": 0}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+    with pytest.raises(StemTransportError, match="S3 cannot be used through connection 'aws_default'"):
+        streams_to_s3(lake).execute(run_context(*DAY))
+    assert stem.requests == []
+
+
+def test_a_stem_api_that_is_down_fails_retryably(stem, lake, monkeypatch):
+    connection = {**json.loads(stem.connection), "host": "http://127.0.0.1:1", "extra": {"max_attempts": 1}}
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
+    with pytest.raises(StemTransportError, match=r"no whole answer from GET http://127.0.0.1:1/api/v1/sites"):
+        streams_to_s3(lake).execute(run_context(*DAY))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resolution": 60}, "resolution is 60: the API knows 900, 1800, 3600"),
+        ({"resolution": "900"}, "resolution is '900'"),
+        ({"resolution": True}, "resolution is True"),
+        ({"stream_types": []}, r"stream_types is \[\]: give one or more of MONITOR"),
+        ({"stream_types": ["METER"]}, "stream_types has 'METER'"),
+        ({"stream_types": None}, "stream_types is None"),
+        ({"default_interval": timedelta(0)}, "default_interval is .*timedelta above zero"),
+        ({"default_interval": 3600}, "default_interval is 3600"),
+        ({"lookback": timedelta(days=-1), "partition": "day"}, "lookback is"),
+        ({"lookback": timedelta(days=1)}, "lookback=1 day.*set partition to 'hour'"),
+        ({"partition": "week"}, "partition is 'week': choose one of interval, hour, day, month"),
+        ({"file_format": "orc"}, "file_format is 'orc': choose one of parquet, csv, jsonl"),
+        ({"compression": "lzo"}, "compression is 'lzo': for 'parquet' choose one of default, zstd"),
+        ({"file_format": "csv", "compression": "snappy"}, "compression is 'snappy': for 'csv'"),
+        ({"on_incomplete": "ignore"}, "on_incomplete is 'ignore': choose one of warn, fail"),
+        ({"on_unavailable": True}, "on_unavailable is True"),
+        ({"on_empty": "warn"}, "on_empty is 'warn': choose one of write, skip, fail"),
+        ({"on_site_error": "warn"}, "on_site_error is 'warn'"),
+        ({"max_workers": 0}, "max_workers is 0: give a whole number from 1 on"),
+        ({"max_workers": "8"}, "max_workers is '8'"),
+        ({"s3_key": "x/{site}.parquet"}, r"unknown placeholder \{site\}"),
+        ({"s3_key": "{{ ds }}/{strat}.parquet"}, r"unknown placeholder \{strat\}"),
+        ({"s3_key": "x/{start.parquet"}, "cannot be filled in"),
+        ({"s3_key": "x/{start.year}"}, r"unknown placeholder \{start.year\}"),
+    ],
+)
+def test_bad_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
+    with pytest.raises(StemConfigError, match=message):
+        streams_to_s3(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interval", "message"),
+    [
+        ({"sites": []}, DAY, "sites is empty"),
+        ({"sites": [{}]}, DAY, "records with a 'site_id'"),
+        ({"sites": 7}, DAY, "sites is 7"),
+        ({"sites": [".."]}, DAY, "'..', which is no site id"),
+        ({"start": "2025-07-01", "end": "2025-07-02T00:00Z"}, DAY, "start is 2025-07-01.*no time zone"),
+        ({"start": "yesterday", "end": "2025-07-02T00:00Z"}, DAY, "start is 'yesterday': give an ISO 8601"),
+        ({"start": "", "end": "2025-07-02T00:00Z"}, DAY, "start is ''"),
+        ({"start": "2025-07-02T00:00Z", "end": "2025-07-01T00:00Z"}, DAY, "end .* is not after start"),
+        ({"end": "2999-01-01T00:00Z"}, DAY, "lies in the future.*StemStreamsSensor"),
+        ({"s3_bucket": None}, DAY, "s3_bucket is not given"),
+        ({"s3_key": "s3://other/x"}, DAY, "names a bucket too"),
+        ({"s3_key": "/x"}, DAY, "a key has no empty"),
+        ({"s3_key": "a/../x"}, DAY, "a key has no empty, '.' or '..' part"),
+        ({"s3_key": "x{start:%Y}", "partition": "hour"}, DAY, "several hours the same key, such as 'x2025'"),
+        ({"partition": "hour"}, ("2025-01-01T00:00Z", "2025-03-01T00:00Z"), "1,416 objects.*use partition='day'"),
+        ({"partition": "day"}, ("2025-07-01T00:00Z", "2025-07-01T13:00Z"), "partition='hour' fits"),
+        ({"partition": "month"}, DAY, "partition='day' fits"),
+        ({"partition": "hour"}, ("2025-07-01T00:00Z", "2025-07-01T13:15Z"), "partition='interval' fits"),
+    ],
+)
+def test_bad_arguments_that_show_at_run_time_fail_before_any_request(arguments, interval, message, stem, lake):
+    with pytest.raises(AirflowFailException, match=message):
+        streams_to_s3(lake, **arguments).execute(run_context(*interval))
+    assert stem.requests == []
+
+
+def test_tasks_mapped_over_lists_must_not_share_a_key(stem, lake):
+    mapped = run_context(*DAY, ti=SimpleNamespace(map_index=3))
+    with pytest.raises(AirflowFailException, match="batch is not given"):
+        streams_to_s3(lake).execute(mapped)
+    assert stem.requests == []
+    assert streams_to_s3(lake, batch="004-of-008").execute(mapped)["objects"][0]["uri"].endswith("_004-of-008.parquet")
+
+
+# --- outlets ----------------------------------------------------------------------------------------------------------
+
+
+def test_outlets_get_the_receipt(stem, lake):
+    asset, alias = Asset("s3://lake/stem"), AssetAlias("stem-streams")
+    context = run_context(*DAY)
+    receipt = streams_to_s3(lake, outlets=[asset, alias]).execute(context)
+    told = {name: receipt[name] for name in ("window", "objects", "rows")}
+    events = context["outlet_events"]
+    assert events[asset].extra == told
+    assert events[asset].partition_keys == set()
+    [(concrete, extra)] = events[alias].added
+    assert concrete.uri == f"s3://{lake.bucket}/stem/adhoc_airflow/land"
+    assert extra == told
+
+
+@pytest.mark.parametrize("partitioned", ["by argument", "by the run"])
+def test_partitioned_events_carry_the_window(partitioned, stem, lake):
+    asset = Asset("s3://lake/stem")
+    if partitioned == "by argument":
+        context = run_context(*DAY)
+        streams_to_s3(lake, outlets=[asset], partition_events=True).execute(context)
+    else:
+        context = run_context(partition_key="2025-07-01T00:00:00Z/2025-07-02T00:00:00Z")
+        streams_to_s3(lake, outlets=[asset]).execute(context)
+    assert context["outlet_events"][asset].partition_keys == {"2025-07-01T00:00:00Z/2025-07-02T00:00:00Z"}
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_an_interval_never_succeeds_empty(stem, lake):
+    for context in (
+        run_context("2025-07-01T00:00Z", "2025-07-01T00:00Z"),
+        run_context(),
+        run_context(dag_run=SimpleNamespace(run_after=instant("2025-07-01T06:00Z"))),
+    ):
+        with pytest.raises(AirflowFailException, match=r"CronDataIntervalTimetable.*default_interval.*start and end"):
+            streams_to_s3(lake).execute(context)
+    assert stem.requests == []
+
+
+def test_a_window_without_a_grid_point_skips_the_task(stem, lake):
+    with pytest.raises(AirflowSkipException, match="nothing to land"):
+        streams_to_s3(lake).execute(run_context("2025-07-01T00:01Z", "2025-07-01T00:14:59Z"))
+    assert stem.requests == []
+    assert lake.objects() == {}
