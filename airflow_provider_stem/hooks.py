@@ -145,8 +145,9 @@ class StemHook(BaseHook):
         :raises StemUnavailableError: the site lacks a type.
         :raises StemDataError: the answer is not what the API's guide describes ("Reading stream Data").
         """
-        window = Window.covering(parse_instant("start", start), parse_instant("end", end), resolution)
-        check_end(window.end, resolution)
+        until = parse_instant("end", end)
+        window = Window.covering(parse_instant("start", start), until, resolution)
+        check_end(until, resolution)
         types = check_stream_types(stream_types)
         if on_unavailable not in ("fail", "skip"):
             raise StemConfigError(f"on_unavailable is {on_unavailable!r}: choose 'fail' or 'skip'.")

@@ -239,8 +239,7 @@ class StemStreamsToS3Operator(BaseOperator):
             window = self._window(context)
             if not window.intervals:
                 raise AirflowSkipException(
-                    f"No interval of {self.resolution} s ends in this run's window (all before {window.end:%H:%M:%SZ} "
-                    "belong to earlier runs): nothing to land."
+                    f"No interval of {self.resolution} s ends within this run's window: nothing to land."
                 )
             window = window.moved_back(self.lookback, self.partition)
             bucket, key = self._bucket_and_key()

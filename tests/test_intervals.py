@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pendulum
+import pytest
+
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
+from tests.conftest import instant, run_context
+
+HOUR = timedelta(hours=1)
+
+
+def wall_time(context, **arguments):
+    start, end = wall_time_of_run(context, **arguments)
+    return start.isoformat(), end.isoformat()
+
+
+def events(*windows):
+    return {"asset": [SimpleNamespace(extra={"window": window} if window else {}) for window in windows]}
+
+
+def test_given_bounds_come_first():
+    context = run_context("2025-07-01T00:00Z", "2025-07-02T00:00Z")
+    got = wall_time(context, start="2025-06-01T02:00+02:00", end=datetime(2025, 6, 2, tzinfo=UTC))
+    assert got == ("2025-06-01T00:00:00+00:00", "2025-06-02T00:00:00+00:00")
+
+
+@pytest.mark.parametrize("one", ["start", "end"])
+def test_a_bound_that_is_not_given_comes_from_the_run(one):
+    context = run_context("2025-07-01T00:00Z", "2025-07-02T00:00Z")
+    given = {"start": "2025-06-30T00:00Z", "end": "2025-07-01T12:00Z"}[one]
+    start, end = wall_time(context, **{one: given})
+    assert start == ("2025-06-30T00:00:00+00:00" if one == "start" else "2025-07-01T00:00:00+00:00")
+    assert end == ("2025-07-02T00:00:00+00:00" if one == "start" else "2025-07-01T12:00:00+00:00")
+
+
+def test_a_data_interval_with_a_width_is_used_whatever_its_zone():
+    zone = "America/Los_Angeles"
+    context = run_context()
+    context["data_interval_start"] = pendulum.datetime(2025, 3, 9, tz=zone)
+    context["data_interval_end"] = pendulum.datetime(2025, 3, 10, tz=zone)
+    start, end = wall_time_of_run(context, default_interval=HOUR)
+    assert (start, end) == (instant("2025-03-09T08:00Z"), instant("2025-03-10T07:00Z"))
+    assert end - start == timedelta(hours=23)
+
+
+def test_a_partition_key_of_two_instants_is_the_window():
+    context = run_context(partition_key="2025-07-01T00:00:00Z/2025-07-01T06:00:00Z")
+    assert wall_time(context) == ("2025-07-01T00:00:00+00:00", "2025-07-01T06:00:00+00:00")
+    assert is_partitioned(context)
+
+
+@pytest.mark.parametrize("key", ["2025-07-01", "plant/north", "2025-07-01T00:00/2025-07-02T00:00"])
+def test_any_other_partition_key_leaves_the_date_and_the_default_interval(key):
+    context = run_context(partition_key=key, partition_date=instant("2025-07-01T00:00Z"))
+    got = wall_time(context, default_interval=timedelta(days=1))
+    assert got == ("2025-07-01T00:00:00+00:00", "2025-07-02T00:00:00+00:00")
+
+
+def test_the_partition_is_found_on_the_run_too():
+    run = SimpleNamespace(run_after=None, partition_key="2025-07-01T00:00Z/2025-07-02T00:00Z", partition_date=None)
+    assert wall_time(run_context(dag_run=run))[1] == "2025-07-02T00:00:00+00:00"
+
+
+def test_several_triggering_events_give_the_earliest_start_and_the_latest_end():
+    triggered = run_context(
+        triggering_asset_events=events(
+            {"start": "2025-07-02T00:00:00Z", "end": "2025-07-03T00:00:00Z", "resolution": 900},
+            None,
+            {"start": "2025-07-01T00:00:00Z", "end": "2025-07-02T00:00:00Z"},
+        )
+    )
+    assert wall_time(triggered) == ("2025-07-01T00:00:00+00:00", "2025-07-03T00:00:00+00:00")
+
+
+def test_a_triggering_event_with_a_naive_window_is_an_error():
+    context = run_context(triggering_asset_events=events({"start": "2025-07-02T00:00", "end": "2025-07-03T00:00Z"}))
+    with pytest.raises(StemConfigError, match="window.start of a triggering asset event .*no time zone"):
+        wall_time(context)
+
+
+def test_the_default_interval_ends_at_the_data_interval_else_when_the_run_is_due():
+    plain_cron = run_context("2025-07-01T06:00Z", "2025-07-01T06:00Z")
+    assert wall_time(plain_cron, default_interval=HOUR) == ("2025-07-01T05:00:00+00:00", "2025-07-01T06:00:00+00:00")
+    triggered = run_context(dag_run=SimpleNamespace(run_after=instant("2025-07-01T06:10Z")))
+    assert wall_time(triggered, default_interval=HOUR) == ("2025-07-01T05:10:00+00:00", "2025-07-01T06:10:00+00:00")
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        run_context(),
+        run_context("2025-07-01T06:00Z", "2025-07-01T06:00Z"),
+        run_context(dag_run=SimpleNamespace(run_after=instant("2025-07-01T06:10Z"))),
+        run_context(triggering_asset_events=events(None)),
+        run_context(partition_key="2025-07-01", partition_date=instant("2025-07-01T00:00Z")),
+    ],
+    ids=["nothing", "plain cron", "manual", "events without a window", "partition without default_interval"],
+)
+def test_without_any_window_the_error_names_the_remedies(context):
+    with pytest.raises(StemConfigError, match=r"CronDataIntervalTimetable.*default_interval.*start and end"):
+        wall_time(context)

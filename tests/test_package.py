@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import airflow_provider_stem
+from airflow_provider_stem import errors
+from tests.conftest import ROOT
+
+PACKAGE = Path(airflow_provider_stem.__file__).parent
+
+
+def modules_after(statement):
+    code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    return set(json.loads(printed.stdout.splitlines()[-1]))
+
+
+def test_the_package_root_is_light():
+    loaded = modules_after("import airflow_provider_stem; airflow_provider_stem.get_provider_info()")
+    assert {name for name in loaded if name.startswith("airflow_provider_stem")} == {
+        "airflow_provider_stem",
+        "airflow_provider_stem.connection_form",
+    }
+    assert not {name.partition(".")[0] for name in loaded} & {"airflow", "pyarrow", "requests", "pendulum"}
+
+
+def test_importing_hooks_and_operators_loads_nothing_that_only_a_task_needs():
+    before = modules_after("from airflow.providers.common.compat.sdk import BaseOperator, BaseHook, conf, Asset")
+    after = modules_after("import airflow_provider_stem.hooks, airflow_provider_stem.operators")
+    heavy = {"boto3", "botocore", "pyarrow", "pandas", "numpy", "requests", "urllib3", "tenacity", "fastapi"}
+    assert not {name for name in after - before if name.partition(".")[0] in heavy}
+    ours = {name for name in after if name.startswith("airflow_provider_stem")}
+    assert not {name for name in ours if name.startswith(("airflow_provider_stem.api", "airflow_provider_stem.simulator"))}
+
+
+def test_the_public_surface_is_what_the_documentation_says():
+    from airflow_provider_stem import hooks, operators, simulator
+
+    assert airflow_provider_stem.__all__ == ["__version__", "get_provider_info"]
+    assert operators.__all__ == ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
+    assert [name for name in vars(hooks) if name.startswith("Stem") and name.endswith("Hook")] == ["StemHook"]
+    assert {"Settings", "Simulator"} <= set(simulator.__all__)
+    public = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert public == set(errors.__all__)
+
+
+@pytest.mark.parametrize("layer", ["api", "streams", "simulator"])
+def test_the_inner_layers_know_nothing_of_airflow(layer):
+    for path in (PACKAGE / layer).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.partition(".")[0] == "airflow"], path
+
+
+def test_the_simulator_knows_nothing_of_the_client():
+    for path in (PACKAGE / "simulator").rglob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"airflow_provider_stem\.(api|streams|hooks|operators|errors)", text), path
+
+
+def test_the_entry_points_lead_to_the_provider_and_the_pytest_plugin():
+    [provider] = [e for e in entry_points(group="apache_airflow_provider") if e.dist.name == "airflow-provider-stem"]
+    assert provider.load()() == airflow_provider_stem.get_provider_info()
+    assert "stem_simulator" in {entry.name for entry in entry_points(group="pytest11")}
+    assert version("airflow-provider-stem") == airflow_provider_stem.__version__
+
+
+def test_the_provider_metadata_pass_airflows_schema():
+    import airflow
+
+    schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
+    info = airflow_provider_stem.get_provider_info()
+    jsonschema.validate(info, schema)
+    assert info["package-name"] == "airflow-provider-stem"
+
+
+def test_airflow_lists_the_provider_and_its_connection_type():
+    from airflow.providers_manager import ProvidersManager
+
+    manager = ProvidersManager()
+    assert "airflow-provider-stem" in manager.providers
+    assert manager.hooks["stem"].hook_class_name == "airflow_provider_stem.hooks.StemHook"
+
+
+def test_the_connection_form_of_airflow_3_shows_our_fields():
+    services = pytest.importorskip("airflow.api_fastapi.core_api.services.ui.connections")
+    [form] = [meta for meta in services.HookMetaService.hook_meta_data() if meta.connection_type == "stem"]
+    assert form.hook_name == "Stem"
+    assert set(form.extra_fields) == {"timeout", "max_attempts", "page_size", "verify"}
+    assert form.standard_fields.password.title == "API key"
+
+
+def test_every_parameter_is_read():
+    """A parameter of an operator or of the hook that nothing reads is a defect."""
+    for name in ("operators.py", "hooks.py"):
+        tree = ast.parse((PACKAGE / name).read_text())
+        for cls in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+            read = {node.attr for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+            written = {node.attr for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+            assert written <= read, (cls.name, written - read)
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    pattern = re.compile(r"(/root/|/home/|/work/|files\.pythonhosted|pypi\.org/simple)")
+    for name in files:
+        path = ROOT / name
+        if path.is_file() and path.suffix not in {".png"} and path != Path(__file__):
+            assert not pattern.search(path.read_text(errors="replace")), name
