@@ -10,7 +10,7 @@ from airflow_provider_stem.connection_form import CONN_FIELDS
 from airflow_provider_stem.errors import StemConfigError, StemNotFoundError, StemUnavailableError
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from tests.conftest import expected_rows, landed_rows
+from tests.support import expected_rows, landed_rows
 
 DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
 AWKWARD_KEY = "k/+=@:%20?&#-é"[:-1]
@@ -32,7 +32,11 @@ def test_a_connection_from_the_environment_keeps_any_key(form, stem_simulator_fa
     else:
         given = json.loads(sim.connection)
         text = Connection(
-            conn_id="stem_default", conn_type="stem", host=given["host"], password=AWKWARD_KEY, extra={"verify": "false"}
+            conn_id="stem_default",
+            conn_type="stem",
+            host=given["host"],
+            password=AWKWARD_KEY,
+            extra={"verify": "false"},
         ).get_uri()
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", text)
     assert StemHook().test_connection() == (True, f"Connected to {sim.url}")

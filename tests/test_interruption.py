@@ -13,7 +13,7 @@ import pytest
 
 from airflow_provider_stem.errors import StemServerError
 from airflow_provider_stem.streams.extraction import Extraction
-from tests.conftest import run_context
+from tests.support import run_context
 from tests.test_operators import streams_to_s3
 
 INTERVAL = ("2025-07-01T00:00Z", "2025-07-05T00:00Z")
@@ -37,7 +37,9 @@ def wait_for(condition, seconds=60):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("moment", ["while the first sites are read", "while the last sites are read", "while uploading"])
+@pytest.mark.parametrize(
+    "moment", ["while the first sites are read", "while the last sites are read", "while uploading"]
+)
 def test_a_killed_task_leaves_nothing_behind_and_its_retry_makes_the_same_objects(
     moment, stem_simulator_factory, lake, monkeypatch, tmp_path
 ):
@@ -101,7 +103,7 @@ def test_a_reader_that_stops_early_ends_the_requests(stem):
     from airflow_provider_stem.hooks import StemHook
     from airflow_provider_stem.streams.sites import read_sites
     from airflow_provider_stem.streams.windows import Window
-    from tests.conftest import instant
+    from tests.support import instant
 
     window = Window.covering(instant(INTERVAL[0]), instant(INTERVAL[1]), 900)
     extraction = Extraction(StemHook().get_conn(), ("MONITOR",), window, lambda rows: rows)

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
-from tests.conftest import instant, run_context
+from tests.support import instant, run_context
 
 HOUR = timedelta(hours=1)
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 from datetime import timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from airflow_provider_stem.errors import (
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator, _in_batches
 from airflow_provider_stem.storage import S3Store
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from tests.conftest import expected_rows, instant, landed_rows, run_context
+from tests.support import expected_rows, instant, landed_rows, run_context
 
 ALL_TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
 DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
@@ -87,7 +88,9 @@ def test_five_thousand_sites_map_in_few_tasks(stem):
 
 
 @given(
-    st.sets(st.text(min_size=1), min_size=1, max_size=60), st.sets(st.text(min_size=1), max_size=60), st.integers(1, 1500)
+    st.sets(st.text(min_size=1), min_size=1, max_size=60),
+    st.sets(st.text(min_size=1), max_size=60),
+    st.integers(1, 1500),
 )
 def test_a_site_keeps_its_batch_when_others_come_and_go(sites, others, batches):
     def batch_by_site(ids):
@@ -123,7 +126,11 @@ def test_every_interval_of_the_run_lands_once(reading, resolution, stem_simulato
     assert landed_rows(table) == expected
     assert table.schema.equals(LANDING_SCHEMA, check_metadata=True)
     assert receipt["rows"] == len(expected)
-    assert receipt["window"] == {"start": "2025-07-01T00:00:00Z", "end": "2025-07-02T00:00:00Z", "resolution": resolution}
+    assert receipt["window"] == {
+        "start": "2025-07-01T00:00:00Z",
+        "end": "2025-07-02T00:00:00Z",
+        "resolution": resolution,
+    }
     streams = sum(t in sim.fleet.site(s).stream_start_times for s in sim.fleet.site_ids for t in ALL_TYPES)
     assert receipt["expected"] == streams * 86400 // resolution
     assert receipt["missing"] == receipt["expected"] - receipt["rows"] > 0
@@ -133,8 +140,14 @@ def test_every_interval_of_the_run_lands_once(reading, resolution, stem_simulato
 
 
 def test_consecutive_runs_tile(stem, lake):
-    edges = ["2025-03-08T22:10:07Z", "2025-03-09T01:59:59Z", "2025-03-09T03:00Z", "2025-03-09T03:15Z", "2025-03-10T00:07Z"]
-    for start, end in zip(edges, edges[1:], strict=False):
+    edges = [
+        "2025-03-08T22:10:07Z",
+        "2025-03-09T01:59:59Z",
+        "2025-03-09T03:00Z",
+        "2025-03-09T03:15Z",
+        "2025-03-10T00:07Z",
+    ]
+    for start, end in pairwise(edges):
         streams_to_s3(lake, sites="site-00001").execute(run_context(start, end))
     expected = expected_rows(stem, ["site-00001"], ALL_TYPES, 900, edges[0], edges[-1])
     assert sorted(landed_rows(lake.table())) == expected

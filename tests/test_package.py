@@ -14,9 +14,9 @@ import pytest
 
 import airflow_provider_stem
 from airflow_provider_stem import errors
-from tests.conftest import ROOT
 
-PACKAGE = Path(airflow_provider_stem.__file__).parent
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "airflow_provider_stem"
 
 
 def modules_after(statement):
@@ -40,7 +40,9 @@ def test_importing_hooks_and_operators_loads_nothing_that_only_a_task_needs():
     heavy = {"boto3", "botocore", "pyarrow", "pandas", "numpy", "requests", "urllib3", "tenacity", "fastapi"}
     assert not {name for name in after - before if name.partition(".")[0] in heavy}
     ours = {name for name in after if name.startswith("airflow_provider_stem")}
-    assert not {name for name in ours if name.startswith(("airflow_provider_stem.api", "airflow_provider_stem.simulator"))}
+    assert not {
+        name for name in ours if name.startswith(("airflow_provider_stem.api", "airflow_provider_stem.simulator"))
+    }
 
 
 def test_the_public_surface_is_what_the_documentation_says():
@@ -70,7 +72,9 @@ def test_the_simulator_knows_nothing_of_the_client():
 
 
 def test_the_entry_points_lead_to_the_provider_and_the_pytest_plugin():
-    [provider] = [e for e in entry_points(group="apache_airflow_provider") if e.dist.name == "airflow-provider-stem"]
+    [provider] = [
+        e for e in entry_points(group="apache_airflow_provider") if e.dist and e.dist.name == "airflow-provider-stem"
+    ]
     assert provider.load()() == airflow_provider_stem.get_provider_info()
     assert "stem_simulator" in {entry.name for entry in entry_points(group="pytest11")}
     assert version("airflow-provider-stem") == airflow_provider_stem.__version__
@@ -90,7 +94,9 @@ def test_airflow_lists_the_provider_and_its_connection_type():
 
     manager = ProvidersManager()
     assert "airflow-provider-stem" in manager.providers
-    assert manager.hooks["stem"].hook_class_name == "airflow_provider_stem.hooks.StemHook"
+    hook = manager.hooks["stem"]
+    assert hook is not None
+    assert hook.hook_class_name == "airflow_provider_stem.hooks.StemHook"
 
 
 def test_the_connection_form_of_airflow_3_shows_our_fields():
@@ -106,8 +112,16 @@ def test_every_parameter_is_read():
     for name in ("operators.py", "hooks.py"):
         tree = ast.parse((PACKAGE / name).read_text())
         for cls in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
-            read = {node.attr for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-            written = {node.attr for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+            read = {
+                node.attr
+                for node in ast.walk(cls)
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+            }
+            written = {
+                node.attr
+                for node in ast.walk(cls)
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            }
             assert written <= read, (cls.name, written - read)
 
 
@@ -116,5 +130,5 @@ def test_no_file_names_a_machine_or_a_registry():
     pattern = re.compile(r"(/root/|/home/|/work/|files\.pythonhosted|pypi\.org/simple)")
     for name in files:
         path = ROOT / name
-        if path.is_file() and path.suffix not in {".png"} and path != Path(__file__):
+        if path.is_file() and path.suffix != ".png" and path != Path(__file__):
             assert not pattern.search(path.read_text(errors="replace")), name

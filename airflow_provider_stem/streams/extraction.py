@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Generic, Literal, TypeGuard, TypeVar
@@ -58,7 +58,7 @@ class Extraction(Generic[K]):
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
 
-    def read(self, sites: Sequence[Site], max_workers: int) -> Iterator[SiteResult[K]]:
+    def read(self, sites: Sequence[Site], max_workers: int) -> Generator[SiteResult[K], None, None]:
         """
         Give each site's result, in the order of ``sites``.
 

@@ -1,0 +1,71 @@
+"""Runs of the operators as tasks see them, and the rows that they should land."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from types import SimpleNamespace
+
+import pyarrow as pa
+
+
+def instant(text):
+    return datetime.fromisoformat(text)
+
+
+class Event(SimpleNamespace):
+    """What Airflow hands out for an outlet's event."""
+
+    def __init__(self):
+        super().__init__(extra={}, added=[], partition_keys=set())
+
+    def add(self, asset, extra):
+        self.added.append((asset, extra))
+
+    def add_partitions(self, key):
+        self.partition_keys.add(key)
+
+
+class Events(dict):  # type: ignore[type-arg]
+    def __missing__(self, key):
+        self[key] = Event()
+        return self[key]
+
+
+def run_context(start=None, end=None, **more):
+    """Give the context of a run with a data interval, or without."""
+    context = {
+        "outlet_events": Events(),
+        "dag_run": SimpleNamespace(run_after=None),
+        "ti": SimpleNamespace(map_index=-1),
+        **more,
+    }
+    if start is not None:
+        context["data_interval_start"] = instant(start)
+        context["data_interval_end"] = instant(end)
+    return context
+
+
+def expected_rows(sim, sites, types, resolution, start, end):
+    """Give the rows of a wall time [start, end) straight from the simulator's own values."""
+    first = int(instant(start).timestamp()) // resolution * resolution + resolution
+    last = int(instant(end).timestamp()) // resolution * resolution
+    rows = []
+    for site_id in sorted(sites):
+        for stream_type in sorted(types):
+            if stream_type not in sim.fleet.site(site_id).stream_start_times:
+                continue
+            shown = sim.fleet.shown(site_id, stream_type, resolution, first, last, instant("2100-01-01T00:00Z"))
+            rows += [
+                (site_id, stream_type, resolution, int(k) - resolution, int(k), None if null else float(v))
+                for k, v, null in zip(shown.ends, shown.values, shown.nulls, strict=True)
+            ]
+    return rows
+
+
+def landed_rows(table):
+    """Give a table's rows in the form of :func:`expected_rows`."""
+    seconds = [
+        table[name].cast(pa.timestamp("s", "UTC")).cast(pa.int64()) for name in ("interval_start", "interval_end")
+    ]
+    columns = [table["site_id"], table["stream_type"], table["resolution"], *seconds, table["kw_total_avg"]]
+    return list(zip(*(column.to_pylist() for column in columns), strict=True))
