@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import os
 import tempfile
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 # Before anything imports Airflow: the tests must neither read nor write the user's own.
@@ -21,40 +17,13 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
 from s3_server import S3Server  # noqa: E402
 
+from tests.support import Lake  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
     with S3Server(tmp_path_factory.mktemp("s3")) as server:
         yield server
-
-
-_NUMBERS = itertools.count(1)
-
-
-class Lake:
-    """One bucket of the S3 server."""
-
-    def __init__(self, server):
-        self.server = server
-        self.client = server.client()
-        self.bucket = f"lake-{next(_NUMBERS)}"
-        self.client.create_bucket(Bucket=self.bucket)
-
-    def objects(self):
-        """Give content by key."""
-        listed = self.client.list_objects_v2(Bucket=self.bucket).get("Contents", [])
-        return {one["Key"]: self.read(one["Key"]) for one in listed}
-
-    def read(self, key):
-        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-
-    def table(self):
-        """Give the rows of all Parquet objects, in the order of their keys."""
-        tables = [pq.read_table(io.BytesIO(body)) for _, body in sorted(self.objects().items())]
-        return pa.concat_tables(tables)
-
-    def uploads(self):
-        return self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
 
 
 @pytest.fixture

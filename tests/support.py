@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from datetime import datetime
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+_NUMBERS = itertools.count(1)
+
+
+class Lake:
+    """One bucket of the S3 server."""
+
+    def __init__(self, server):
+        self.server = server
+        self.client = server.client()
+        self.bucket = f"lake-{next(_NUMBERS)}"
+        self.client.create_bucket(Bucket=self.bucket)
+
+    def objects(self):
+        """Give content by key."""
+        listed = self.client.list_objects_v2(Bucket=self.bucket).get("Contents", [])
+        return {one["Key"]: self.read(one["Key"]) for one in listed}
+
+    def read(self, key):
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def table(self):
+        """Give the rows of all Parquet objects, in the order of their keys."""
+        tables = [pq.read_table(io.BytesIO(body)) for _, body in sorted(self.objects().items())]
+        return pa.concat_tables(tables)
+
+    def uploads(self):
+        return self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
 
 
 def instant(text):
