@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import blake2b
@@ -34,6 +34,7 @@ from airflow_provider_stem.streams.windows import (
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
     from airflow_provider_stem.api.client import StemClient
 
@@ -71,13 +72,15 @@ class StemSiteListOperator(BaseOperator):
         self.client_id = client_id
         self.name = name
         self.stream_types = None if stream_types is None else check_stream_types(stream_types)
-        self.batches = None if batches is None else _check_count("batches", batches)
+        if batches is not None:
+            _check_count("batches", batches)
+        self.batches = batches
         self.stem_conn_id = stem_conn_id
 
     def execute(self, context: Context) -> list[dict[str, Any]]:  # noqa: ARG002
         """List, filter, group."""
-        with _final_errors():
-            records = {record["site_id"]: record for record in self._records()}
+        with _final_errors(), StemHook(self.stem_conn_id).get_conn() as client:
+            records = {record["site_id"]: record for record in self._records(client)}
         sites = [records[site_id] for site_id in sorted(records)]
         if self.stream_types:
             sites = [site for site in sites if set(self.stream_types) & set(site["stream_start_times"] or ())]
@@ -94,15 +97,14 @@ class StemSiteListOperator(BaseOperator):
             )
         return listed
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        hook = StemHook(self.stem_conn_id)
+    def _records(self, client: StemClient) -> Iterator[dict[str, Any]]:
         client_ids = [self.client_id] if isinstance(self.client_id, str) else self.client_id
         if client_ids is None:
-            client_ids = [client["id"] for client in hook.list_clients()]
+            client_ids = [listed["id"] for listed in client.list_clients()]
         elif not client_ids:
             raise StemConfigError("client_id is empty: give at least one client id, or leave it out for every client.")
         for client_id in client_ids:
-            for site in hook.list_sites(client_id, self.name):
+            for site in client.list_sites(client_id, self.name):
                 yield {
                     "site_id": site["id"],
                     "name": site.get("name"),
@@ -189,22 +191,21 @@ class StemStreamsToS3Operator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_resolution(resolution)
-        check_format(file_format, compression)
-        _check_choice("partition", partition, PARTITIONS)
-        _check_choice("on_incomplete", on_incomplete, ("warn", "fail"))
-        _check_choice("on_unavailable", on_unavailable, ("skip", "fail"))
-        _check_choice("on_empty", on_empty, ("write", "skip", "fail"))
-        _check_choice("on_site_error", on_site_error, ("fail", "skip"))
-        _check_duration("default_interval", default_interval)
-        _check_duration("lookback", lookback)
-        if lookback and partition == "interval":
-            raise StemConfigError(
-                f"lookback={lookback} needs whole periods to rewrite: set partition to 'hour', 'day' or 'month'."
-            )
-        if isinstance(s3_key, str):
-            # A mistake in the placeholders shows when the DAG is parsed; Jinja is rendered later.
-            check_key_template(s3_key)
+        _check_arguments(
+            stream_types=stream_types,
+            resolution=resolution,
+            default_interval=default_interval,
+            lookback=lookback,
+            partition=partition,
+            s3_key=s3_key,
+            file_format=file_format,
+            compression=compression,
+            on_incomplete=on_incomplete,
+            on_unavailable=on_unavailable,
+            on_empty=on_empty,
+            on_site_error=on_site_error,
+            max_workers=max_workers,
+        )
         self.sites = sites
         self.stream_types = check_stream_types(stream_types)
         self.resolution = resolution
@@ -224,10 +225,16 @@ class StemStreamsToS3Operator(BaseOperator):
         self.on_site_error = on_site_error
         self.partition_events = partition_events
         self.replace = replace
-        self.max_workers = _check_count("max_workers", max_workers)
+        self.max_workers = max_workers
         self.stem_conn_id = stem_conn_id
         self.aws_conn_id = aws_conn_id
         self._client: StemClient | None = None
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """Begin a mapped task; a wrong argument shows when the DAG is parsed, as it does without mapping."""
+        _check_arguments(**kwargs)
+        return super().partial(**kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Resolve the arguments, land the window, tell the outlets."""
@@ -340,7 +347,7 @@ def _final_errors() -> Iterator[None]:
 def _in_batches(sites: Sequence[dict[str, Any]], batches: int) -> list[dict[str, Any]]:
     members: dict[int, list[dict[str, Any]]] = {}
     for site in sites:
-        digest = blake2b(site["site_id"].encode(), digest_size=8).digest()
+        digest = blake2b(site["site_id"].encode(errors="backslashreplace"), digest_size=8).digest()
         members.setdefault(int.from_bytes(digest) % batches, []).append(site)
     width = max(3, len(str(batches)))
     return [
@@ -348,17 +355,51 @@ def _in_batches(sites: Sequence[dict[str, Any]], batches: int) -> list[dict[str,
     ]
 
 
-def _check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise StemConfigError(f"{argument} is {value!r}: choose one of {', '.join(choices)}.")
+def _check_arguments(**given: Any) -> None:
+    """Check what can be known when the DAG is parsed, of the arguments that are there."""
+    for argument, value in given.items():
+        if argument in _CHECKS:
+            _CHECKS[argument](argument, value)
+    check_format(given.get("file_format", "parquet"), given.get("compression", "default"))
+    if given.get("lookback") and given.get("partition", "interval") == "interval":
+        raise StemConfigError(
+            f"lookback={given['lookback']} needs whole periods to rewrite: set partition to 'hour', 'day' or 'month'."
+        )
 
 
-def _check_count(argument: str, value: object) -> int:
+def _one_of(*choices: str) -> Callable[[str, object], None]:
+    def check(argument: str, value: object) -> None:
+        if value not in choices:
+            raise StemConfigError(f"{argument} is {value!r}: choose one of {', '.join(choices)}.")
+
+    return check
+
+
+def _check_count(argument: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise StemConfigError(f"{argument} is {value!r}: give a whole number from 1 on.")
-    return value
 
 
 def _check_duration(argument: str, value: object) -> None:
     if value is not None and not (isinstance(value, timedelta) and value > timedelta()):
         raise StemConfigError(f"{argument} is {value!r}: give a timedelta above zero.")
+
+
+def _check_key(_: str, value: object) -> None:
+    if isinstance(value, str):  # else an XComArg, whose value is not known yet
+        check_key_template(value)
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "stream_types": lambda _, value: check_stream_types(value),
+    "resolution": lambda _, value: check_resolution(value),
+    "default_interval": _check_duration,
+    "lookback": _check_duration,
+    "partition": _one_of(*PARTITIONS),
+    "s3_key": _check_key,
+    "on_incomplete": _one_of("warn", "fail"),
+    "on_unavailable": _one_of("skip", "fail"),
+    "on_empty": _one_of("write", "skip", "fail"),
+    "on_site_error": _one_of("fail", "skip"),
+    "max_workers": _check_count,
+}

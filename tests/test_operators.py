@@ -486,6 +486,8 @@ def test_a_stem_api_that_is_down_fails_retryably(stem, lake, monkeypatch):
 def test_bad_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
     with pytest.raises(StemConfigError, match=message):
         streams_to_s3(**arguments)
+    with pytest.raises(StemConfigError, match=message):
+        StemStreamsToS3Operator.partial(task_id="land", **arguments)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def _values(period: Window, batch: str, dag_id: str, task_id: str, extension: st
 
 def _part(text: str) -> str:
     """Make a foreign text one harmless part of a key."""
-    quoted = quote(text, safe=" ")
+    quoted = quote(text, safe=" ", errors="backslashreplace")
     return quoted.replace(".", "%2E") if set(quoted) <= {"."} else quoted
 
 
