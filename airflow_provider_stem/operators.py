@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
+    AirflowNotFoundException,
     AirflowSkipException,
     Asset,
     AssetAlias,
@@ -79,7 +81,7 @@ class StemSiteListOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:  # noqa: ARG002
         """List, filter, group."""
-        with _final_errors(), StemHook(self.stem_conn_id).get_conn() as client:
+        with _final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as client:
             records = {record["site_id"]: record for record in self._records(client)}
         sites = [records[site_id] for site_id in sorted(records)]
         if self.stream_types:
@@ -241,7 +243,7 @@ class StemStreamsToS3Operator(BaseOperator):
         from airflow_provider_stem.storage import S3Store
         from airflow_provider_stem.streams.landing import Landing, plan_keys
 
-        with _final_errors():
+        with _final_errors(self.stem_conn_id):
             sites = read_sites(self.sites)
             window = self._window(context)
             if not window.intervals:
@@ -336,11 +338,22 @@ class StemStreamsToS3Operator(BaseOperator):
 
 
 @contextmanager
-def _final_errors() -> Iterator[None]:
-    """Fail without retries where another attempt cannot help."""
+def _final_errors(stem_conn_id: str) -> Iterator[None]:
+    """Fail without retries, and say what to mend, where another attempt cannot help."""
     try:
         yield
-    except (StemConfigError, StemAuthError, StemNotFoundError) as exc:
+    except StemAuthError as exc:
+        remedy = (
+            f"check the Password of connection {stem_conn_id!r}"
+            if exc.status == HTTPStatus.UNAUTHORIZED
+            else f"ask Stem to grant the key of connection {stem_conn_id!r} this permission"
+        )
+        raise AirflowFailException(f"{exc}: {remedy}.") from exc
+    except StemNotFoundError as exc:
+        raise AirflowFailException(f"{exc}: check the id, and the Host of connection {stem_conn_id!r}.") from exc
+    except AirflowNotFoundException as exc:
+        raise AirflowFailException(f"{exc}: create the connection, or name another.") from exc
+    except StemConfigError as exc:
         raise AirflowFailException(str(exc)) from exc
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from airflow_provider_stem.errors import StemConfigError
 
 DEFAULT_BASE_URL = "https://app.stem.com/api/v1/"
 _DEFAULT_PATH = "/api/v1/"
+_MAX_SECONDS = 86_400
+_HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
         name, url_port = url.hostname, url.port
     except ValueError:
         name = url_port = None
-    if not name or url.scheme not in {"http", "https"} or url_port == 0:
+    if not name or not _is_host(name) or url.scheme not in {"http", "https"} or url_port == 0:
         raise StemConfigError(
             f"Host {host!r} of the connection is not a host, host:port or http(s) URL such as {DEFAULT_BASE_URL}"
         )
@@ -121,6 +124,15 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
     return f"{url.scheme}://{netloc}{path}"
 
 
+def _is_host(name: str) -> bool:
+    """Tell an address or a name of dot-separated labels from what only looks like one to a URL parser."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return _HOST_NAME.fullmatch(name) is not None
+    return True
+
+
 def _is_loopback(name: str) -> bool:
     if name == "localhost":
         return True
@@ -133,7 +145,7 @@ def _is_loopback(name: str) -> bool:
 def _extra(extra: str | None) -> dict[str, Any]:
     try:
         options = json.loads(extra) if extra and extra.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
         raise StemConfigError('Extra of the connection is not a JSON object such as {"timeout": 60}.')
@@ -148,7 +160,7 @@ def _extra(extra: str | None) -> dict[str, Any]:
 
 def _seconds(value: object) -> float | None:
     number = _number(value)
-    return number if number is not None and number > 0 else None
+    return number if number is not None and 0 < number <= _MAX_SECONDS else None
 
 
 def _count(value: object) -> int | None:
@@ -161,7 +173,7 @@ def _number(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -175,7 +187,10 @@ def _verify(value: object) -> bool | str | None:
         return True
     if value.strip().lower() in {"false", "0", "no"}:
         return False
-    return value if Path(value).exists() else None
+    try:
+        return value if Path(value).exists() else None
+    except (OSError, ValueError):
+        return None
 
 
 # Each reader gives None for what it does not understand.
@@ -186,7 +201,7 @@ _OPTIONS: dict[str, Callable[[object], Any]] = {
     "verify": _verify,
 }
 _EXPECTED = {
-    "timeout": "a number of seconds above 0",
+    "timeout": f"a number of seconds above 0 and up to {_MAX_SECONDS:,}",
     "max_attempts": "a whole number from 1 on",
     "page_size": "a whole number from 1 on",
     "verify": "true, false or the path of an existing CA bundle",

@@ -57,6 +57,6 @@ class Pager:
                 new.append(item)
         self.done = not new
         self.page += 1
-        if self.page > _MAX_PAGES:
+        if self.page > _MAX_PAGES and not self.done:
             raise StemDataError(f"the listing of {self._collection!r} does not end after {_MAX_PAGES:,} pages")
         return new

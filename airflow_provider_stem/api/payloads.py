@@ -32,20 +32,18 @@ def read_object(body: bytes) -> dict[str, Any]:
         raise UnreadableAnswerError(f"the body of {len(body):,} bytes is {reason}") from None
     if not isinstance(payload, dict):
         raise StemDataError(f"the body is a JSON {type(payload).__name__}, not an object")
-    if messages := error_messages(payload):
-        raise StemDataError(f"a 200 that holds an error: {'; '.join(messages)}")
+    if payload.get("errors"):
+        raise StemDataError(f"a 200 that holds an error: {'; '.join(error_messages(payload)) or 'without a message'}")
     return payload
 
 
 def error_messages(payload: Any) -> list[str]:
-    """Give the ``errors[].message`` texts (guide: "Error Payload") as single lines of bounded length."""
+    """Give the ``errors[].message`` texts (guide: "Error Payload"), as the API sent them."""
     errors = payload.get("errors") if isinstance(payload, dict) else None
     if not isinstance(errors, list):
         return []
     return [
-        one_line(error["message"])
-        for error in errors[:10]
-        if isinstance(error, dict) and isinstance(error.get("message"), str)
+        error["message"] for error in errors[:10] if isinstance(error, dict) and isinstance(error.get("message"), str)
     ]
 
 

@@ -124,20 +124,19 @@ class Transport:
             session.close()
 
     def _attempt(self, path: str, params: Mapping[str, str | int], parse: Callable[[bytes], T]) -> T:
-        url = self._config.base_url + path
-        status, headers, body, shown_url = self._send(url, params)
-        if status != HTTPStatus.OK:
-            raise self._refusal(status, headers, body, shown_url)
-        try:
-            return parse(body)
-        except StemDataError as exc:
-            raise type(exc)(self._auth.redact(f"{exc} [GET {shown_url}]")) from None
+        answer = self._answer(path, params, parse)
+        # Raised out here: no traceback or context leads to a frame that holds the request's header or the body.
+        if isinstance(answer, StemError):
+            raise answer
+        return answer
 
-    def _send(self, url: str, params: Mapping[str, str | int]) -> tuple[int, Mapping[str, str], bytes, str]:
-        session = self._session()
+    def _answer(self, path: str, params: Mapping[str, str | int], parse: Callable[[bytes], T]) -> T | StemError:
+        url = self._config.base_url + path
+        if self._closed.is_set():
+            return StemTransportError(f"the client is closed [GET {self._auth.redact(url)}]")
         deadline = time.monotonic() + self._config.timeout
         try:
-            with session.get(
+            with self._session().get(
                 url,
                 params=params,
                 timeout=self._config.timeout,
@@ -145,17 +144,32 @@ class Transport:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                ok = response.status_code == HTTPStatus.OK
-                body = _read(response, deadline, BODY_LIMIT if ok else _ERROR_BODY_LIMIT)
-                return response.status_code, response.headers, body, str(response.url)
+                url = self._auth.redact(str(response.url))
+                if response.status_code != HTTPStatus.OK:
+                    return self._refusal(response, deadline, url)
+                return parse(_read(response, deadline, BODY_LIMIT))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            reason = f"{type(exc).__name__}: {one_line(self._auth.redact(str(exc)))}"
-        # Raised out here, so that no traceback or context leads to the prepared request and its header.
-        raise StemTransportError(f"no whole answer from GET {self._auth.redact(url)}: {reason}")
+            return StemTransportError(
+                f"no whole answer from GET {self._auth.redact(url)}: {self._shown(_root_cause(exc))}"
+            )
+        except StemDataError as exc:
+            return type(exc)(f"{self._shown(str(exc))} [GET {url}]")
+
+    def _refusal(self, response: requests.Response, deadline: float, url: str) -> StemError:
+        status = response.status_code
+        if 200 <= status < 300:
+            return StemDataError(f"HTTP {status} instead of 200 [GET {url}]")
+        if 300 <= status < 400:
+            message = "the API answered with a redirect, which is not followed: check the connection's Host"
+        else:
+            message = self._shown("; ".join(_messages(response, deadline))) or _phrase(status)
+        return _error_class(status)(status, message, url, _retry_after(response.headers))
+
+    def _shown(self, text: str) -> str:
+        # In this order: a key that is cut in two would not be found.
+        return one_line(self._auth.redact(text))
 
     def _session(self) -> requests.Session:
-        if self._closed.is_set():
-            raise StemTransportError("the client is closed")
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = requests.Session()
@@ -171,22 +185,6 @@ class Transport:
         with self._lock:
             self._requests_sent += 1
         return session
-
-    def _refusal(self, status: int, headers: Mapping[str, str], body: bytes, url: str) -> StemError:
-        if 200 <= status < 300:
-            return StemDataError(f"HTTP {status} instead of 200 [GET {url}]")
-        try:
-            messages = error_messages(json.loads(body))
-        except (ValueError, RecursionError):
-            messages = []
-        try:
-            phrase = HTTPStatus(status).phrase
-        except ValueError:
-            phrase = "unknown status"
-        message = self._auth.redact("; ".join(messages)) or phrase
-        if 300 <= status < 400:
-            message = "the API answered with a redirect, which is not followed: check the connection's Host"
-        return _error_class(status)(status, message, url, _retry_after(headers))
 
     def _wait_until_closed(self, seconds: float) -> None:
         self._closed.wait(seconds)
@@ -207,12 +205,42 @@ def _read(response: requests.Response, deadline: float, limit: int) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            if response.status_code != HTTPStatus.OK:
-                break
-            raise StemDataError(f"the body exceeds {limit:,} bytes [GET {response.url}]")
+            raise StemDataError(f"the body exceeds {limit:,} bytes")
         if time.monotonic() > deadline:
             raise requests.Timeout("the answer took longer than the connection's timeout")
     return b"".join(chunks)
+
+
+def _messages(response: requests.Response, deadline: float) -> list[str]:
+    """Give what the API says of its refusal; the status counts, also where the body cannot be read."""
+    try:
+        return error_messages(json.loads(_read(response, deadline, _ERROR_BODY_LIMIT)))
+    except (
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+        OSError,
+        StemDataError,
+        ValueError,
+        RecursionError,
+    ):
+        return []
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "unknown status"
+
+
+def _root_cause(exc: Exception) -> str:
+    """Tell what happened on the wire, without the wrappers that speak of retries which are not theirs to make."""
+    cause: object = exc
+    while isinstance(
+        inner := getattr(cause, "reason", None) or next(iter(getattr(cause, "args", ())), None), Exception
+    ):
+        cause = inner
+    return f"{type(cause).__name__}: {cause}"
 
 
 def _error_class(status: int) -> type[StemApiError]:
@@ -232,7 +260,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return float(value[:9])
     try:
         when = email.utils.parsedate_to_datetime(value)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
