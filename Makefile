@@ -6,7 +6,7 @@ LOCK := requirements/airflow-3.3.txt
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo lint format lock clean
+.PHONY: help venv test demo bench lint format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: venv  ## Run the tests.
 
 demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow.
 	@$(BIN)/python scripts/demo.py $(ARGS)
+
+bench: venv  ## Measure the operator beside a bare floor.
+	$(BIN)/python benchmarks/year.py $(ARGS)
 
 lint: venv  ## Check style and types.
 	$(BIN)/ruff check .
