@@ -141,7 +141,7 @@ def check_rows(s3: S3Server, sim: Any) -> int:
     body = client.get_object(Bucket=BUCKET, Key="operator.parquet")["Body"].read()
     table = pq.read_table(io.BytesIO(body))
     first, last = (int(time.mktime(time.strptime(t, "%Y-%m-%dT%H:%M:%SZ")) - time.timezone) for t in (START, END))
-    wrong = abs(table.num_rows - ROWS)
+    wrong = abs(int(table.num_rows) - ROWS)
     position = 0
     for site in SITES:
         for stream_type in TYPES:
