@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.providers.common.compat.sdk import get_hook_lineage_collector
+from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 from botocore.exceptions import BotoCoreError, ClientError
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
@@ -104,7 +104,7 @@ class S3Store:
             # Another run was faster.
             if not (condition and _status(exc) == 412 and self._has_same(client, key, file)):
                 raise
-        get_hook_lineage_collector().add_output_asset(
+        get_hook_lineage_collector().add_output_asset(  # type: ignore[no-untyped-call]
             context=self._hook, scheme="s3", asset_kwargs={"bucket": self.bucket, "key": key}
         )
 

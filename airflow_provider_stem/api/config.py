@@ -56,11 +56,14 @@ class ClientConfig:
 
         :raises StemConfigError: names the field, its value (never the key) and the remedy.
         """
-        return cls(
-            api_key=_api_key(password),
-            base_url=_base_url((host or "").strip(), (schema or "").strip().lower(), port),
-            **_extra(extra),
-        )
+        api_key = _api_key(password)
+        try:
+            base_url = _base_url((host or "").strip(), (schema or "").strip(), port)
+            return cls(api_key=api_key, base_url=base_url, **_extra(extra))
+        except StemConfigError as exc:
+            message = str(exc)
+        # Pasted into a wrong field as well, the key would be shown with that field's value.
+        raise StemConfigError(message.replace(api_key, "***"))
 
 
 def _api_key(password: str | None) -> str:
@@ -77,8 +80,9 @@ def _api_key(password: str | None) -> str:
 
 
 def _base_url(host: str, schema: str, port: int | None) -> str:
-    if schema not in {"", "http", "https"}:
+    if schema.lower() not in {"", "http", "https"}:
         raise StemConfigError(f"Schema {schema!r} of the connection is neither 'http' nor 'https'.")
+    schema = schema.lower()
     if port is not None and not 1 <= port <= 65535:
         raise StemConfigError(f"Port {port} of the connection is not in 1..65535: leave it empty for the default.")
     if not host:

@@ -58,6 +58,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
-        repeated = sorted({one_line(name) for name in names if names.count(name) > 1})
-        raise StemDataError(f"a JSON object repeats the keys {repeated[:3]}")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise StemDataError(f"a JSON object repeats the keys {', '.join(repeated[:3])}")
     return result

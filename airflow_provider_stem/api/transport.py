@@ -6,7 +6,6 @@ import email.utils
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -16,11 +15,11 @@ from urllib.parse import quote
 import requests
 import tenacity
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from airflow_provider_stem import __version__
 from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.api.deadline import WholeAnswerAdapter
 from airflow_provider_stem.api.payloads import UnreadableAnswerError, error_messages, one_line
 from airflow_provider_stem.errors import (
     StemApiError,
@@ -134,7 +133,6 @@ class Transport:
         url = self._config.base_url + path
         if self._closed.is_set():
             return StemTransportError(f"the client is closed [GET {self._auth.redact(url)}]")
-        deadline = time.monotonic() + self._config.timeout
         try:
             with self._session().get(
                 url,
@@ -146,8 +144,8 @@ class Transport:
             ) as response:
                 url = self._auth.redact(str(response.url))
                 if response.status_code != HTTPStatus.OK:
-                    return self._refusal(response, deadline, url)
-                return parse(_read(response, deadline, BODY_LIMIT))
+                    return self._refusal(response, url)
+                return parse(_read(response, BODY_LIMIT))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             return StemTransportError(
                 f"no whole answer from GET {self._auth.redact(url)}: {self._shown(_root_cause(exc))}"
@@ -155,14 +153,14 @@ class Transport:
         except StemDataError as exc:
             return type(exc)(f"{self._shown(str(exc))} [GET {url}]")
 
-    def _refusal(self, response: requests.Response, deadline: float, url: str) -> StemError:
+    def _refusal(self, response: requests.Response, url: str) -> StemError:
         status = response.status_code
         if 200 <= status < 300:
             return StemDataError(f"HTTP {status} instead of 200 [GET {url}]")
         if 300 <= status < 400:
             message = "the API answered with a redirect, which is not followed: check the connection's Host"
         else:
-            message = self._shown("; ".join(_messages(response, deadline))) or _phrase(status)
+            message = self._shown("; ".join(_messages(response))) or _phrase(status)
         return _error_class(status)(status, message, url, _retry_after(response.headers))
 
     def _shown(self, text: str) -> str:
@@ -178,7 +176,7 @@ class Transport:
             session.headers["Accept"] = "application/json"
             # Plain http is for loopback alone: a proxy from the environment would see the key.
             session.trust_env = self._config.base_url.startswith("https:")
-            session.mount(self._config.base_url, HTTPAdapter(pool_connections=1, pool_maxsize=1))
+            session.mount(self._config.base_url, WholeAnswerAdapter(pool_connections=1, pool_maxsize=1))
             self._local.session = session
             with self._lock:
                 self._sessions.append(session)
@@ -197,8 +195,8 @@ class Transport:
         return isinstance(exc, (StemTransportError, UnreadableAnswerError))
 
 
-def _read(response: requests.Response, deadline: float, limit: int) -> bytes:
-    """Read a body whole. ``read1`` gives what has arrived, so a slow drip meets the deadline too."""
+def _read(response: requests.Response, limit: int) -> bytes:
+    """Read a body whole, piece by piece as it arrives, so that one without end is noticed."""
     chunks: list[bytes] = []
     size = 0
     while chunk := response.raw.read1(_CHUNK, decode_content=True):
@@ -206,15 +204,13 @@ def _read(response: requests.Response, deadline: float, limit: int) -> bytes:
         size += len(chunk)
         if size > limit:
             raise StemDataError(f"the body exceeds {limit:,} bytes")
-        if time.monotonic() > deadline:
-            raise requests.Timeout("the answer took longer than the connection's timeout")
     return b"".join(chunks)
 
 
-def _messages(response: requests.Response, deadline: float) -> list[str]:
+def _messages(response: requests.Response) -> list[str]:
     """Give what the API says of its refusal; the status counts, also where the body cannot be read."""
     try:
-        return error_messages(json.loads(_read(response, deadline, _ERROR_BODY_LIMIT)))
+        return error_messages(json.loads(_read(response, _ERROR_BODY_LIMIT)))
     except (
         requests.RequestException,
         urllib3.exceptions.HTTPError,

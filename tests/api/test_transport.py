@@ -1,0 +1,901 @@
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import threading
+import time
+import traceback
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import certifi
+import pytest
+
+from airflow_provider_stem.api import transport
+from airflow_provider_stem.api.client import StemClient
+from airflow_provider_stem.api.transport import Transport
+from airflow_provider_stem.errors import (
+    StemApiError,
+    StemAuthError,
+    StemDataError,
+    StemError,
+    StemNotFoundError,
+    StemRateLimitError,
+    StemRequestError,
+    StemServerError,
+    StemTransportError,
+)
+from airflow_provider_stem.simulator import Simulator
+
+from .conftest import KEY, Answer, Connect, Factory, RawServer, config_for, refusal, reply, until
+
+Start = Callable[..., RawServer]
+SITE = reply({"id": "a"})
+
+PASSING: list[tuple[str | int, type[StemError]]] = [
+    ("reset", StemTransportError),
+    ("hang", StemTransportError),
+    ("cut_body", StemTransportError),
+    ("cut_json", StemDataError),
+    ("html", StemDataError),
+    ("empty", StemDataError),
+    (429, StemRateLimitError),
+    (500, StemServerError),
+    (502, StemServerError),
+    (503, StemServerError),
+    (504, StemServerError),
+    (599, StemServerError),
+]
+LASTING: list[tuple[str | int, type[StemError]]] = [
+    (401, StemAuthError),
+    (403, StemAuthError),
+    (404, StemNotFoundError),
+    *((status, StemRequestError) for status in (400, 402, 405, 406, 408, 409, 410, 418, 422, 425, 451, 499)),
+    *((status, StemRequestError) for status in (300, 301, 302, 303, 304, 307, 308)),
+    ("redirect", StemRequestError),
+    ("error_200", StemDataError),
+    *((status, StemDataError) for status in (201, 202, 204, 206)),
+]
+
+
+class TestRetries:
+    @pytest.mark.parametrize("kind", [kind for kind, _ in PASSING])
+    def test_a_fault_that_passes_costs_one_request(
+        self, stem_simulator: Simulator, connect: Connect, waits: list[float], kind: str | int
+    ) -> None:
+        client = connect(stem_simulator, timeout=0.3 if kind == "hang" else 10)
+        stem_simulator.fail(kind)
+        assert next(client.list_clients())["id"]
+        assert len(stem_simulator.requests) == client.requests_sent == 2
+        assert len(waits) == 1
+
+    @pytest.mark.parametrize(("kind", "error"), PASSING)
+    @pytest.mark.parametrize("max_attempts", [1, 3])
+    def test_a_fault_that_stays_is_told_after_the_last_attempt(
+        self,
+        stem_simulator: Simulator,
+        connect: Connect,
+        waits: list[float],
+        kind: str | int,
+        error: type[StemError],
+        max_attempts: int,
+    ) -> None:
+        client = connect(stem_simulator, timeout=0.2 if kind == "hang" else 10, max_attempts=max_attempts)
+        stem_simulator.fail(kind, times=None)
+        with pytest.raises(error) as raised:
+            client.get_site("site-00001")
+        assert isinstance(raised.value, error)
+        if isinstance(raised.value, StemApiError):
+            assert raised.value.status == kind
+        assert len(stem_simulator.requests) == client.requests_sent == max_attempts
+        assert len(waits) == max_attempts - 1
+
+    @pytest.mark.parametrize(("kind", "error"), LASTING)
+    def test_what_would_not_change_is_asked_once(
+        self, stem_simulator: Simulator, connect: Connect, waits: list[float], kind: str | int, error: type[StemError]
+    ) -> None:
+        stem_simulator.fail(kind, times=None)
+        with pytest.raises(error) as raised:
+            connect(stem_simulator).get_site("site-00001")
+        assert type(raised.value) is error
+        assert len(stem_simulator.requests) == 1
+        assert waits == []
+
+    def test_faults_of_several_kinds_share_the_attempts(
+        self, stem_simulator: Simulator, connect: Connect, waits: list[float]
+    ) -> None:
+        for kind in ("reset", 503, "html", 429):
+            stem_simulator.fail(kind)
+        assert next(connect(stem_simulator, max_attempts=5).list_clients())
+        assert len(waits) == 4
+
+    def test_a_lasting_refusal_ends_the_retries(self, stem_simulator: Simulator, connect: Connect) -> None:
+        stem_simulator.fail(503)
+        stem_simulator.fail(401)
+        with pytest.raises(StemAuthError):
+            connect(stem_simulator).get_site("site-00001")
+        assert len(stem_simulator.requests) == 2
+
+    def test_nobody_listens(self, connect: Connect, raw_server: Start, waits: list[float]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            port = unused.getsockname()[1]
+        server = raw_server()
+        server.url = f"http://127.0.0.1:{port}/"
+        client = connect(server)
+        with pytest.raises(StemTransportError, match=f"127.0.0.1:{port}"):
+            client.get_site("a")
+        assert (client.requests_sent, len(waits)) == (3, 2)
+
+    def test_a_host_without_address(self, waits: list[float]) -> None:
+        client = StemClient(config_for("https://no-such-host.invalid", max_attempts=2), sleep=waits.append)
+        with pytest.raises(StemTransportError, match=r"no-such-host\.invalid"):
+            client.get_site("a")
+        assert len(waits) == 1
+
+    def test_a_retry_is_logged_with_its_reason(
+        self, stem_simulator: Simulator, connect: Connect, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stem_simulator.fail(503)
+        next(connect(stem_simulator).list_clients())
+        assert "HTTP 503" in caplog.text
+
+
+class TestWaits:
+    def test_the_backoff_grows_and_is_jittered(self, raw_server: Start, connect: Connect, waits: list[float]) -> None:
+        server = raw_server(refusal("Later.", 503))
+        for _ in range(15):
+            with pytest.raises(StemServerError):
+                connect(server, max_attempts=12).get_site("a")
+        for number in range(11):
+            drawn = waits[number::11]
+            longest = min(60.0, 0.5 * 2**number)
+            assert all(0 <= wait <= longest for wait in drawn)
+            assert max(drawn) > longest / 4
+            assert len(set(drawn)) > 10
+
+    @pytest.mark.parametrize("status", [429, 503])
+    @pytest.mark.parametrize("seconds", [0, 1, 20, 300])
+    def test_retry_after_in_seconds(
+        self, stem_simulator: Simulator, connect: Connect, waits: list[float], status: int, seconds: int
+    ) -> None:
+        stem_simulator.fail(status, retry_after=seconds)
+        next(connect(stem_simulator).list_clients())
+        assert len(waits) == 1
+        assert seconds <= waits[0] <= seconds + 0.5
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_retry_after_as_a_date(
+        self, stem_simulator: Simulator, connect: Connect, waits: list[float], status: int
+    ) -> None:
+        stem_simulator.fail(status, retry_after=datetime.now(UTC) + timedelta(seconds=120))
+        next(connect(stem_simulator).list_clients())
+        assert len(waits) == 1
+        assert 100 < waits[0] <= 120.5
+
+    def test_clients_that_were_told_the_same_come_back_apart(
+        self, raw_server: Start, connect: Connect, waits: list[float]
+    ) -> None:
+        server = raw_server(refusal("Later.", 429, Retry_After="20"))
+        with pytest.raises(StemRateLimitError):
+            connect(server, max_attempts=9).get_site("a")
+        assert len(set(waits)) == 8
+
+    def test_a_date_in_the_past_asks_for_no_wait(
+        self, stem_simulator: Simulator, connect: Connect, waits: list[float]
+    ) -> None:
+        stem_simulator.fail(429, retry_after=datetime(2020, 1, 1, tzinfo=UTC))
+        next(connect(stem_simulator).list_clients())
+        assert len(waits) == 1
+        assert waits[0] <= 0.5
+
+    @pytest.mark.parametrize("status", [429, 503])
+    @pytest.mark.parametrize("retry_after", ["301", "86400", "9" * 40, datetime(2999, 1, 1, tzinfo=UTC)], ids=str)
+    def test_a_wait_over_the_cap_raises_at_once(
+        self,
+        stem_simulator: Simulator,
+        connect: Connect,
+        waits: list[float],
+        status: int,
+        retry_after: str | datetime,
+    ) -> None:
+        stem_simulator.fail(status, retry_after=retry_after, times=None)
+        with pytest.raises(StemApiError) as raised:
+            connect(stem_simulator).get_site("site-00001")
+        assert raised.value.status == status
+        assert raised.value.retry_after is not None
+        assert raised.value.retry_after > 300
+        assert "retry after" in str(raised.value)
+        assert len(stem_simulator.requests) == 1
+        assert waits == []
+
+    def test_the_last_error_tells_what_the_server_asked_for(self, stem_simulator: Simulator, connect: Connect) -> None:
+        stem_simulator.fail(429, retry_after=17, times=None)
+        with pytest.raises(StemRateLimitError) as raised:
+            connect(stem_simulator).get_site("site-00001")
+        assert raised.value.retry_after == 17
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "",
+            "soon",
+            "-5",
+            "+5",
+            "1.5",
+            "1e3",
+            "0x10",
+            "5 s",
+            "5, 6",
+            "\xb2",
+            "NaN",
+            "inf",
+            "Mon",
+            "Mon, 99 Foo 2030 00:00:00 GMT",
+            "Mon, 01 Jan 2030 25:61:61 GMT",
+            "Mon, 01 Jan 99999999999 00:00:00 GMT",
+            "Mon, 01 Jan 2030 00:00:00 +99999999999999",
+            "Mon, 01 Jan 2030 00:00:00 +9999",
+            "Mon, 01 Jan 0000 00:00:00 GMT",
+        ],
+    )
+    def test_a_retry_after_that_makes_no_sense_is_as_good_as_none(
+        self, raw_server: Start, connect: Connect, waits: list[float], value: str
+    ) -> None:
+        server = raw_server(refusal("Later.", 503, Retry_After=value), SITE)
+        assert connect(server).get_site("a") == {"id": "a"}
+        assert len(waits) == 1
+        assert 0 <= waits[0] <= 0.5
+
+    @pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000", "UTC", ""])
+    def test_the_date_is_utc_however_it_says_so(
+        self, raw_server: Start, connect: Connect, waits: list[float], zone: str
+    ) -> None:
+        when = format_datetime(datetime.now(UTC) + timedelta(seconds=200), usegmt=True).replace("GMT", zone).strip()
+        connect(raw_server(refusal("Later.", 503, Retry_After=when), SITE)).get_site("a")
+        assert 180 < waits[0] <= 200.5
+
+    def test_a_real_rate_limit_is_survived(self, stem_simulator_factory: Factory) -> None:
+        simulator = stem_simulator_factory(rate_limit=10, retry_after="seconds", clients=14, sites=0)
+        asked: list[float] = []
+
+        def wait(seconds: float) -> None:
+            asked.append(seconds)
+            time.sleep(0.11)
+
+        with StemClient(config_for(simulator.url, "demo-key", page_size=1), sleep=wait) as client:
+            assert len(list(client.list_clients())) == 14
+        assert asked
+        assert all(1 <= seconds <= 30 for seconds in asked)
+
+
+class TestTimeouts:
+    def test_a_hung_socket_raises_in_time(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server()
+        server.answers = [server.hang]
+        began = time.monotonic()
+        with pytest.raises(StemTransportError, match=r"(?i)time"):
+            connect(server, timeout=0.3, max_attempts=2).get_site("a")
+        assert 0.6 <= time.monotonic() - began < 4
+        assert len(server.heads) == 2
+
+    @pytest.mark.parametrize(
+        ("start", "drop"),
+        [
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{", b" "),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+            (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{", b" "),
+            (b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n"),
+            (b"HTTP/1.1 200 OK\r\nX-Drops: ", b"x"),
+            (b"", b"H"),
+        ],
+        ids=["length", "chunks", "until close", "headers", "one header", "status line"],
+    )
+    def test_a_slow_drip_raises_in_time(self, raw_server: Start, connect: Connect, start: bytes, drop: bytes) -> None:
+        server = raw_server()
+        server.answers = [server.drip(start, drop)]
+        began = time.monotonic()
+        with pytest.raises(StemTransportError):
+            connect(server, timeout=0.3, max_attempts=2).get_site("a")
+        assert 0.6 <= time.monotonic() - began < 4
+        assert len(server.heads) == 2
+
+    @pytest.mark.parametrize(("status", "error", "attempts"), [(503, StemServerError, 2), (404, StemNotFoundError, 1)])
+    def test_a_refusal_counts_though_its_body_drips(
+        self, raw_server: Start, connect: Connect, status: int, error: type[StemError], attempts: int
+    ) -> None:
+        server = raw_server()
+        server.answers = [server.drip(b"HTTP/1.1 %d Status\r\nContent-Length: 100000\r\n\r\n{" % status)]
+        began = time.monotonic()
+        with pytest.raises(error):
+            connect(server, timeout=0.3, max_attempts=2).get_site("a")
+        assert time.monotonic() - began < 4
+        assert len(server.heads) == attempts
+
+    @pytest.mark.parametrize("slow", ["hang", "drip"])
+    def test_a_slow_answer_is_asked_for_again(self, raw_server: Start, connect: Connect, slow: str) -> None:
+        server = raw_server()
+        drip = server.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
+        server.answers = [server.hang if slow == "hang" else drip, SITE]
+        client = connect(server, timeout=0.3)
+        assert client.get_site("a") == {"id": "a"}
+        assert client.requests_sent == 2
+
+    def test_a_slow_but_timely_answer_is_whole(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server()
+        server.answers = [server.drip(b'HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{"id": "a"}', drops=11)]
+        assert connect(server, timeout=20).get_site("a") == {"id": "a"}
+        assert len(server.heads) == 1
+
+
+def chunked(*parts: bytes, end: bytes = b"0\r\n\r\n", **headers: str) -> bytes:
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()).encode()
+    body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + lines + b"\r\n" + body + end
+
+
+def then_reset(start: bytes) -> Answer:
+    def answer(connection: socket.socket, head: bytes) -> None:
+        connection.sendall(start)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        connection.close()
+
+    return answer
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            SITE,
+            chunked(b'{"id"', b': "a"}'),
+            b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"id": "a"}',
+            b'HTTP/1.0 200 OK\r\n\r\n{"id": "a"}',
+            reply(gzip.compress(b'{"id": "a"}'), Content_Encoding="gzip"),
+            reply(zlib.compress(b'{"id": "a"}'), Content_Encoding="deflate"),
+            chunked(*(bytes([byte]) for byte in gzip.compress(b'{"id": "a"}')), Content_Encoding="gzip"),
+            reply(gzip.compress(b'{"id"') + gzip.compress(b': "a"}'), Content_Encoding="gzip"),
+            reply(b'{"id": "a"}', Content_Type="text/plain; charset=utf-16"),
+            reply(b'{"id": "a"}', X_Odd="\xff\x80"),
+        ],
+    )
+    def test_however_a_body_travels(self, raw_server: Start, connect: Connect, answer: bytes) -> None:
+        server = raw_server(answer)
+        assert connect(server).get_site("a") == {"id": "a"}
+        assert len(server.heads) == 1
+
+    def test_a_large_body_is_whole(self, raw_server: Start, connect: Connect) -> None:
+        name = os.urandom(1_500_000).hex()
+        body = f'{{"id": "a", "name": "{name}"}}'.encode()
+        for answer in (reply(body), reply(gzip.compress(body, 1), Content_Encoding="gzip"), chunked(body)):
+            assert connect(raw_server(answer)).get_site("a")["name"] == name
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            reply(b'{"id": "a"}', length=12),
+            reply(b"", length=1),
+            reply(b'{"id": "a"', length=500_000),
+            chunked(b'{"id": "a"}', end=b""),
+            chunked(b'{"id": "a"}', end=b"5\r\nab"),
+            chunked(b'{"id": "a"}', end=b"what?\r\n"),
+            then_reset(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"),
+            then_reset(b"HTTP/1.1 200 OK\r\nContent-Le"),
+            then_reset(b""),
+            reply(b"no gzip at all", Content_Encoding="gzip"),
+            reply(gzip.compress(b'{"id": "' + os.urandom(999).hex().encode() + b'"}')[:-99], Content_Encoding="gzip"),
+            reply(gzip.compress(b'{"id": "a"}')[:6], Content_Encoding="gzip"),
+            reply(b'{"id": "a"}', length=5, Connection="close"),
+            b"garbage\r\n\r\n",
+            b"\x16\x03\x01\xff\x00",
+            b"HTTP/1.1 abc OK\r\n\r\n",
+            b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 11\r\n\r\n{"id": "a"}',
+            b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+            b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+            reply(b'{"name": "caf\xe9"}'),
+        ],
+    )
+    def test_a_broken_answer_is_asked_for_again(self, raw_server: Start, connect: Connect, answer: Answer) -> None:
+        server = raw_server(answer, SITE)
+        client = connect(server)
+        assert client.get_site("a") == {"id": "a"}
+        assert client.requests_sent == 2
+        with pytest.raises((StemTransportError, StemDataError)):
+            connect(raw_server(answer), max_attempts=2).get_site("a")
+
+    @pytest.mark.parametrize("form", ["length", "chunks", "gzip"])
+    def test_a_body_over_the_limit_is_refused_at_once(
+        self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, form: str
+    ) -> None:
+        monkeypatch.setattr(transport, "BODY_LIMIT", 10_000)
+        body = b'{"id": "a"}' + b" " * 10_000
+        forms = {
+            "length": reply(body),
+            "chunks": chunked(*[body[:1000]] * 12),
+            "gzip": reply(gzip.compress(body), Content_Encoding="gzip"),
+        }
+        server = raw_server(forms[form])
+        with pytest.raises(StemDataError, match="10,000 bytes"):
+            connect(server).get_site("a")
+        assert len(server.heads) == 1
+
+    def test_a_body_at_the_limit_is_taken(
+        self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transport, "BODY_LIMIT", 11)
+        assert connect(raw_server(reply(b'{"id": "a"}'))).get_site("a") == {"id": "a"}
+
+    def test_the_limit_leaves_room_for_a_year(self) -> None:
+        assert transport.BODY_LIMIT >= 64 * 2**20
+
+    @pytest.mark.skipif(
+        tuple(map(int, version("urllib3").split(".")[:2])) < (2, 6), reason="decodes a chunk of any size at once"
+    )
+    def test_a_gzip_bomb_does_not_fill_the_memory(
+        self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transport, "BODY_LIMIT", 2**20)
+        bomb = gzip.compress(bytes(200 * 2**20), 9)
+        client = connect(raw_server(reply(bomb, Content_Encoding="gzip")))
+        tracemalloc.start()
+        try:
+            with pytest.raises(StemDataError, match="exceeds"):
+                client.get_site("a")
+            assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+        finally:
+            tracemalloc.stop()
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            reply(b'{"errors": [', 404, length=999),
+            reply(b"no gzip at all", 404, Content_Encoding="gzip"),
+            then_reset(b"HTTP/1.1 404 Status\r\nContent-Length: 999\r\n\r\n{"),
+        ],
+        ids=["cut off", "no gzip", "reset"],
+    )
+    def test_a_refusal_counts_though_its_body_is_broken(
+        self, raw_server: Start, connect: Connect, answer: Answer
+    ) -> None:
+        server = raw_server(answer)
+        with pytest.raises(StemNotFoundError, match="Not Found"):
+            connect(server).get_site("a")
+        assert len(server.heads) == 1
+
+    def test_an_endless_error_page_is_not_read_to_its_end(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(reply(b"x" * 300_000, 404))
+        with pytest.raises(StemNotFoundError, match="Not Found"):
+            connect(server).get_site("a")
+        assert len(server.heads) == 1
+
+
+class TestRedirects:
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    def test_nobody_else_gets_the_key(self, raw_server: Start, connect: Connect, status: int) -> None:
+        elsewhere = raw_server()
+        server = raw_server(reply(b"", status, Location=elsewhere.url + "?secret-place"))
+        with pytest.raises(StemRequestError, match="redirect") as raised:
+            connect(server).get_site("a")
+        assert raised.value.status == status
+        assert "secret-place" not in str(raised.value)
+        assert elsewhere.connections == 0
+        assert len(server.heads) == 1
+
+    def test_nor_does_another_path_of_the_same_server(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(reply(b"", 302, Location="/api/v2/"), SITE)
+        with pytest.raises(StemRequestError):
+            connect(server).get_site("a")
+        assert len(server.heads) == 1
+
+
+class TestErrorTexts:
+    @pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
+    def test_the_api_s_own_messages_are_told(self, raw_server: Start, connect: Connect, status: int) -> None:
+        body = {"errors": [{"message": "First: é.", "code": 1}, {"message": "Second."}], "debug": "s3cr3t-body"}
+        server = raw_server(reply(body, status, X_Secret="s3cr3t-header", Set_Cookie="id=s3cr3t-cookie"))
+        with pytest.raises(StemApiError) as raised:
+            connect(server, max_attempts=1).get_site("a")
+        assert raised.value.message == "First: é.; Second."
+        assert raised.value.request_url_without_secrets == f"{server.url}sites/a"
+        assert str(raised.value) == f"HTTP {status}: First: é.; Second. [GET {server.url}sites/a]"
+        assert "s3cr3t" not in repr(raised.value.args)
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"<html>s3cr3t</html>", b"s3cr3t", b'"s3cr3t"', b'{"error": "s3cr3t"}', b'{"errors": "s3cr3t"}',
+         b'{"errors": [{"text": "s3cr3t"}]}', b'{"errors": [{"message": {"s3cr3t": 1}}]}', b"\xff\xfe s3cr3t",
+         b"[" * 60_000],
+    )  # fmt: skip
+    def test_without_one_the_status_speaks(self, raw_server: Start, connect: Connect, body: bytes) -> None:
+        with pytest.raises(StemNotFoundError) as raised:
+            connect(raw_server(reply(body, 404))).get_site("a")
+        assert raised.value.message == "Not Found"
+
+    def test_an_unknown_status_has_a_message_too(self, raw_server: Start, connect: Connect) -> None:
+        with pytest.raises(StemRequestError) as raised:
+            connect(raw_server(reply(b"", 499))).get_site("a")
+        assert raised.value.message
+
+    def test_an_error_under_200_is_told_at_once(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(reply({"errors": [{"message": "The database is away.", "code": 500}]}))
+        with pytest.raises(StemDataError, match=r"The database is away\..*/sites/a\]"):
+            connect(server).get_site("a")
+        assert len(server.heads) == 1
+
+    @pytest.mark.parametrize("status", [200, 400, 503])
+    def test_nothing_in_a_message_acts_on_a_terminal_or_a_log(
+        self, raw_server: Start, connect: Connect, caplog: pytest.LogCaptureFixture, status: int
+    ) -> None:
+        nasty = "No\r\n2024-01-01 ERROR forged\x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2028\x00 end"
+        with pytest.raises(StemError) as raised:
+            connect(raw_server(refusal(nasty, status))).get_site("a")
+        assert str(raised.value).isprintable()
+        assert "No 2024-01-01 ERROR forged [2J" in str(raised.value)
+        assert all(record.getMessage().isprintable() for record in caplog.records)
+
+    @pytest.mark.parametrize("status", [200, 400, 503])
+    def test_a_message_has_an_end(self, raw_server: Start, connect: Connect, status: int) -> None:
+        with pytest.raises(StemError) as raised:
+            connect(raw_server(refusal("long " * 9000, status)), max_attempts=1).get_site("a")
+        assert len(str(raised.value)) < 1000
+
+    def test_the_address_in_the_text_is_one_line(self, raw_server: Start, connect: Connect) -> None:
+        with pytest.raises(StemNotFoundError) as raised:
+            connect(raw_server(refusal("No.", 404))).get_site("a\n\x1b[2J b")
+        assert str(raised.value).isprintable()
+        assert " b" not in raised.value.request_url_without_secrets
+
+
+ECHOES: dict[str, Callable[[str], Answer]] = {
+    "400": lambda text: refusal(text, 400),
+    "401": lambda text: refusal(text, 401, WWW_Authenticate=text),
+    "429": lambda text: refusal(text, 429, Retry_After="400"),
+    "503": lambda text: refusal(text, 503),
+    "an error under 200": lambda text: refusal(text, 200),
+    "a repeated key under 200": lambda text: reply(f'{{"{text}": 1, "{text}": 2}}'),
+    "a page under 200": lambda text: reply(f"<p>{text}"),
+    "another page under 500": lambda text: reply(f"<p>{text}", 500),
+    "a redirect": lambda text: reply(b"", 302, Location=f"/{text}"),
+    "a cut-off body": lambda text: reply(text, length=9999),
+    "a status line": lambda text: f"{text}\r\n\r\n".encode(),
+    "a status": lambda text: f"HTTP/1.1 {text} OK\r\n\r\n".encode(),
+    "a chunk": lambda text: chunked(b"{}", end=f"{text}\r\n".encode()),
+    "a length": lambda text: f"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: {text}\r\n\r\n".encode(),
+    "a reset": lambda text: then_reset(f"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\nX: {text}\r\n\r\n{text}".encode()),
+    "a hang": lambda _text: lambda _connection, _head: time.sleep(0.4),
+    "too large a body": lambda text: reply(text * 100),
+}
+
+
+def whole_chain(error: BaseException) -> str:
+    """Every traceback that leads to ``error`` as a debugger would show it, without the tests' own frames."""
+    shown, pending, met = [], [error], set[int]()
+    while pending:
+        one = pending.pop()
+        met.add(id(one))
+        told = traceback.TracebackException(type(one), one, one.__traceback__, capture_locals=True)
+        told.stack[:] = [frame for frame in told.stack if not frame.filename.startswith(str(Path(__file__).parent))]
+        shown += [*told.format(chain=False), repr(one), repr(one.args), repr(vars(one))]
+        pending += [other for other in (one.__cause__, one.__context__) if other and id(other) not in met]
+    return "\n".join(shown)
+
+
+class TestTheKey:
+    def test_it_is_sent_as_the_guide_says_and_nowhere_else(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(SITE)
+        connect(server).get_site("a")
+        (head,) = server.heads
+        assert server.authorizations == [f"APIKEY {KEY}"]
+        assert head.count(KEY.encode()) == 1
+
+    @pytest.mark.parametrize("echo", ECHOES)
+    def test_no_text_log_or_traceback_holds_it(
+        self,
+        raw_server: Start,
+        connect: Connect,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        echo: str,
+    ) -> None:
+        monkeypatch.setattr(transport, "BODY_LIMIT", 1000)
+        caplog.set_level("DEBUG")
+        client = connect(raw_server(ECHOES[echo](KEY)), timeout=0.3 if echo == "a hang" else 10, max_attempts=2)
+        with pytest.raises(StemError) as raised:
+            client.get_site("a")
+        assert KEY not in str(raised.value)
+        assert KEY not in caplog.text
+        assert KEY not in whole_chain(raised.value)
+
+    @pytest.mark.parametrize(
+        "text", ["x" * 490 + KEY, "x " * 250 + KEY, " " * 990 + KEY, "x" * 499 + KEY], ids=lambda text: f"{len(text)}"
+    )
+    @pytest.mark.parametrize("status", [200, 400])
+    def test_no_piece_of_it_is_left_where_a_message_is_cut(
+        self, raw_server: Start, connect: Connect, text: str, status: int
+    ) -> None:
+        with pytest.raises(StemError) as raised:
+            connect(raw_server(refusal(text, status))).get_site("a")
+        assert KEY[:4] not in str(raised.value)
+
+    @pytest.mark.parametrize("shown", [KEY, "s3nTinel/Key%2B9%3D%40%3AzQ", "s3nTinel%2FKey%2B9%3D%40%3AzQ"])
+    def test_a_server_that_repeats_it_in_a_message(self, raw_server: Start, connect: Connect, shown: str) -> None:
+        with pytest.raises(StemRequestError) as raised:
+            connect(raw_server(refusal(f"The key '{shown}' is odd, {shown}!"))).get_site("a")
+        assert raised.value.message == "The key '***' is odd, ***!"
+
+    def test_it_is_not_shown_where_it_was_given_as_an_argument(self, raw_server: Start, connect: Connect) -> None:
+        for name in ("get_site", "list_sites"):
+            with pytest.raises(StemNotFoundError) as raised:
+                list(getattr(connect(raw_server(refusal("No.", 404))), name)(KEY))
+            assert "s3nTinel" not in str(raised.value)
+
+    def test_no_object_shows_it(self, raw_server: Start, connect: Connect) -> None:
+        client = connect(raw_server(SITE))
+        client.get_site("a")
+        assert KEY not in f"{client!r} {vars(client)!r} {vars(client._transport)!r}"
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_netrc_does_not_replace_it(
+        self, scheme: str, request: pytest.FixtureRequest, raw_server: Start, connect: Connect,
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    ) -> None:  # fmt: skip
+        netrc = tmp_path / ".netrc"
+        netrc.write_text("machine 127.0.0.1 login someone password else\ndefault login someone password else\n")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("NETRC", str(netrc))
+        server = raw_server(SITE, tls=request.getfixturevalue("tls") if scheme == "https" else None)
+        connect(server, verify=str(request.getfixturevalue("certificate"))).get_site("a")
+        assert server.authorizations == [f"APIKEY {KEY}"]
+
+    @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+    def test_no_proxy_of_the_environment_sees_it_in_the_clear(
+        self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        proxy, server = raw_server(SITE), raw_server(SITE)
+        monkeypatch.setenv(variable, f"http://{proxy.address}")
+        connect(server).get_site("a")
+        assert proxy.connections == 0
+        assert server.authorizations == [f"APIKEY {KEY}"]
+
+    @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+    def test_a_proxy_for_https_is_asked_for_a_tunnel_without_it(
+        self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        proxy = raw_server(reply(b"", 403))
+        monkeypatch.setenv(variable, f"http://{proxy.address}")
+        server = raw_server()
+        server.url = "https://api.example/"
+        with pytest.raises(StemTransportError):
+            connect(server, max_attempts=1).get_site("a")
+        (head,) = proxy.heads
+        assert head.startswith(b"CONNECT api.example:443 HTTP/1.")
+        assert KEY.encode() not in head
+
+
+class TestTls:
+    def test_an_unknown_certificate_is_refused_before_the_key_is_sent(
+        self, raw_server: Start, connect: Connect, tls: object
+    ) -> None:
+        server = raw_server(SITE, tls=tls)
+        with pytest.raises(StemTransportError, match=r"(?i)certificate"):
+            connect(server, max_attempts=1).get_site("a")
+        assert server.heads == []
+
+    @pytest.mark.parametrize("verify", ["true", True])
+    def test_so_it_is_where_verification_is_asked_for(
+        self, raw_server: Start, connect: Connect, tls: object, verify: object
+    ) -> None:
+        with pytest.raises(StemTransportError, match=r"(?i)certificate"):
+            connect(raw_server(SITE, tls=tls), max_attempts=1, verify=verify).get_site("a")
+
+    def test_a_bundle_makes_it_known(self, raw_server: Start, connect: Connect, tls: object, certificate: Path) -> None:
+        server = raw_server(SITE, tls=tls)
+        assert connect(server, verify=str(certificate)).get_site("a") == {"id": "a"}
+        assert server.authorizations == [f"APIKEY {KEY}"]
+
+    def test_a_bundle_of_others_does_not(self, raw_server: Start, connect: Connect, tls: object) -> None:
+        server = raw_server(SITE, tls=tls)
+        with pytest.raises(StemTransportError, match=r"(?i)certificate"):
+            connect(server, max_attempts=1, verify=certifi.where()).get_site("a")
+        assert server.heads == []
+
+    @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+    @pytest.mark.parametrize("verify", ["false", False])
+    @pytest.mark.parametrize("bundle", ["", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+    def test_verification_can_be_switched_off(
+        self,
+        raw_server: Start,
+        connect: Connect,
+        monkeypatch: pytest.MonkeyPatch,
+        tls: object,
+        verify: object,
+        bundle: str,
+    ) -> None:
+        if bundle:
+            monkeypatch.setenv(bundle, "/etc/ssl/certs/ca-certificates.crt")
+        assert connect(raw_server(SITE, tls=tls), verify=verify).get_site("a") == {"id": "a"}
+
+    def test_https_to_a_server_without_it(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        server.url = f"https://{server.address}/"
+        with pytest.raises(StemTransportError):
+            connect(server, max_attempts=1, timeout=0.3).get_site("a")
+
+
+class TestConnections:
+    def test_one_thread_uses_one_connection(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(SITE)
+        client = connect(server)
+        for _ in range(20):
+            client.get_site("a")
+        assert (len(server.heads), server.connections) == (20, 1)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            chunked(b'{"id"', b': "a"}'),
+            reply(gzip.compress(b'{"id": "a"}'), Content_Encoding="gzip"),
+            reply('{"id": "' + "a" * 700_000 + '"}'),
+            refusal("No.", 404),
+            refusal("Later.", 503),
+            reply(b"", 503),
+            reply(b"<html>", 200),
+        ],
+    )
+    def test_whatever_it_answers_the_connection_is_used_again(
+        self, raw_server: Start, connect: Connect, answer: bytes
+    ) -> None:
+        def send(connection: socket.socket, head: bytes) -> None:
+            connection.sendall(answer)
+
+        server = raw_server(send)
+        client = connect(server, max_attempts=2)
+        for _ in range(3):
+            try:
+                client.get_site("a")
+            except StemError:
+                continue
+        assert len(server.heads) >= 3
+        assert server.connections == 1
+
+    def test_it_is_reused_under_tls_too(
+        self, raw_server: Start, connect: Connect, tls: object, certificate: Path
+    ) -> None:
+        server = raw_server(SITE, tls=tls)
+        client = connect(server, verify=str(certificate))
+        for _ in range(5):
+            client.get_site("a")
+        assert server.connections == 1
+
+    def test_a_connection_that_the_server_closed_is_replaced(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(reply({"id": "a"}, Connection="close"))
+        client = connect(server)
+        for _ in range(3):
+            client.get_site("a")
+        assert server.connections == 3
+        assert client.requests_sent == 3
+
+    def test_each_thread_has_its_own(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(SITE)
+        client = connect(server)
+        together = threading.Barrier(8, timeout=10)
+
+        def work(_: int) -> None:
+            together.wait()
+            for _ in range(5):
+                client.get_site("a")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+        assert (len(server.heads), server.connections) == (40, 8)
+        assert client.requests_sent == 40
+
+    def test_requests_are_counted_exactly_by_many_threads(self, stem_simulator: Simulator, connect: Connect) -> None:
+        client = connect(stem_simulator, max_attempts=50)
+        stem_simulator.fail(503, times=20)
+        stem_simulator.fail("html", times=20, after=30)
+
+        def work(_: int) -> None:
+            for _ in range(10):
+                client.get_site("site-00001")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+        assert client.requests_sent == len(stem_simulator.requests) == 80 + 40
+
+    def test_nothing_is_sent_before_a_request(self, raw_server: Start) -> None:
+        server = raw_server()
+        client = StemClient(config_for(server.url))
+        client.list_clients()
+        client.close()
+        assert (client.requests_sent, server.connections) == (0, 0)
+
+
+class TestClose:
+    def test_a_wait_ends_and_nothing_is_sent_after_it(self, stem_simulator: Simulator) -> None:
+        stem_simulator.fail(503, times=None, retry_after=300)
+        client = StemClient(config_for(stem_simulator.url, "demo-key"))
+        with ThreadPoolExecutor(3) as pool:
+            waiting = [pool.submit(client.get_site, "site-00001") for _ in range(3)]
+            until(lambda: [request.status for request in stem_simulator.requests] == [503] * 3)
+            client.close()
+            errors = [future.exception(timeout=10) for future in waiting]
+        assert all(isinstance(error, StemError) for error in errors)
+        assert client.requests_sent == len(stem_simulator.requests) == 3
+
+    def test_a_real_wait_lasts_and_then_the_request_goes_out(self, stem_simulator: Simulator) -> None:
+        stem_simulator.fail(503, retry_after=1)
+        began = time.monotonic()
+        with StemClient(config_for(stem_simulator.url, "demo-key")) as client:
+            assert next(client.list_clients())
+        assert time.monotonic() - began >= 1
+
+    def test_new_requests_are_refused_unsent(
+        self, stem_simulator: Simulator, connect: Connect, waits: list[float]
+    ) -> None:
+        client = connect(stem_simulator)
+        listing = connect(stem_simulator, page_size=1).list_clients()
+        next(client.list_clients())
+        client.close()
+        client.close()
+        with pytest.raises(StemTransportError, match="closed"):
+            next(client.list_clients())
+        assert waits == []
+        assert client.requests_sent == len(stem_simulator.requests) == 1
+        assert next(listing)
+
+    def test_connections_are_closed(self, raw_server: Start) -> None:
+        gone = threading.Event()
+
+        def answer(connection: socket.socket, head: bytes) -> None:
+            connection.sendall(SITE)
+            if not connection.recv(1):
+                gone.set()
+
+        with StemClient(config_for(raw_server(answer).url)) as client:
+            client.get_site("a")
+        assert gone.wait(10)
+
+    def test_a_request_under_way_may_end(self, raw_server: Start) -> None:
+        arrived, answered = threading.Event(), threading.Event()
+
+        def answer(connection: socket.socket, head: bytes) -> None:
+            arrived.set()
+            answered.wait(10)
+            connection.sendall(SITE)
+
+        client = StemClient(config_for(raw_server(answer).url))
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(client.get_site, "a")
+            assert arrived.wait(10)
+            client.close()
+            answered.set()
+            assert future.result(10) == {"id": "a"}
+
+
+def test_a_parser_s_own_errors_pass_unchanged(raw_server: Start) -> None:
+    def parse(body: bytes) -> None:
+        raise LookupError("a bug")
+
+    server = raw_server(SITE)
+    with pytest.raises(LookupError, match="a bug"):
+        Transport(config_for(server.url)).get("sites/a", {}, parse)
+    assert len(server.heads) == 1
+
+
+def test_the_server_is_told_who_asks(raw_server: Start, connect: Connect) -> None:
+    server = raw_server(SITE)
+    connect(server).get_site("a")
+    assert b"User-Agent: airflow-provider-stem/" in server.heads[0]
+    assert b"Accept: application/json\r\n" in server.heads[0]
