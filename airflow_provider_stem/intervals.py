@@ -51,9 +51,11 @@ def is_partitioned(context: Mapping[str, Any]) -> bool:
 
 def _data_interval(context: Mapping[str, Any]) -> WallTime | None:
     start, end = context.get("data_interval_start"), context.get("data_interval_end")
-    if start is None or end is None or start >= end:
+    if start is None or end is None:
         return None
-    return start.astimezone(UTC), end.astimezone(UTC)
+    # In UTC: two times of one zone are compared by the clock on the wall, which goes back once a year.
+    start, end = start.astimezone(UTC), end.astimezone(UTC)
+    return (start, end) if start < end else None
 
 
 def _partition_key(context: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from airflow_provider_stem.errors import StemDataError
@@ -18,15 +19,17 @@ class UnreadableAnswerError(StemDataError):
     """
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+def read_object(body: bytes, parse_int: Callable[[str], Any] = int) -> dict[str, Any]:
     """
     Parse a body that must be one JSON object and no error payload.
+
+    :param parse_int: makes a number of digits without point or exponent.
 
     :raises UnreadableAnswerError: it is no JSON.
     :raises StemDataError: it is some other JSON, repeats a key, or holds the guide's error payload.
     """
     try:
-        payload = json.loads(body, object_pairs_hook=_without_repeats)
+        payload = json.loads(body, object_pairs_hook=_without_repeats, parse_int=parse_int)
     except (ValueError, RecursionError) as exc:
         reason = "empty" if not body.strip() else f"no JSON ({type(exc).__name__})"
         raise UnreadableAnswerError(f"the body of {len(body):,} bytes is {reason}") from None

@@ -218,7 +218,10 @@ class Fleet:
         if begin > last:
             return dict.fromkeys(stream_types, _no_rows())
         series = Series(site.building, begin - resolution + BASE, last)
-        return {name: self._rows(series, name, resolution, from_end, view) for name, from_end in firsts.items()}
+        return {
+            name: self._rows(series, name, resolution, from_end, view) if from_end <= last else _no_rows()
+            for name, from_end in firsts.items()
+        }
 
     def shown(
         self, site_id: str, stream_type: str, resolution: int, first_end: int, last_end: int, now: datetime

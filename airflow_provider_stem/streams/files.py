@@ -7,6 +7,7 @@ The same rows give the same bytes, so writing them again changes nothing.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -140,7 +141,21 @@ def _compressed(file: BinaryIO, compression: str) -> Iterator[Any]:
         with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0) as sink:
             yield sink
     elif compression == "zstd":
-        with pa.CompressedOutputStream(pa.PythonFile(file, "w"), "zstd") as sink:
+        # Closing the stream closes what lies below, but the file is still to be read.
+        with pa.CompressedOutputStream(_Unclosed(file), "zstd") as sink:
             yield sink
     else:
         yield file
+
+
+class _Unclosed(io.RawIOBase):
+    """Writes through, and leaves the file open when closed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)

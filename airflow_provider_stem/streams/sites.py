@@ -77,12 +77,12 @@ def _read_start(text: Any, site_id: str, stream_type: str) -> datetime | None:
         return None
     try:
         instant = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        # All times of the API are UTC, so one that does not say so is not refused here.
+        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
         raise StemDataError(
             f"site {site_id}: stream_start_times of {stream_type} is {str(text)[:60]!r}, not an ISO 8601 time"
         ) from None
-    # All times of the API are UTC, so one that does not say so is not refused here.
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
 
 
 def _read_site(entry: Any) -> Site:

@@ -129,6 +129,7 @@ _ANSWER = pa.schema(
         ("id", pa.string()),
         ("name", pa.string()),
         ("stream_types", pa.list_(pa.struct([("stream_type", pa.string()), ("streams", pa.list_(_ROW))]))),
+        ("errors", pa.null()),  # the guide's error payload is not to be passed over among unknown fields
     ]
 )
 
@@ -137,6 +138,9 @@ def _read_columnar(
     body: bytes, site_id: str, stream_types: Sequence[str], window: Window, *, lenient: bool
 ) -> Streams | None:
     """Give the rows, or ``None`` for anything but a plain, right answer."""
+    # pyarrow's reader does not look at the encoding, and a body that begins with another value may end the process.
+    if not body.lstrip().startswith(b"{") or not _is_utf8(body):
+        return None
     try:
         answer = pyarrow.json.read_json(
             pa.BufferReader(body),
@@ -154,7 +158,7 @@ def _read_columnar(
             return None
         entries = answer.column("stream_types").combine_chunks().flatten()
         names = entries.field("stream_type").to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError):
+    except pa.ArrowException:
         return None
     if entries.null_count or len(set(names)) < len(names) or not set(names) <= set(stream_types):
         return None
@@ -168,6 +172,13 @@ def _read_columnar(
             return None
         result[name] = stream
     return result
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        return body.isascii() or bool(body.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _stream_of(rows: pa.StructArray, window: Window) -> pa.RecordBatch | None:
@@ -231,7 +242,7 @@ _ROW_FIELDS = frozenset(_ROW.names)
 
 
 def _read_plain(body: bytes, site_id: str, stream_types: Sequence[str], window: Window) -> tuple[Streams, set[str]]:
-    answer = read_object(body)
+    answer = read_object(body, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
     shown_site = one_line(site_id)
     if answer.get("id") not in (None, site_id):
         raise StemDataError(f"site {shown_site}: the answer is for another id, {one_line(str(answer['id']))!r}")

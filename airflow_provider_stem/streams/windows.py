@@ -61,7 +61,8 @@ class Window:
                 raise StemConfigError(
                     f"{name} is {value.isoformat()}, which has no time zone: add an offset such as Z."
                 )
-        if end <= start:
+        # In UTC: Python compares two times of one zone by the clock on the wall, which goes back once a year.
+        if end.astimezone(UTC) <= start.astimezone(UTC):
             raise StemConfigError(f"end {end.isoformat()} is not after start {start.isoformat()}.")
         return cls(_floor(start, resolution), _floor(end, resolution), resolution)
 
@@ -201,7 +202,10 @@ def parse_instant(name: str, value: object) -> datetime:
         raise StemConfigError(f"{name} is {value!r}: give an aware datetime or an ISO 8601 string with an offset.")
     if instant.utcoffset() is None:
         raise StemConfigError(f"{name} is {value!s}, which has no time zone: add an offset such as Z.")
-    return instant.astimezone(UTC)
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise StemConfigError(f"{name} is {value!s}, beyond what ISO 8601 has years for in UTC.") from None
 
 
 def first_expected_end(stream_start: datetime, resolution: int) -> int:
@@ -211,7 +215,8 @@ def first_expected_end(stream_start: datetime, resolution: int) -> int:
     :param stream_start: from ``stream_start_times``, which holds a shown start such as ``16:15:01``: the first
         interval is the one whose own shown start, ``k - resolution + 1 s``, is not before it.
     """
-    return -(-(epoch(stream_start) + resolution - 1) // resolution) * resolution
+    start = epoch(stream_start) + (stream_start.microsecond > 0)
+    return -(-(start + resolution - 1) // resolution) * resolution
 
 
 def epoch(instant: datetime) -> int:

@@ -189,3 +189,17 @@ def test_midnight_of_series_in_local_time() -> None:
     for name in ("load", "converter", "monitor", "revenue"):
         joined = np.concatenate([getattr(half, name) for half in halves])
         assert np.array_equal(joined, getattr(day, name))
+
+
+@pytest.mark.parametrize("resolution", [900, 1800, 3600])
+def test_a_stream_that_begins_after_the_range_has_no_rows_beside_one_that_has(resolution):
+    fleet = Fleet(Settings(sites=20))
+    for site_id in fleet.site_ids:
+        starts = fleet.site(site_id).stream_start_times
+        last = starts["CONVERTER"] // 3600 * 3600
+        rows = fleet.rows(
+            site_id, ["MONITOR", "CONVERTER"], resolution, last - 7200 + resolution, last, fleet.view(resolution, 2e9)
+        )
+        assert len(rows["CONVERTER"].ends) == 0
+        began = starts["MONITOR"] <= last - 7200
+        assert len(rows["MONITOR"].ends) == 7200 // resolution or not began
