@@ -109,7 +109,7 @@ class S3Server:
                 env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
                 # A Ctrl-C at the terminal goes to the caller alone, who stops the server in its own time.
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - nothing but a system call happens in it
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - nothing but a system call happens in it
             )
         try:
             self._wait_until_ready(log)
@@ -166,7 +166,7 @@ class S3Server:
             return False
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask Linux to end the server when the caller is killed outright; elsewhere there is no such thing."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -43,7 +43,7 @@ class SiteResult(Generic[K]):
 
     :param rows: how many rows were kept.
     :param kept: by stream type, what the caller's ``keep`` gave for each part, in order of time.
-    :param accounts: by stream type; a type that began after the window, or that the site lacks, has none.
+    :param accounts: by stream type; empty or absent for a type that began after the window or that the site lacks.
     :param unavailable: types that were asked for and that the site lacks.
     :param error: why the site was left out, where it was.
     """

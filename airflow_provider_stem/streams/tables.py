@@ -93,7 +93,7 @@ class StreamsDecoder:
     """
     Decodes the answers of one run.
 
-    Safe to share between threads. Fields of a row that the guide does not know are told once a run and left out.
+    Safe to share between threads. Fields that the guide does not know are told once a run and left out.
     """
 
     def __init__(self) -> None:
@@ -238,6 +238,8 @@ def _labels(window: Window, zone: str) -> _Labels:
 # --- plain ----------------------------------------------------------------------------------------------------------
 
 _SHOWN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.0{1,9})?(?:Z|[+-]\d\d:?\d\d)", re.ASCII)
+_ANSWER_FIELDS = frozenset(_ANSWER.names)
+_ENTRY_FIELDS = frozenset({"stream_type", "streams"})
 _ROW_FIELDS = frozenset(_ROW.names)
 
 
@@ -249,7 +251,7 @@ def _read_plain(body: bytes, site_id: str, stream_types: Sequence[str], window: 
     if "stream_types" not in answer:
         raise StemDataError(f"site {shown_site}: the answer has no 'stream_types'")
     rows: dict[str, dict[int, float | None]] = {}
-    unknown: set[str] = set()
+    unknown = answer.keys() - _ANSWER_FIELDS
     for entry in _list_of(answer["stream_types"], f"site {shown_site}: 'stream_types'"):
         if not isinstance(entry, dict) or entry.get("stream_type") not in stream_types:
             name = entry.get("stream_type") if isinstance(entry, dict) else entry
@@ -257,6 +259,7 @@ def _read_plain(body: bytes, site_id: str, stream_types: Sequence[str], window: 
                 f"site {shown_site}: the answer holds stream type {one_line(repr(name))}, asked for were "
                 f"{', '.join(stream_types)}"
             )
+        unknown |= entry.keys() - _ENTRY_FIELDS
         stream = rows.setdefault(entry["stream_type"], {})
         place = f"site {shown_site}, {entry['stream_type']}"
         for number, row in enumerate(_list_of(entry.get("streams"), f"{place}: 'streams'")):

@@ -158,7 +158,7 @@ class Window:
 
 def check_resolution(resolution: int) -> None:
     """Refuse what is no resolution of the API."""
-    if isinstance(resolution, bool) or resolution not in RESOLUTIONS:
+    if type(resolution) is not int or resolution not in RESOLUTIONS:
         raise StemConfigError(
             f"resolution is {resolution!r}: the API knows {', '.join(map(str, RESOLUTIONS))} seconds."
         )

@@ -1,0 +1,213 @@
+"""What ``demo.py`` shows of landed rows: energy, a comparison with the simulator, a picture of a site's day."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from airflow_provider_stem.simulator.model import Fleet
+
+RESOLUTION = 900
+_DAY = 86_400
+_COLUMNS = ("site_id", "stream_type", "resolution", "interval_start", "interval_end", "kw_total_avg")
+
+Key: TypeAlias = tuple[str, str, int]
+"""Site, stream type and end of an interval in seconds since 1970."""
+Row: TypeAlias = tuple[int, int, float | None]
+"""Start of the interval, its length, and the mean power in kW."""
+Curves: TypeAlias = dict[str, npt.NDArray[np.float64]]
+"""A site's day by stream type: one value for each interval, NaN where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How the landed rows differ from what was expected; all are counts of rows."""
+
+    expected: int
+    landed: int
+    missing: int
+    doubled: int
+    off: int
+    stray: int
+
+    @property
+    def same(self) -> bool:
+        """Whether every expected row landed once, as it should be, and no other."""
+        return not (self.missing or self.doubled or self.off or self.stray)
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Energy of a stream type in kWh: what was taken, what was given back (both positive)."""
+
+    stream_type: str
+    sites: int
+    rows: int
+    taken: float
+    given: float
+
+
+def read_objects(files: Sequence[Path]) -> pa.Table:
+    """Read Parquet files into one table."""
+    return pa.concat_tables([pq.read_table(file) for file in files])
+
+
+def expected_rows(fleet: Fleet, day: date, now: datetime) -> dict[Key, Row]:
+    """Give every row of a UTC day, straight from the model behind the simulator."""
+    midnight = _seconds(day)
+    rows: dict[Key, Row] = {}
+    for site_id in fleet.site_ids:
+        for stream_type in fleet.site(site_id).stream_start_times:
+            shown = fleet.shown(site_id, stream_type, RESOLUTION, midnight + RESOLUTION, midnight + _DAY, now)
+            for end, kw, null in zip(shown.ends.tolist(), shown.values.tolist(), shown.nulls.tolist(), strict=True):
+                rows[site_id, stream_type, end] = (end - RESOLUTION, RESOLUTION, None if null else kw)
+    return rows
+
+
+def landed_rows(table: pa.Table) -> Iterator[tuple[Key, Row]]:
+    """Give the rows of a table in the landing schema."""
+    seconds = pa.timestamp("s", "UTC")
+    columns = [
+        table[name].cast(seconds).cast(pa.int64()) if name.startswith("interval_") else table[name] for name in _COLUMNS
+    ]
+    for site_id, stream_type, resolution, start, end, kw in zip(*(c.to_pylist() for c in columns), strict=True):
+        yield (site_id, stream_type, end), (start, resolution, kw)
+
+
+def compare(expected: Mapping[Key, Row], table: pa.Table) -> Comparison:
+    """Hold each landed row against the expected one: interval and value have to be equal, to the last bit."""
+    landed = list(landed_rows(table))
+    times = Counter(key for key, _ in landed)
+    return Comparison(
+        expected=len(expected),
+        landed=len(landed),
+        missing=len(expected.keys() - times.keys()),
+        doubled=len(landed) - len(times),
+        off=sum(1 for key, row in landed if key in expected and expected[key] != row),
+        stray=len(times.keys() - expected.keys()),
+    )
+
+
+def energy(table: pa.Table) -> list[Energy]:
+    """Sum energy by stream type: average kW times the length of the interval."""
+    found = []
+    for stream_type in sorted(pc.unique(table["stream_type"]).to_pylist()):
+        rows = table.filter(pc.equal(table["stream_type"], stream_type))
+        hours = rows["resolution"].to_numpy() / 3600
+        kwh = np.nan_to_num(rows["kw_total_avg"].to_numpy() * hours)
+        sites = len(pc.unique(rows["site_id"]))
+        found.append(Energy(stream_type, sites, len(rows), float(kwh[kwh > 0].sum()), float(-kwh[kwh < 0].sum())))
+    return found
+
+
+def choose_site(table: pa.Table) -> str:
+    """Choose the site whose day shows most: all its streams, export, and a battery that gives much of what is used."""
+    streams: dict[str, set[str]] = {}
+    imported: dict[str, float] = {}
+    discharged: dict[str, float] = {}
+    exporting: set[str] = set()
+    for (site, stream_type, _), (_, _, kw) in landed_rows(table):
+        streams.setdefault(site, set()).add(stream_type)
+        power = kw or 0.0
+        if stream_type == "MONITOR":
+            imported[site] = imported.get(site, 0.0) + max(power, 0.0)
+            exporting.update({site} if power < 0 else ())
+        elif stream_type == "CONVERTER":
+            discharged[site] = discharged.get(site, 0.0) + max(-power, 0.0)
+
+    def worth(site: str) -> tuple[int, bool, float]:
+        return len(streams[site]), site in exporting, discharged.get(site, 0.0) / (imported.get(site, 0.0) or 1.0)
+
+    return max(sorted(streams), key=worth)
+
+
+def curves(table: pa.Table, site_id: str, day: date) -> Curves:
+    """Give a site's day as arrays."""
+    midnight = _seconds(day)
+    found: Curves = {}
+    for (site, stream_type, _), (start, _, kw) in landed_rows(table.filter(pc.equal(table["site_id"], site_id))):
+        curve = found.setdefault(stream_type, np.full(_DAY // RESOLUTION, np.nan))
+        if site == site_id and kw is not None:
+            curve[(start - midnight) // RESOLUTION] = kw
+    return found
+
+
+def draw(day_curves: Curves, name: str, day: date, path: Path) -> None:
+    """Draw a site's day into a PNG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # Neither the user's own style nor a display has a say in it.
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams["font.size"] = 10.5
+        figure = Figure(figsize=(10.4, 5.4), dpi=150, layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        _draw_curves(axes, day_curves)
+        _dress(axes, name, day, day_curves)
+        figure.savefig(path)
+
+
+def _draw_curves(axes: Axes, found: Curves) -> None:
+    edges = np.linspace(0, 24, _DAY // RESOLUTION + 1)
+    monitor, battery, revenue = (found.get(name) for name in ("MONITOR", "CONVERTER", "INTERVAL_REVENUE"))
+    axes.axhline(0, color="#475569", linewidth=0.9, zorder=2)
+    # In the order of the legend, which fills its columns from the left.
+    if monitor is not None:
+        axes.stairs(monitor, edges, baseline=None, color="#1d4ed8", linewidth=3.4, label="Site (MONITOR)", zorder=5)
+    if revenue is not None:
+        label = "Revenue meter (INTERVAL_REVENUE)"
+        # Within half a per cent of the site's own meter: a core in its line.
+        axes.stairs(revenue, edges, baseline=None, color="#fde047", linewidth=1.0, label=label, zorder=6)
+    if battery is not None:
+        label = "Battery (CONVERTER), charging"
+        axes.stairs(np.maximum(battery, 0), edges, fill=True, color="#34d399", alpha=0.75, label=label, zorder=3)
+        label = "Battery (CONVERTER), discharging"
+        axes.stairs(np.minimum(battery, 0), edges, fill=True, color="#fb923c", alpha=0.85, label=label, zorder=3)
+    if monitor is not None and battery is not None:
+        label = "Without battery (MONITOR \N{MINUS SIGN} CONVERTER)"
+        axes.stairs(monitor - battery, edges, baseline=None, color="#64748b", linewidth=1.1, label=label, zorder=4)
+
+
+def _dress(axes: Axes, name: str, day: date, found: Curves) -> None:
+    axes.set_xlim(0, 24)
+    axes.set_xticks(range(0, 25, 3), [f"{hour:02d}:00" for hour in range(0, 25, 3)])
+    axes.set_xticks(range(25), minor=True)
+    axes.set_xlabel(f"{day.day} {day:%B %Y}, UTC")
+    axes.set_ylabel("Mean power per quarter hour (kW)")
+    axes.margins(y=0.06)
+    axes.grid(axis="y", color="#e2e8f0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(name, loc="left", fontsize=14.5, fontweight="bold", pad=26)
+    axes.annotate(
+        _in_words(found), (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points", color="#475569"
+    )
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=9.5)
+
+
+def _in_words(found: Curves) -> str:
+    words = []
+    for stream_type, taken, given in (("MONITOR", "imported", "exported"), ("CONVERTER", "charged", "discharged")):
+        if stream_type in found:
+            kwh = np.nan_to_num(found[stream_type]) * (RESOLUTION / 3600)
+            words += [f"{kwh[kwh > 0].sum():,.0f} kWh {taken}", f"{-kwh[kwh < 0].sum():,.0f} kWh {given}"]
+    return ", ".join(words)
+
+
+def _seconds(day: date) -> int:
+    return int(datetime.combine(day, time(), UTC).timestamp())

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import datetime, tzinfo
+from typing import Any
+
+import pytest
+
+from airflow_provider_stem.api.client import StemClient
+from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.simulator import Simulator
+from airflow_provider_stem.streams import source
+
+from .helpers import TALLIES
+
+Connect = Callable[..., StemClient]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """``connect(simulator, **options)``: a client of a simulator, closed after the test. It waits if it is patient."""
+    with ExitStack() as opened:
+
+        def client(simulator: Simulator, *, patient: bool = False, **options: Any) -> StemClient:
+            config = ClientConfig(simulator.settings.api_key, simulator.url, **options)
+            return opened.enter_context(StemClient(config, sleep=None if patient else lambda _: None))
+
+        yield client
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
+    """``clock(instant)`` stops the clock by which a source tells the future."""
+
+    def stop(instant: datetime) -> None:
+        class Stopped(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> Any:
+                return instant.astimezone(tz)
+
+        monkeypatch.setattr(source, "datetime", Stopped)
+
+    return stop
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the properties have checked."""
+    if TALLIES:
+        terminalreporter.section("properties of the streams layer")
+        for name in sorted(TALLIES):
+            terminalreporter.line(f"{name}: {TALLIES[name]}")

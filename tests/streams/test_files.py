@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_stem.streams import files
+from airflow_provider_stem.streams.files import write_file
+from airflow_provider_stem.streams.formats import check_format
+from airflow_provider_stem.streams.spool import Shelf
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA, landing_batch
+from airflow_provider_stem.streams.windows import Window
+
+from .helpers import RESOLUTIONS, at, examples, stream, tally, window
+
+FORMATS = [
+    *(("parquet", compression) for compression in ("zstd", "gzip", "snappy", "none")),
+    *((name, compression) for name in ("csv", "jsonl") for compression in ("gzip", "zstd", "none")),
+]
+each_format = pytest.mark.parametrize(("file_format", "compression"), FORMATS)
+DAY = window("2025-07-01", "2025-07-02")
+HOSTILE_IDS = [
+    "a,b",
+    'q"uo"te',
+    "line\nbreak",
+    "c\rr\r\nlf",
+    " space ",
+    "",
+    "東京 ⚡",
+    "null",
+    "'; --",
+    "=1+1",
+    "\\n",
+    "tab\t",
+    "\x00",
+]
+
+Row = tuple[Any, ...]
+
+
+def written(batches: Iterable[pa.RecordBatch], file_format: str, compression: str, period: Window = DAY) -> bytes:
+    file = io.BytesIO()
+    file.close = lambda: None  # type: ignore[method-assign]
+    write_file(batches, file, file_format, compression, period)
+    return file.getvalue()
+
+
+def unpacked(data: bytes, compression: str) -> str:
+    if compression == "gzip":
+        data = gzip.decompress(data)
+    elif compression == "zstd":
+        data = pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
+    return data.decode()
+
+
+def instant(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+
+
+def read_back(data: bytes, file_format: str, compression: str) -> list[Row]:
+    if file_format == "parquet":
+        return [tuple(row.values()) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+    text = unpacked(data, compression)
+    if file_format == "csv":
+        header, *lines = csv.reader(io.StringIO(text, newline=""))
+        assert header == LANDING_SCHEMA.names
+        records: list[Any] = [dict(zip(header, line, strict=True)) for line in lines]
+        for record in records:
+            record["resolution"] = int(record["resolution"])
+            record["kw_total_avg"] = float(record["kw_total_avg"]) if record["kw_total_avg"] else None
+    else:
+        records = [json.loads(line) for line in text.splitlines()] if text else []
+        assert text == "" or text.endswith("}\n")
+        assert all(list(record) == LANDING_SCHEMA.names for record in records)
+    return [
+        (
+            record["site_id"],
+            record["stream_type"],
+            record["resolution"],
+            instant(record["interval_start"]),
+            instant(record["interval_end"]),
+            record["kw_total_avg"],
+        )
+        for record in records
+    ]
+
+
+def rows_of(batches: Iterable[pa.RecordBatch]) -> list[Row]:
+    return [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
+
+
+def batch(
+    site_id: str, values: Sequence[float | None], period: Window = DAY, stream_type: str = "MONITOR"
+) -> pa.RecordBatch:
+    ends = [period.first_end + number * period.resolution for number in range(len(values))]
+    return landing_batch(site_id, stream_type, period.resolution, stream(ends, values))
+
+
+def plenty(sites: int = 3, period: Window = DAY) -> list[pa.RecordBatch]:
+    return [
+        batch(
+            f"site-{site}", [None if k % 11 == 5 else (site - 1) * k / 7 for k in range(period.intervals)], period, name
+        )
+        for site in range(sites)
+        for name in ("CONVERTER", "MONITOR")
+    ]
+
+
+@each_format
+class TestEachFormat:
+    def test_gives_the_same_rows_back(self, file_format: str, compression: str) -> None:
+        batches = plenty()
+        assert read_back(written(batches, file_format, compression), file_format, compression) == rows_of(batches)
+
+    def test_gives_the_same_bytes_twice(self, file_format: str, compression: str) -> None:
+        first = written(plenty(), file_format, compression)
+        assert written(plenty(), file_format, compression) == first
+
+    @pytest.mark.parametrize("site_id", HOSTILE_IDS, ids=ascii)
+    def test_keeps_every_id(self, file_format: str, compression: str, site_id: str) -> None:
+        batches = [batch(site_id, [1.5, None])]
+        assert read_back(written(batches, file_format, compression), file_format, compression) == rows_of(batches)
+
+    @pytest.mark.parametrize("resolution", RESOLUTIONS)
+    def test_keeps_instants_at_each_resolution(self, file_format: str, compression: str, resolution: int) -> None:
+        period = window("2024-02-28", "2024-03-02", resolution)
+        batches = plenty(1, period)
+        assert batches[0].num_rows == period.intervals
+        back = read_back(written(batches, file_format, compression, period), file_format, compression)
+        assert back == rows_of(batches)
+        assert {(row[4] - row[3]).total_seconds() for row in back} == {resolution}
+
+    @pytest.mark.parametrize("batches", [[], [batch("site", [])]], ids=["no batch", "a batch without rows"])
+    def test_keeps_its_shape_without_rows(
+        self, file_format: str, compression: str, batches: list[pa.RecordBatch]
+    ) -> None:
+        data = written(batches, file_format, compression)
+        if file_format == "parquet":
+            assert pq.read_schema(pa.BufferReader(data)).equals(LANDING_SCHEMA, check_metadata=True)
+        else:
+            header = ",".join(f'"{name}"' for name in LANDING_SCHEMA.names) + "\n" if file_format == "csv" else ""
+            assert unpacked(data, compression) == header
+        assert read_back(data, file_format, compression) == []
+
+    def test_counts_rows_and_bytes_of_a_shelved_file(self, file_format: str, compression: str) -> None:
+        with Shelf() as shelf:
+            shelf.new_file().write(b"before")
+            file = shelf.new_file()
+            assert write_file(plenty(), cast(BinaryIO, file), file_format, compression, DAY) == 6 * 96
+            # Who uploads it reads it.
+            assert not file.closed
+            file.seek(0)
+            data = file.read()
+            assert data == written(plenty(), file_format, compression)
+            assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+    def test_takes_batches_one_at_a_time(self, file_format: str, compression: str) -> None:
+        assert read_back(written(iter(plenty()), file_format, compression), file_format, compression) == rows_of(
+            plenty()
+        )
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
+def test_numbers_are_exact(file_format: str) -> None:
+    counts = tally("files, numbers written and read back bit for bit")
+    compression = "none"
+    numbers = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
+        [
+            -0.0,
+            1e22,
+            1e23,
+            5e-324,
+            1.7976931348623157e308,
+            2.2250738585072014e-308,
+            0.1,
+            1 / 3,
+            1e16,
+            9007199254740993.0,
+            1e-7,
+        ]
+    )
+
+    @examples(300)
+    @given(st.lists(st.none() | numbers, min_size=1, max_size=96))
+    def check(values: list[float | None]) -> None:
+        data = written([batch("site", values)], file_format, compression)
+        if file_format == "jsonl":  # Python reads the text -0 as the integer 0
+            lines = data.decode().splitlines()
+            back = [json.loads(line, parse_int=float)["kw_total_avg"] for line in lines]
+        else:
+            back = [row[-1] for row in read_back(data, file_format, compression)]
+        assert [bits(value) for value in back] == [bits(value) for value in values]
+        counts.add(numbers=len(values))
+
+    check()
+
+
+def bits(value: float | None) -> bytes | None:
+    return None if value is None else struct.pack("<d", value)
+
+
+@examples(100)
+@given(
+    site_ids=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=3, unique=True),
+    chosen=st.sampled_from(FORMATS),
+)
+def test_any_id_comes_back(site_ids: list[str], chosen: tuple[str, str]) -> None:
+    batches = [batch(site_id, [1.25, None]) for site_id in sorted(site_ids)]
+    assert read_back(written(batches, *chosen), *chosen) == rows_of(batches)
+
+
+class TestParquet:
+    def test_instants_are_microseconds_in_utc_for_every_reader(self) -> None:
+        schema = pq.ParquetFile(pa.BufferReader(written(plenty(), "parquet", "zstd"))).schema
+        for name in ("interval_start", "interval_end"):
+            column = schema.column(LANDING_SCHEMA.get_field_index(name))
+            assert column.physical_type == "INT64"
+            logical = json.loads(column.logical_type.to_json())
+            assert logical["Type"] == "Timestamp"
+            assert (logical["timeUnit"], logical["isAdjustedToUTC"]) == ("microseconds", True)
+
+    def test_columns_are_as_the_landing_schema_says(self) -> None:
+        file = pq.ParquetFile(pa.BufferReader(written(plenty(), "parquet", "zstd")))
+        assert file.schema_arrow.equals(LANDING_SCHEMA, check_metadata=True)
+        assert [(file.schema.column(i).name, file.schema.column(i).physical_type) for i in range(6)] == [
+            ("site_id", "BYTE_ARRAY"),
+            ("stream_type", "BYTE_ARRAY"),
+            ("resolution", "INT32"),
+            ("interval_start", "INT64"),
+            ("interval_end", "INT64"),
+            ("kw_total_avg", "DOUBLE"),
+        ]
+        assert [file.schema.column(i).max_definition_level for i in range(6)] == [0, 0, 0, 0, 0, 1]
+
+    def test_a_column_of_nulls_keeps_its_type(self) -> None:
+        table = pq.read_table(pa.BufferReader(written([batch("site", [None] * 96)], "parquet", "zstd")))
+        assert table.schema.field("kw_total_avg").type == pa.float64()
+        assert table.column("kw_total_avg").null_count == 96
+
+    @pytest.mark.parametrize("compression", ["zstd", "gzip", "snappy", "none"])
+    def test_it_is_compressed_as_asked_and_encoded_tightly(self, compression: str) -> None:
+        metadata = pq.ParquetFile(pa.BufferReader(written(plenty(), "parquet", compression))).metadata
+        columns = {metadata.row_group(0).column(i).path_in_schema: metadata.row_group(0).column(i) for i in range(6)}
+        codec = "UNCOMPRESSED" if compression == "none" else compression.upper()
+        assert {column.compression for column in columns.values()} == {codec}
+        for name in ("interval_start", "interval_end"):
+            assert "DELTA_BINARY_PACKED" in columns[name].encodings
+        for name in ("site_id", "stream_type", "resolution"):
+            assert columns[name].dictionary_page_offset is not None
+        assert columns["kw_total_avg"].statistics.null_count == sum(b.column(5).null_count for b in plenty())
+
+    def test_a_site_year_takes_few_bytes(self) -> None:
+        year = window("2024-01-01", "2025-01-01")
+        data = written([batch("site", [50.0 + k % 7 for k in range(year.intervals)], year)], "parquet", "zstd", year)
+        assert len(data) < 3 * year.intervals
+
+    @pytest.mark.parametrize("chunks", [[1] * 40, [40], [9, 1, 10, 10, 10], [10, 10, 20], [3, 0, 25, 0, 12], [11, 29]])
+    def test_rows_are_grouped_however_they_come(self, monkeypatch: pytest.MonkeyPatch, chunks: list[int]) -> None:
+        monkeypatch.setattr(files, "ROW_GROUP_ROWS", 10)
+        whole = batch("site", [k / 3 for k in range(40)])
+        edges = [sum(chunks[:number]) for number in range(len(chunks))]
+        data = written([whole.slice(e, size) for e, size in zip(edges, chunks, strict=True)], "parquet", "none")
+        metadata = pq.ParquetFile(pa.BufferReader(data)).metadata
+        assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [10, 10, 10, 10]
+        assert read_back(data, "parquet", "none") == rows_of([whole])
+        assert data == written([whole], "parquet", "none")
+
+    @examples(100)
+    @given(sizes=st.lists(st.integers(0, 35), max_size=8), rows_in_group=st.integers(1, 30))
+    def test_all_groups_but_the_last_are_full(self, sizes: list[int], rows_in_group: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "ROW_GROUP_ROWS", rows_in_group)
+            batches = [batch(f"site-{n}", [float(k) for k in range(size)]) for n, size in enumerate(sizes)]
+            data = written(batches, "parquet", "none")
+        metadata = pq.ParquetFile(pa.BufferReader(data)).metadata
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        full, rest = divmod(sum(sizes), rows_in_group)
+        assert groups == [rows_in_group] * full + ([rest] if rest else [])
+        assert read_back(data, "parquet", "none") == rows_of(batches)
+
+    def test_small_sites_share_a_row_group(self) -> None:
+        metadata = pq.ParquetFile(pa.BufferReader(written(plenty(50), "parquet", "zstd"))).metadata
+        assert (metadata.num_row_groups, metadata.num_rows) == (1, 50 * 2 * 96)
+
+
+class TestText:
+    def test_csv_is_as_warehouses_read_it(self) -> None:
+        lines = written([batch('a,"b"', [1.5, None])], "csv", "none").decode().split("\n")
+        assert lines == [
+            '"site_id","stream_type","resolution","interval_start","interval_end","kw_total_avg"',
+            '"a,""b""","MONITOR",900,"2025-07-01T00:00:00Z","2025-07-01T00:15:00Z",1.5',
+            '"a,""b""","MONITOR",900,"2025-07-01T00:15:00Z","2025-07-01T00:30:00Z",',
+            "",
+        ]
+
+    def test_jsonl_is_one_object_to_a_line(self) -> None:
+        lines = written([batch('a,"b"\n', [1.5, None])], "jsonl", "none").decode().split("\n")
+        head = r'{"site_id":"a,\"b\"\n","stream_type":"MONITOR","resolution":900,'
+        assert lines == [
+            head + '"interval_start":"2025-07-01T00:00:00Z","interval_end":"2025-07-01T00:15:00Z","kw_total_avg":1.5}',
+            head + '"interval_start":"2025-07-01T00:15:00Z","interval_end":"2025-07-01T00:30:00Z","kw_total_avg":null}',
+            "",
+        ]
+
+    def test_a_slice_is_written_as_a_slice(self) -> None:
+        whole = batch("site", [k / 3 for k in range(96)])
+        for file_format in ("csv", "jsonl"):
+            data = written([whole.slice(90, 4), whole.slice(0, 2)], file_format, "none")
+            assert read_back(data, file_format, "none") == rows_of([whole.slice(90, 4), whole.slice(0, 2)])
+
+    @pytest.mark.parametrize("file_format", ["csv", "jsonl"])
+    def test_gzip_holds_neither_time_nor_name(self, file_format: str) -> None:
+        data = written(plenty(), file_format, check_format(file_format, "default"))
+        assert data[:4] == b"\x1f\x8b\x08\x00"  # no flag, so no name
+        assert data[4:8] == b"\0\0\0\0"
+
+    def test_what_a_batch_raises_is_raised(self) -> None:
+        def broken() -> Iterable[pa.RecordBatch]:
+            yield batch("site", [1.0])
+            raise RuntimeError("no more")
+
+        for file_format, compression in FORMATS:
+            with pytest.raises(RuntimeError, match="no more"):
+                written(broken(), file_format, compression)
+
+
+def test_the_first_interval_of_a_period_starts_where_the_period_does() -> None:
+    """Its start is no end of an interval, so it must not be looked up as one."""
+    for file_format, compression in FORMATS:
+        (row,) = read_back(written([batch("site", [1.0])], file_format, compression), file_format, compression)
+        assert (row[3], row[4]) == (DAY.start, at(DAY.first_end))

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_stem.streams.spool import Shelf, Spool
+from airflow_provider_stem.streams.tables import STREAM_SCHEMA
+
+from .helpers import examples, stream
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def rows(number: int, length: int) -> pa.RecordBatch:
+    values = [None if k % 7 == 3 else number + k / 3 for k in range(length)]
+    return stream([900 * (number + k) for k in range(length)], values)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads take turns as often as they can, so that what is not locked goes wrong."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+class TestSpool:
+    def test_rows_come_back_as_they_were(self) -> None:
+        with Spool() as spool:
+            kept = [rows(number, length) for number, length in enumerate([0, 1, 7, 96, 35_040])]
+            pieces = [spool.append(batch) for batch in kept]
+            for batch, piece in reversed(list(zip(kept, pieces, strict=True))):
+                for _ in range(2):
+                    back = spool.read(piece)
+                    assert back.equals(batch)
+                    assert back.schema.equals(STREAM_SCHEMA)
+
+    def test_a_slice_takes_the_room_of_a_slice(self) -> None:
+        whole = rows(0, 10_000)
+        with Spool() as spool:
+            piece = spool.append(whole.slice(5000, 3))
+            assert piece.size < 1000
+            assert spool.read(piece).equals(whole.slice(5000, 3))
+
+    @pytest.mark.usefixtures("hasty_threads")
+    def test_many_threads_write_and_read_at_once(self) -> None:
+        with Spool() as spool:
+
+            def work(worker: int) -> int:
+                draw = random.Random(worker)
+                mine = []
+                for turn in range(60):
+                    batch = rows(worker * 1000 + turn, draw.randrange(200))
+                    mine.append((batch, spool.append(batch)))
+                    kept, piece = draw.choice(mine)
+                    assert spool.read(piece).equals(kept)
+                assert all(spool.read(piece).equals(kept) for kept, piece in mine)
+                return sum(piece.size for _, piece in mine)
+
+            with ThreadPoolExecutor(8) as pool:
+                sizes = list(pool.map(work, range(8)))
+            # Nothing overlaps, and nothing is left between.
+            assert os.fstat(spool._file.fileno()).st_size == sum(sizes)
+
+    def test_nothing_is_to_be_seen_in_the_file_system(self, temporary: Path) -> None:
+        with Spool() as spool, Shelf() as shelf:
+            spool.append(rows(0, 1000))
+            shelf.new_file().write(b"x" * 100_000)
+            assert list(temporary.iterdir()) == []
+        assert list(temporary.iterdir()) == []
+
+    def test_it_is_on_disk_where_temporary_files_are(self, temporary: Path) -> None:
+        with Spool() as spool:
+            assert os.fstat(spool._file.fileno()).st_dev == temporary.stat().st_dev
+
+    def test_closing_frees_it_and_can_be_repeated(self) -> None:
+        spool = Spool()
+        piece = spool.append(rows(0, 10))
+        spool.close()
+        spool.close()
+        with pytest.raises(ValueError, match="closed"):
+            spool.read(piece)
+
+    def test_a_file_that_was_cut_off_is_an_error_and_no_endless_loop(self) -> None:
+        with Spool() as spool:
+            piece = spool.append(rows(0, 100))
+            os.ftruncate(spool._file.fileno(), piece.size // 2)
+            with pytest.raises(EOFError, match="shorter"):
+                spool.read(piece)
+
+
+class TestShelf:
+    def test_files_lie_behind_each_other_and_are_read_apart(self) -> None:
+        contents = [b"", b"a", bytes(range(256)) * 1000, b"", b"last"]
+        with Shelf() as shelf:
+            files = []
+            for content in contents:
+                file = shelf.new_file()
+                for begin in range(0, len(content), 1000):
+                    assert file.write(content[begin : begin + 1000]) == len(content[begin : begin + 1000])
+                files.append(file)
+            for file, content in zip(files, contents, strict=True):
+                assert file.size == len(content)
+                assert file.sha256 == hashlib.sha256(content).hexdigest()
+                for _ in range(2):
+                    assert file.seek(0) == 0
+                    assert file.read() == content
+                    assert file.read() == b""
+                    assert file.tell() == len(content)
+
+    @examples(200)
+    @given(data=st.data())
+    def test_a_file_reads_as_a_file_in_memory_does(self, data: st.DataObject) -> None:
+        content = data.draw(st.binary(max_size=60))
+        model = io.BytesIO(content)
+        with Shelf() as shelf:
+            shelf.new_file().write(b"before")
+            file = shelf.new_file()
+            file.write(content)
+            shelf.new_file().write(b"behind")
+            file.seek(0)
+            for _ in range(data.draw(st.integers(1, 12))):
+                match data.draw(st.sampled_from(["read", "all", "seek", "current", "end", "into"])):
+                    case "read":
+                        size = data.draw(st.integers(0, 70))
+                        assert file.read(size) == model.read(size)
+                    case "all":
+                        assert file.read() == model.read()
+                    case "seek":
+                        offset = data.draw(st.integers(0, 80))
+                        assert file.seek(offset) == model.seek(offset)
+                    case "current":
+                        offset = data.draw(st.integers(0, 20))
+                        assert file.seek(offset, io.SEEK_CUR) == model.seek(offset, io.SEEK_CUR)
+                    case "end":
+                        offset = data.draw(st.integers(-len(content), 5))
+                        assert file.seek(offset, io.SEEK_END) == model.seek(offset, io.SEEK_END)
+                    case _:
+                        buffer, other = bytearray(9), bytearray(9)
+                        assert file.readinto(buffer) == model.readinto(other)
+                        assert buffer == other
+                assert file.tell() == model.tell()
+
+    def test_a_file_serves_whoever_reads_files(self) -> None:
+        content = os.urandom(300_000)
+        with Shelf() as shelf:
+            file = shelf.new_file()
+            buffered = io.BufferedWriter(cast(io.RawIOBase, file))
+            shutil.copyfileobj(io.BytesIO(content), buffered)
+            buffered.flush()
+            assert file.readable()
+            assert file.writable()
+            assert file.seekable()
+            file.seek(0)
+            assert io.BufferedReader(file).read() == content
+            assert file.sha256 == hashlib.sha256(content).hexdigest()
+
+    def test_it_is_written_from_front_to_end(self) -> None:
+        with Shelf() as shelf:
+            file = shelf.new_file()
+            file.write(b"abc")
+            file.seek(0)
+            with pytest.raises(io.UnsupportedOperation, match="front to end"):
+                file.write(b"x")
+            file.seek(0, io.SEEK_END)
+            assert file.write(memoryview(b"def")) == 3
+            file.seek(0)
+            assert file.read() == b"abcdef"
+
+    def test_whatever_holds_bytes_is_written(self) -> None:
+        with Shelf() as shelf:
+            file = shelf.new_file()
+            for data in (b"ab", bytearray(b"cd"), memoryview(b"xefx")[1:3], pa.py_buffer(b"gh"), b""):
+                file.write(cast(bytes, data))
+            file.seek(0)
+            assert file.read() == b"abcdefgh"
+            assert file.sha256 == hashlib.sha256(b"abcdefgh").hexdigest()
+
+    def test_a_thousand_files_take_one_descriptor(self) -> None:
+        before = open_files()
+        with Shelf() as shelf:
+            files = [shelf.new_file() for _ in range(3)]
+            for number in range(1000):
+                file = shelf.new_file()
+                file.write(b"%d" % number)
+                files.append(file)
+            assert open_files() == before + 1
+            files[3 + 517].seek(0)
+            assert files[3 + 517].read() == b"517"

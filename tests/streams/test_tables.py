@@ -1,0 +1,765 @@
+from __future__ import annotations
+
+import json
+import logging
+import random
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_stem.api.payloads import UnreadableAnswerError
+from airflow_provider_stem.errors import StemDataError
+from airflow_provider_stem.streams.tables import (
+    LANDING_SCHEMA,
+    STREAM_SCHEMA,
+    Streams,
+    StreamsDecoder,
+    _read_columnar,
+    _read_plain,
+    landing_batch,
+)
+from airflow_provider_stem.streams.windows import STREAM_TYPES, Window
+
+from .helpers import (
+    DAY,
+    RESOLUTIONS,
+    answer,
+    at,
+    encoded,
+    examples,
+    grid,
+    row,
+    rows_of,
+    seconds,
+    stream,
+    tally,
+    utc,
+    window,
+)
+
+HOUR = window("2025-07-01T00:00", "2025-07-01T01:00")
+ENDS = grid(HOUR)
+FIELDS = ("start_datetime", "end_datetime", "kw_total_avg")
+ABSENT = "absent"
+
+Bits = list[tuple[int, bytes | None]]
+
+
+def bits(rows: Sequence[tuple[int, float | None]]) -> Bits:
+    """Rows with their values bit for bit: -0.0 equals 0.0 otherwise."""
+    return [(end, None if value is None else struct.pack("<d", value)) for end, value in rows]
+
+
+def exact(streams: Streams, stream_types: Sequence[str]) -> dict[str, Bits]:
+    return {name: bits(rows_of(streams[name])) if name in streams else [] for name in stream_types}
+
+
+def decode(
+    body: bytes, stream_types: Sequence[str] = ("MONITOR",), of: Window = HOUR, decoder: StreamsDecoder | None = None
+) -> Streams:
+    return (decoder or StreamsDecoder()).decode(body, "site", stream_types, of)
+
+
+def acquainted() -> StreamsDecoder:
+    """A decoder that has met, and told, an unknown field."""
+    decoder = StreamsDecoder()
+    decode(encoded(answer({"MONITOR": [{**row(ENDS[0]), "quality": "measured"}]})), decoder=decoder)
+    return decoder
+
+
+@dataclass
+class Asked:
+    window: Window
+    stream_types: tuple[str, ...]
+
+
+@dataclass
+class Given:
+    body: bytes
+    expected: dict[str, Bits]
+
+
+literals = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.floats(-2000, 2000).map(lambda number: f"{number:.5f}"),
+    st.integers(-(10**6), 10**6).filter(bool).map(str),
+    st.decimals(-2000, 2000, allow_nan=False, allow_infinity=False)
+    .map(lambda number: f"{number:f}")
+    .filter(lambda text: text not in {"-0", "0"}),
+    st.sampled_from(
+        [
+            "0",
+            "0.0",
+            "-0.0",
+            "1e22",
+            "1E+22",
+            "1e23",
+            "-1e-7",
+            "0e0",
+            "10.59252",
+            "5e-324",
+            "2.2250738585072011e-308",
+            "1.7976931348623157e308",
+            "9007199254740993",
+            "123456789012345678901234567890",
+            "0.1000000000000000055511151231257827021181583404541015625",
+            "0.30000000000000004",
+            "-12345678.123456789012345678",
+            "null",
+            ABSENT,
+        ]
+    ),
+)
+
+
+def as_written(end: int, zone: str, fraction: str) -> str:
+    """An instant in one of the spellings that ISO 8601 has for it."""
+    offset = {"+05:30": 19_800, "-0700": -25_200, "+12:45": 45_900}.get(zone, 0)
+    return f"{at(end + offset):%Y-%m-%dT%H:%M:%S}{fraction}{zone}"
+
+
+usual = st.sampled_from(["+00:00", "Z"])
+ODD_ZONES = ["+00:00", "Z", "-00:00", "+0000", "+05:30", "-0700", "+12:45"]
+FRACTIONS = ["", ".0", ".000", ".000000", ".000000000"]
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+unknown_fields = st.dictionaries(st.sampled_from(["quality", "flag", "kW", "ü", "start", ""]), junk, max_size=2)
+
+
+@st.composite
+def asks(draw: st.DrawFn) -> Asked:
+    resolution = draw(st.sampled_from(RESOLUTIONS))
+    start = draw(st.integers(seconds(utc("1999-12-30")) // resolution, seconds(utc("2040-01-01")) // resolution))
+    length = draw(st.integers(0, 12))
+    types = draw(st.lists(st.sampled_from(STREAM_TYPES), min_size=1, max_size=3, unique=True))
+    return Asked(Window(at(start * resolution), at((start + length) * resolution), resolution), tuple(types))
+
+
+@st.composite
+def answers(draw: st.DrawFn, asked: Asked) -> Given:
+    """Right answers, however spelled and ordered, with what a reader must expect of them."""
+    of, resolution = asked.window, asked.window.resolution
+    beyond = draw(st.sampled_from([0, 1, 1, 1, 3]))
+    around = range(seconds(of.start) - (beyond - 1) * resolution, seconds(of.end) + beyond * resolution + 1, resolution)
+    is_odd, is_noted, is_repeated = draw(st.booleans()), draw(st.integers(0, 3)) == 0, draw(st.integers(0, 4)) == 0
+    missing, order = draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])), draw(st.sampled_from(["up", "down", "any"]))
+    values = draw(st.lists(literals, min_size=1, max_size=8))
+    one_zone, unknown = draw(usual), draw(unknown_fields) if is_noted else {}
+    choice = random.Random(draw(st.integers(0, 2**32)))
+
+    raw: list[str] = []
+    said: dict[str, dict[int, str]] = {}
+
+    def written(name: str, end: int) -> dict[str, Any]:
+        raw.append(said[name].setdefault(end, choice.choice(values)))
+        zones, fraction = ODD_ZONES if is_odd else [one_zone], choice.choice(FRACTIONS) if is_odd else ""
+        shown = [as_written(instant, choice.choice(zones), fraction) for instant in (end - resolution + 1, end)]
+        fields: dict[str, Any] = dict(zip(FIELDS, [*shown, f"@{len(raw) - 1}@"], strict=True))
+        if raw[-1] == ABSENT:
+            del fields["kw_total_avg"]
+        fields |= {field: value for field, value in unknown.items() if choice.random() < 0.5}
+        names = list(fields)
+        if is_odd:
+            choice.shuffle(names)
+        return {field: fields[field] for field in names}
+
+    entries = []
+    for name in asked.stream_types[draw(st.integers(0, 1)) :]:
+        said[name] = {}
+        for _ in range(2 if is_repeated and choice.random() < 0.5 else 1):
+            ends = [end for end in around if choice.random() >= missing]
+            ends += [choice.choice(ends)] if ends and is_repeated else []
+            if order == "any":
+                choice.shuffle(ends)
+            ends.sort(reverse=order == "down") if order != "any" else None
+            entries.append({"stream_type": name, "streams": [written(name, end) for end in ends]})
+    choice.shuffle(entries)
+    payload: dict[str, Any] = {"id": "site", "name": draw(st.text(max_size=4)), "stream_types": entries}
+    if draw(st.integers(0, 5)) == 0:
+        payload["id"] = None
+    if is_noted and draw(st.booleans()):
+        payload["timezone"] = list(unknown.values())
+    text = json.dumps(payload, indent=draw(st.sampled_from([None, None, 2, "\t"])), ensure_ascii=draw(st.booleans()))
+    for number, literal in enumerate(raw):
+        text = text.replace(f'"@{number}@"', literal)
+    expected = {}
+    for name in asked.stream_types:
+        kept = [(k, literal) for k, literal in sorted(said.get(name, {}).items()) if of.start < at(k) <= of.end]
+        expected[name] = bits([(k, None if told in ("null", ABSENT) else float(json.loads(told))) for k, told in kept])
+    return Given(text.encode(), expected)
+
+
+def test_both_readers_agree_on_every_right_answer() -> None:
+    counts = tally("tables, right answers")
+
+    @examples(1000)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        asked = data.draw(asks())
+        got = data.draw(answers(asked))
+        types, of = asked.stream_types, asked.window
+
+        plain, _ = _read_plain(got.body, "site", types, of)
+        assert exact(plain, types) == got.expected
+        taken = 0
+        for lenient in (False, True):
+            columnar = _read_columnar(got.body, "site", types, of, lenient=lenient)
+            if columnar is not None:
+                taken += 1
+                assert exact(columnar, types) == got.expected
+                for rows in columnar.values():
+                    rows.validate(full=True)
+        for decoder in (StreamsDecoder(), acquainted()):
+            streams = decode(got.body, types, of, decoder)
+            assert list(streams) == list(types)
+            assert exact(streams, types) == got.expected
+            assert all(rows.schema.equals(STREAM_SCHEMA, check_metadata=True) for rows in streams.values())
+        counts.add(
+            answers=1,
+            rows_kept=sum(map(len, got.expected.values())),
+            read_in_columns=taken > 0,
+            left_to_the_plain_reader=taken == 0,
+        )
+
+    check()
+    # Else the property would be about one reader.
+    assert min(counts.counts["read_in_columns"], counts.counts["left_to_the_plain_reader"]) > 200
+
+
+@pytest.mark.parametrize("literal", ["-0", "-0.0", "0", "-0e5"])
+def test_both_readers_agree_on_the_sign_of_a_zero(literal: str) -> None:
+    body = encoded(answer({"MONITOR": [row(ENDS[0], value="@")]})).replace(b'"@"', literal.encode())
+    plain, _ = _read_plain(body, "site", ["MONITOR"], HOUR)
+    columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False)
+    assert columnar is None or exact(columnar, ["MONITOR"]) == exact(plain, ["MONITOR"])
+
+
+class TestTheUsualAnswerIsReadInColumns:
+    @pytest.mark.parametrize("resolution", RESOLUTIONS)
+    @pytest.mark.parametrize("zone", ["+00:00", "Z"])
+    @pytest.mark.parametrize("padded", [(0, 0), (1, 0), (0, 1), (1, 1)])
+    @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
+    def test_in_any_order_and_with_either_reading(
+        self, resolution: int, zone: str, padded: tuple[int, int], order: str
+    ) -> None:
+        of = window("2025-07-01", "2025-07-02", resolution)
+        inside = grid(of)
+        ends = list(range(inside[0] - padded[0] * resolution, inside[-1] + padded[1] * resolution + 1, resolution))
+        if order == "descending":
+            ends.reverse()
+        elif order == "shuffled":
+            random.Random(7).shuffle(ends)
+        body = encoded(answer({"MONITOR": [row(end, resolution, end / 7, zone) for end in ends]}))
+        columnar = _read_columnar(body, "site", ["MONITOR"], of, lenient=False)
+        assert columnar is not None
+        assert rows_of(columnar["MONITOR"]) == [(end, end / 7) for end in inside]
+
+    @pytest.mark.parametrize("rows", [[], [row(ENDS[1])], [row(ENDS[0], value=None), row(ENDS[3])]])
+    def test_with_gaps_and_nulls(self, rows: list[Any]) -> None:
+        columnar = _read_columnar(encoded(answer({"MONITOR": rows})), "site", ["MONITOR"], HOUR, lenient=False)
+        assert columnar is not None
+        assert columnar["MONITOR"].num_rows == len(rows)
+
+    def test_with_unknown_fields_once_they_are_told(self) -> None:
+        body = encoded(answer({"MONITOR": [{**row(end), "quality": {"a": [1]}} for end in ENDS]}))
+        assert _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
+        columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
+        assert columnar is not None
+        assert columnar["MONITOR"].num_rows == 4
+
+    def test_a_whole_year_of_all_types(self) -> None:
+        of = window("2023-01-02", "2024-01-01")
+        ends = range(of.first_end, of.last_end + 1, 900)
+        body = encoded(answer({name: [row(end, value=end / 3) for end in ends] for name in STREAM_TYPES}))
+        columnar = _read_columnar(body, "site", STREAM_TYPES, of, lenient=False)
+        assert columnar is not None
+        for name in STREAM_TYPES:
+            assert columnar[name].column(0).cast(pa.int64()).to_pylist() == [end * 10**6 for end in ends]
+            assert columnar[name].column(1).to_pylist() == [end / 3 for end in ends]
+
+
+@pytest.mark.parametrize("stream_types", [[], None])
+def test_an_answer_without_streams_has_no_rows(stream_types: Any) -> None:
+    streams = decode(encoded({"id": "site", "stream_types": stream_types}), ("MONITOR", "CONVERTER"))
+    assert {name: rows.num_rows for name, rows in streams.items()} == {"MONITOR": 0, "CONVERTER": 0}
+
+
+@pytest.mark.parametrize("entry", [{"stream_type": "MONITOR"}, {"stream_type": "MONITOR", "streams": None}])
+def test_a_type_without_a_list_has_no_rows(entry: Any) -> None:
+    assert decode(encoded({"id": "site", "stream_types": [entry]}))["MONITOR"].num_rows == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_every_encoding_that_json_has_is_read(encoding: str) -> None:
+    body = json.dumps(answer({"MONITOR": [row(ENDS[0])]})).encode(encoding)
+    assert rows_of(decode(body)["MONITOR"]) == [(ENDS[0], 1.5)]
+
+
+# --- wrong answers --------------------------------------------------------------------------------------------------
+
+WHERE = "site site, MONITOR, row 2"
+
+
+def with_row(change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """An answer whose row 2 is changed; ``{"raw": text}`` puts the text in as it is."""
+    rows: list[Any] = [row(end) for end in ENDS]
+    rows[2] = change(rows[2])
+    return encoded(answer({"MONITOR": rows}))
+
+
+def with_value(literal: str) -> bytes:
+    return with_row(lambda r: {**r, "kw_total_avg": "@"}).replace(b'"@"', literal.encode())
+
+
+def shifted(start: int, end: int) -> bytes:
+    return with_row(
+        lambda r: {
+            **r,
+            "start_datetime": f"{at(ENDS[2] - 899 + start):%FT%TZ}",
+            "end_datetime": f"{at(ENDS[2] + end):%FT%TZ}",
+        }
+    )
+
+
+WRONG_VALUES = {
+    literal: (with_value(literal), f"{WHERE}: kw_total_avg is {complaint}")
+    for literal, complaint in {
+        "NaN": "not a finite number",
+        "Infinity": "not a finite number",
+        "-Infinity": "not a finite number",
+        "1e999": "not a finite number",
+        "-1e400": "not a finite number",
+        "1" + "0" * 400: "not a finite number",
+        '"1.5"': "'1.5', not a number",
+        '"NaN"': "'NaN', not a number",
+        '""': "'', not a number",
+        "true": "True, not a number",
+        "false": "False, not a number",
+        "[]": r"\[\], not a number",
+        "[1.5]": r"\[1.5\], not a number",
+        "{}": r"{}, not a number",
+    }.items()
+}
+WRONG_WIDTHS = {
+    "begins at the left edge": shifted(-1, 0),
+    "begins two seconds after the left edge": shifted(1, 0),
+    "twice as wide": shifted(-900, 0),
+    "no width": shifted(899, 0),
+    "ends before it starts": shifted(1800, 0),
+}
+OFF_THE_GRID = {"by a second": shifted(1, 1), "by a minute": shifted(60, 60), "ends with 59": shifted(-1, -1)}
+WRONG_TIMES: dict[str, Any] = {
+    "naive": "2025-07-01T00:45:00",
+    "date only": "2025-07-01",
+    "with a space": "2025-07-01 00:45:00Z",
+    "lower case": "2025-07-01t00:45:00z",
+    "basic format": "20250701T004500Z",
+    "without seconds": "2025-07-01T00:45Z",
+    "fraction of a second": "2025-07-01T00:45:00.500Z",
+    "trailing space": "2025-07-01T00:45:00Z ",
+    "two zones": "2025-07-01T00:45:00Z+00:00",
+    "zone of 25 hours": "2025-07-01T00:45:00+25:00",
+    "month 13": "2025-13-01T00:45:00Z",
+    "hour 25": "2025-07-01T25:45:00Z",
+    "second 60": "2025-07-01T00:44:60Z",
+    "year 0": "0000-07-01T00:45:00Z",
+    "before all time": "0001-01-01T00:00:00+14:00",
+    "after all time": "9999-12-31T23:45:00-14:00",
+    "digits of another script": "\uff12\uff10\uff12\uff15-07-01T00:45:00Z",
+    "epoch": 1_751_330_700,
+    "empty": "",
+    "null": None,
+    "boolean": True,
+    "list": ["2025-07-01T00:45:00Z"],
+    "object": {"utc": "2025-07-01T00:45:00Z"},
+    "NUL": "2025-07-01T00:45:00Z\0",
+    "lone surrogate": "\ud800",
+}
+WRONG_ENTRIES: dict[str, tuple[bytes, str]] = {
+    "type not asked for": (encoded(answer({"CONVERTER": []})), "stream type 'CONVERTER', asked for were MONITOR"),
+    "unknown type": (encoded(answer({"MONITOR": [], "monitor": []})), "stream type 'monitor'"),
+    "type missing": (encoded({"id": "site", "stream_types": [{"streams": []}]}), "stream type None"),
+    "type is a list": (encoded({"id": "site", "stream_types": [{"stream_type": ["MONITOR"]}]}), "stream type"),
+    "entry is null": (encoded({"id": "site", "stream_types": [None]}), "stream type None"),
+    "entry is a text": (encoded({"id": "site", "stream_types": ["MONITOR"]}), "stream type 'MONITOR'"),
+    "stream_types missing": (encoded({"id": "site", "name": "n"}), "has no 'stream_types'"),
+    "stream_types is an object": (
+        encoded({"id": "site", "stream_types": {"MONITOR": []}}),
+        "'stream_types' is not a list",
+    ),
+    "stream_types is a text": (encoded({"id": "site", "stream_types": "MONITOR"}), "'stream_types' is not a list"),
+    "streams is an object": (encoded(answer({"MONITOR": {}})), "MONITOR: 'streams' is not a list"),  # type: ignore[dict-item]
+    "streams is a text": (encoded(answer({"MONITOR": "none"})), "MONITOR: 'streams' is not a list"),
+    "another site": (encoded(answer({"MONITOR": []}, site_id="other")), "for another id, 'other'"),
+    "site without a name": (encoded(answer({"MONITOR": []}, site_id="")), "for another id, ''"),
+    "site is a number": (encoded({"id": 5, "stream_types": []}), "for another id, '5'"),
+}
+JUNK_ROWS = {"null": None, "list": [], "text": "row", "number": 5, "nested": [[[{"kw_total_avg": 1}]]], "boolean": True}
+
+decoders = pytest.mark.parametrize("decoder", [StreamsDecoder, acquainted], ids=["fresh", "acquainted"])
+
+
+def assert_refused(decoder: Callable[[], StreamsDecoder], body: bytes, pattern: str) -> None:
+    """The pattern is found in one line of bounded length, whatever is in the answer."""
+    with pytest.raises(StemDataError, match=pattern) as error:
+        decode(body, decoder=decoder())
+    assert not isinstance(error.value, UnreadableAnswerError)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 2000
+
+
+@decoders
+class TestAWrongAnswerIsAnErrorThatNamesSiteAndRow:
+    @pytest.mark.parametrize("literal", WRONG_VALUES, ids=lambda literal: literal[:12])
+    def test_value(self, decoder: Callable[[], StreamsDecoder], literal: str) -> None:
+        assert_refused(decoder, *WRONG_VALUES[literal])
+
+    @pytest.mark.parametrize("name", WRONG_WIDTHS)
+    def test_width(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
+        assert_refused(decoder, WRONG_WIDTHS[name], f"{WHERE}: .* is not an interval of 900 s")
+
+    @pytest.mark.parametrize("name", OFF_THE_GRID)
+    def test_grid(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
+        assert_refused(decoder, OFF_THE_GRID[name], f"{WHERE}: end_datetime .* is off the grid of 900 s")
+
+    @pytest.mark.parametrize("name", WRONG_TIMES)
+    @pytest.mark.parametrize("field", ["start_datetime", "end_datetime"])
+    def test_time(self, decoder: Callable[[], StreamsDecoder], field: str, name: str) -> None:
+        body = with_row(lambda r: {**r, field: WRONG_TIMES[name]})
+        assert_refused(decoder, body, f"{WHERE}: {field} is .*, not a time such as")
+
+    @pytest.mark.parametrize("field", ["start_datetime", "end_datetime"])
+    def test_time_that_is_missing(self, decoder: Callable[[], StreamsDecoder], field: str) -> None:
+        body = with_row(lambda r: {name: value for name, value in r.items() if name != field})
+        assert_refused(decoder, body, f"{WHERE}: {field} is null")
+
+    @pytest.mark.parametrize("name", JUNK_ROWS)
+    def test_row_that_is_no_object(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
+        assert_refused(decoder, with_row(lambda _: JUNK_ROWS[name]), f"{WHERE} is not an object")
+
+    @pytest.mark.parametrize("name", WRONG_ENTRIES)
+    def test_answer(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
+        body, complaint = WRONG_ENTRIES[name]
+        assert_refused(decoder, body, f"site site.*{complaint}")
+
+    @pytest.mark.parametrize("values", [(1.5, 1.6), (1.5, None), (None, 0.0), (0.0, 5e-324)])
+    @pytest.mark.parametrize("apart", [False, True], ids=["in one entry", "in two entries"])
+    def test_two_values_for_one_interval(
+        self, decoder: Callable[[], StreamsDecoder], values: tuple[Any, Any], apart: bool
+    ) -> None:
+        first, second = (row(ENDS[1], value=value) for value in values)
+        payload = answer({"MONITOR": [row(ENDS[0]), first] if apart else [row(ENDS[0]), first, second]})
+        if apart:
+            payload["stream_types"].append({"stream_type": "MONITOR", "streams": [second]})
+        body = encoded(payload)
+        number = 0 if apart else 2
+        assert_refused(decoder, body, rf"site site, MONITOR, row {number}: 2025-07-01T00:30:00Z has two values")
+
+    def test_rows_of_another_resolution(self, decoder: Callable[[], StreamsDecoder]) -> None:
+        body = encoded(answer({"MONITOR": [row(end, 1800) for end in ENDS if end % 1800 == 0]}))
+        assert_refused(decoder, body, "site site, MONITOR, row 0: .* is not an interval of 900 s")
+
+    @pytest.mark.parametrize("where", ["top", "entry", "row"])
+    def test_repeated_keys(self, decoder: Callable[[], StreamsDecoder], where: str) -> None:
+        body = encoded(answer({"MONITOR": [row(end) for end in ENDS]}))
+        old, new = {
+            "top": (b'"id": "site"', b'"id": "site", "id": "site"'),
+            "entry": (b'"stream_type": "MONITOR"', b'"stream_type": "MONITOR", "stream_type": "MONITOR"'),
+            "row": (b'"kw_total_avg": 1.5', b'"kw_total_avg": 1.5, "kw_total_avg": 2.5'),
+        }[where]
+        assert old in body
+        assert_refused(decoder, body.replace(old, new, 1), "repeats the keys")
+
+    @pytest.mark.parametrize("rows", [[], [row(ENDS[0])]])
+    def test_an_error_under_200(self, decoder: Callable[[], StreamsDecoder], rows: list[Any]) -> None:
+        body = encoded(answer({"MONITOR": rows}, errors=[{"message": "The data store is down.", "code": 500}]))
+        assert_refused(decoder, body, "a 200 that holds an error: The data store is down.")
+
+    @pytest.mark.parametrize("body", [b"[]", b"5", b'"text"', b"true", b"[{}]"])
+    def test_another_json(self, decoder: Callable[[], StreamsDecoder], body: bytes) -> None:
+        assert_refused(decoder, body, "the body is a JSON .*, not an object")
+
+
+@decoders
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" \n",
+        b"<!doctype html><html>Sign in</html>",
+        b'{"id": "site", "stream_types": [',
+        encoded(answer({"MONITOR": [row(ENDS[0])]}))[:-1],
+        encoded(answer({"MONITOR": [row(ENDS[0])]})) * 2,
+        encoded(answer({"MONITOR": [row(ENDS[0])]})) + b"\n{}",
+        encoded(answer({"MONITOR": [row(ENDS[0])]})) + b"x",
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b"1.5", b"01.5"),
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b"1.5", b"1."),
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b"1.5", b"+1"),
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b"1.5", b"0x10"),
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b"A site", b"\xff"),
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b"2025-07-01T00:15:00+00:00", b"\xff\xfe"),
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b"2025-07-01T00:00:01+00:00", b"\xff\xfe"),
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b"MONITOR", b"\xff\xfe"),
+        encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b'"site"', b'"\xff\xfe"'),
+        b'{"stream_types": ' + b"[" * 100_000,
+        b"\xff\xfe\x00",
+        b"\x00" * 10,
+    ],
+    ids=range(20),
+)
+def test_what_is_no_json_may_be_asked_for_again(decoder: Callable[[], StreamsDecoder], body: bytes) -> None:
+    with pytest.raises(UnreadableAnswerError):
+        decode(body, decoder=decoder())
+
+
+@pytest.mark.parametrize("depth", [10, 100, 400, 600, 800, 900, *range(930, 1000, 3), 1100, 5000, 100_000])
+@pytest.mark.parametrize("place", ["kw_total_avg", "end_datetime", "unknown", "row", "entry", "id"])
+def test_nested_junk_ends_in_a_table_or_an_error_of_ours(place: str, depth: int) -> None:
+    nest = ("[" * depth + "]" * depth).encode()
+    body = encoded(answer({"MONITOR": [row(ENDS[0], value="@value") | {"unknown": 1}]}, site_id="@id"))
+    body = body.replace(b'"@id"', nest if place == "id" else b'"site"')
+    body = body.replace(b'"@value"', nest if place == "kw_total_avg" else b"1.5")
+    body = body.replace(b'"2025-07-01T00:15:00+00:00"', nest) if place == "end_datetime" else body
+    body = body.replace(b'"unknown": 1', b'"unknown": ' + nest) if place == "unknown" else body
+    body = body.replace(b'"streams": [', b'"streams": [' + nest + b", ") if place == "row" else body
+    body = body.replace(b'"stream_types": [', b'"stream_types": [' + nest + b", ") if place == "entry" else body
+    try:
+        decode(body)
+    except StemDataError as error:
+        assert len(str(error)) < 2000  # noqa: PT017
+    else:
+        assert place == "unknown"
+
+
+@pytest.mark.parametrize("body", [b"null", b" null\n", b"\xef\xbb\xbfnull", b"null{}"])
+def test_a_body_that_begins_with_null_does_not_end_the_process(body: bytes) -> None:
+    # In a process of its own, since pyarrow's reader dies of it: exit status -11 is a segmentation fault.
+    script = """if True:
+        import sys
+        from datetime import UTC, datetime
+        from airflow_provider_stem.errors import StemDataError
+        from airflow_provider_stem.streams.tables import StreamsDecoder
+        from airflow_provider_stem.streams.windows import Window
+        window = Window.covering(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 2, tzinfo=UTC), 900)
+        try:
+            StreamsDecoder().decode(bytes.fromhex(sys.argv[1]), "site", ["MONITOR"], window)
+        except StemDataError:
+            print("refused")
+    """
+    run = subprocess.run([sys.executable, "-c", script, body.hex()], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "refused\n"), run.stderr
+
+
+def is_json(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def check_any(body: bytes, outcome: Any) -> None:
+    if body.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"null"):
+        return  # has a process of its own, above
+    for decoder in (StreamsDecoder(), acquainted()):
+        try:
+            streams = decode(body, ("MONITOR", "CONVERTER"), decoder=decoder)
+        except UnreadableAnswerError:
+            assert not is_json(body)
+            outcome.add(unreadable=1)
+        except StemDataError:
+            outcome.add(refused=1)
+        else:
+            assert is_json(body)
+            plain, _ = _read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
+            assert exact(streams, ("MONITOR", "CONVERTER")) == exact(plain, ("MONITOR", "CONVERTER"))
+            outcome.add(read=1)
+    outcome.add(bodies=1)
+
+
+def test_any_bytes_end_in_a_table_or_an_error_of_ours() -> None:
+    outcome = tally("tables, arbitrary bytes, by a fresh and an acquainted decoder")
+
+    @examples(400)
+    @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
+    def check(body: bytes) -> None:
+        check_any(body, outcome)
+
+    check()
+
+
+# fmt: off
+DAMAGE = [
+    b"", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\0", b'"', b"{", b"}", b"[", b"]", b",", b":", b"-", b"0",
+    b"9", b"e", b"NaN", b"null", b"true", b" ", b"\n", b"\xef\xbb\xbf", b"Z", b"+",
+]
+# fmt: on
+
+
+def test_a_damaged_answer_ends_in_a_table_or_an_error_of_ours() -> None:
+    outcome = tally("tables, damaged answers, by a fresh and an acquainted decoder")
+    whole = encoded(answer({"MONITOR": [row(e) for e in ENDS], "CONVERTER": [row(e, value=None) for e in ENDS[:2]]}))
+    pieces = st.sampled_from(DAMAGE)
+    damage = st.tuples(st.integers(0, len(whole)), st.integers(0, 4), pieces)
+
+    @examples(1200)
+    @given(st.lists(damage, min_size=1, max_size=3))
+    def check(damages: list[tuple[int, int, bytes]]) -> None:
+        body = whole
+        for where, length, piece in damages:
+            body = body[:where] + piece + body[where + length :]
+        check_any(body, outcome)
+
+    check()
+
+
+def test_an_answer_with_junk_in_it_ends_in_a_table_or_an_error_of_ours() -> None:
+    outcome = tally("tables, junk in answers, by a fresh and an acquainted decoder")
+    paths: list[tuple[Any, ...]] = [
+        (),
+        ("id",),
+        ("name",),
+        ("stream_types",),
+        ("stream_types", 0),
+        ("stream_types", 0, "stream_type"),
+        ("stream_types", 0, "streams"),
+        ("stream_types", 0, "streams", 1),
+        *(("stream_types", 0, "streams", 1, name) for name in (*FIELDS, "new")),
+        ("errors",),
+        ("new",),
+    ]
+
+    @examples(800)
+    @given(st.lists(st.tuples(st.sampled_from(paths), junk), min_size=1, max_size=2))
+    def check(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
+        payload: Any = answer({"MONITOR": [row(end) for end in ENDS], "CONVERTER": []})
+        for path, value in changes:
+            if not path:
+                payload = value
+                continue
+            place = payload
+            try:
+                for step in path[:-1]:
+                    place = place[step]
+                place[path[-1]] = value
+            except (TypeError, KeyError, IndexError):
+                continue
+        check_any(encoded(payload), outcome)
+
+    check()
+
+
+# --- unknown fields -------------------------------------------------------------------------------------------------
+
+
+class TestUnknownFields:
+    BODY = encoded(answer({"MONITOR": [{**row(end), "quality": "measured", "flag": [1]} for end in ENDS]}))
+
+    def test_they_are_left_out_with_one_warning_a_run(self, caplog: pytest.LogCaptureFixture) -> None:
+        decoder = StreamsDecoder()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert rows_of(decode(self.BODY, decoder=decoder)["MONITOR"]) == [(end, 1.5) for end in ENDS]
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert caplog.messages == ["Fields that the API's guide does not know are left out: flag, quality"]
+
+    def test_each_run_tells_them(self, caplog: pytest.LogCaptureFixture) -> None:
+        for _ in range(2):
+            decode(self.BODY)
+        assert len(caplog.messages) == 2
+
+    def test_many_threads_tell_them_about_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        decoder, ready = StreamsDecoder(), threading.Barrier(8)
+
+        def work() -> None:
+            ready.wait(10)
+            for _ in range(20):
+                assert decode(self.BODY, decoder=decoder)["MONITOR"].num_rows == 4
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert 1 <= len(caplog.messages) <= len(threads)
+
+    def test_a_name_cannot_break_the_log_line(self, caplog: pytest.LogCaptureFixture) -> None:
+        decode(encoded(answer({"MONITOR": [{**row(ENDS[0]), "a\nERROR b\x1b[31m" + "x" * 5000: 1}]})))
+        (message,) = caplog.messages
+        assert message.isprintable()
+        assert len(message) < 1000
+
+    def test_fields_beside_the_rows_are_left_out_in_silence(self, caplog: pytest.LogCaptureFixture) -> None:
+        payload = answer({"MONITOR": [row(ENDS[0])]}, timezone="UTC")
+        payload["stream_types"][0]["unit"] = "kW"
+        assert rows_of(decode(encoded(payload))["MONITOR"]) == [(ENDS[0], 1.5)]
+        assert caplog.messages == []
+
+
+# --- landing schema -------------------------------------------------------------------------------------------------
+
+
+class TestLandingSchema:
+    def test_columns_types_and_order(self) -> None:
+        instant = pa.timestamp("us", "UTC")
+        assert [(field.name, field.type, field.nullable) for field in LANDING_SCHEMA] == [
+            ("site_id", pa.string(), False),
+            ("stream_type", pa.string(), False),
+            ("resolution", pa.int32(), False),
+            ("interval_start", instant, False),
+            ("interval_end", instant, False),
+            ("kw_total_avg", pa.float64(), True),
+        ]
+
+    def test_unit_and_sign_are_told(self) -> None:
+        metadata = LANDING_SCHEMA.field("kw_total_avg").metadata
+        assert metadata[b"unit"] == b"kW"
+        sign = metadata[b"sign"].decode()
+        assert "MONITOR: positive is import" in sign
+        assert "CONVERTER: positive is charging" in sign
+        assert LANDING_SCHEMA.field("resolution").metadata[b"unit"] == b"s"
+
+    @pytest.mark.parametrize("resolution", RESOLUTIONS)
+    @pytest.mark.parametrize("site_id", ["site", 'a,"b"\n', "", "東京"])
+    def test_a_stream_is_completed_to_it(self, resolution: int, site_id: str) -> None:
+        ends = [k * resolution for k in (400_000, 400_001, 400_005)]
+        batch = landing_batch(site_id, "CONVERTER", resolution, stream(ends, [1.5, None, -0.0]))
+        batch.validate(full=True)
+        assert batch.schema.equals(LANDING_SCHEMA, check_metadata=True)
+        assert batch.to_pylist() == [
+            {
+                "site_id": site_id,
+                "stream_type": "CONVERTER",
+                "resolution": resolution,
+                "interval_start": at(end - resolution),  # the left edge, not the shown :01
+                "interval_end": at(end),
+                "kw_total_avg": value,
+            }
+            for end, value in zip(ends, [1.5, None, -0.0], strict=True)
+        ]
+
+    def test_a_slice_and_no_rows_are_completed_too(self) -> None:
+        rows = stream([k * 900 for k in range(10)], range(10))
+        assert landing_batch("s", "MONITOR", 900, rows.slice(3, 4)).column("kw_total_avg").to_pylist() == [3, 4, 5, 6]
+        empty = landing_batch("s", "MONITOR", 900, rows.slice(0, 0))
+        assert empty.num_rows == 0
+        assert empty.schema.equals(LANDING_SCHEMA, check_metadata=True)
+
+    def test_a_year_of_instants_is_exact(self) -> None:
+        ends = range(seconds(utc("2024-01-01")), seconds(utc("2025-01-01")), 900)
+        assert len(ends) == 366 * DAY // 900
+        batch = landing_batch("s", "MONITOR", 900, stream(ends, [0.0] * len(ends)))
+        assert batch.column("interval_start").cast(pa.int64()).to_pylist() == [(end - 900) * 10**6 for end in ends]
