@@ -23,7 +23,7 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 	@touch $@
 
 test: venv  ## Run the tests.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow.
 	@$(BIN)/python scripts/demo.py $(ARGS)

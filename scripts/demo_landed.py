@@ -1,8 +1,8 @@
 """
 Read back through Airflow what a run landed: its receipts, and the objects that they name.
 
-``demo.py`` starts it with the run's environment, once the run has ended.
-Usage: ``python demo_landed.py DAG_ID LIST_TASK_ID LAND_TASK_ID LOGICAL_DATE FOLDER``.
+``demo.py`` starts it beside the run, with the run's environment, and writes the run's logical date to its standard
+input when the run has ended. Usage: ``python demo_landed.py DAG_ID LIST_TASK_ID LAND_TASK_ID FOLDER``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def returned(dag_id: str, task_id: str, logical_date: datetime) -> list[Any]:
     (run,) = DagRun.find(dag_id=dag_id, logical_date=logical_date)
     query = XComModel.get_many(run_id=run.run_id, key="return_value", dag_ids=dag_id, task_ids=task_id)
     with create_session() as session:
-        found: list[Any] = sorted(session.scalars(query), key=lambda xcom: xcom.map_index)
+        found: list[Any] = list(session.scalars(query))
+        found.sort(key=lambda xcom: xcom.map_index)
         return [XComModel.deserialize_value(xcom) for xcom in found]
 
 
@@ -48,9 +49,12 @@ def fetch(uris: Iterable[str], folder: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def main() -> None:
-    """Write ``landed.json``."""
-    dag_id, list_task_id, land_task_id, logical_date, folder = sys.argv[1:]
+def main() -> int:
+    """Wait for the run to end, and write ``landed.json``."""
+    dag_id, list_task_id, land_task_id, folder = sys.argv[1:]
+    logical_date = sys.stdin.readline().strip()
+    if not logical_date:  # the run has failed, and nobody waits
+        return 1
     when = datetime.fromisoformat(logical_date)
     receipts = returned(dag_id, land_task_id, when)
     batches = [batch for batches in returned(dag_id, list_task_id, when) for batch in batches]
@@ -61,7 +65,8 @@ def main() -> None:
         "objects": list(fetch(uris, Path(folder))),
     }
     Path(folder, "landed.json").write_text(json.dumps(report, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

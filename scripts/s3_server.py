@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -109,7 +108,6 @@ class S3Server:
                 env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
                 # A Ctrl-C at the terminal goes to the caller alone, who stops the server in its own time.
                 start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - nothing but a system call happens in it
             )
         try:
             self._wait_until_ready(log)
@@ -164,13 +162,6 @@ class S3Server:
             return True
         except OSError:
             return False
-
-
-def end_with_parent() -> None:
-    """Ask Linux to end the server when the caller is killed outright; elsewhere there is no such thing."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:

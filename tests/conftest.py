@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 
+import hypothesis
 import pytest
 
 # Before anything imports Airflow: the tests must neither read nor write the user's own.
@@ -17,7 +18,31 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
 from s3_server import S3Server  # noqa: E402
 
-from tests.support import Lake  # noqa: E402
+from tests.support import TALLIES_KEY, Lake  # noqa: E402
+
+# The machine may be busy; what is drawn is the same each time.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_configure(config):
+    config.stash[TALLIES_KEY] = {}
+    config.pluginmanager.register(_Tallies())
+
+
+class _Tallies:
+    """Gathers what the properties have checked in other processes, where the tests are spread over several."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        node.config.stash[TALLIES_KEY].update(getattr(node, "workeroutput", {}).get("tallies", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if tallies := config.stash[TALLIES_KEY]:
+        terminalreporter.section("properties of the streams layer")
+        for name in sorted(tallies):
+            terminalreporter.line(f"{name}: {tallies[name]}")
 
 
 @pytest.fixture(scope="session")

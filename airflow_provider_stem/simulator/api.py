@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -40,7 +39,6 @@ from airflow_provider_stem.simulator.schemas import (
 )
 
 _T = TypeVar("_T")
-_logger = logging.getLogger(__name__)
 _LARGE = 20_000  # rows that are worth a thread of their own
 
 _DESCRIPTION = """\
@@ -100,7 +98,6 @@ def create_app(
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_crash)
     app.include_router(_router(_Service(fleet, clock)))
     return app
 
@@ -327,8 +324,3 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
 async def _on_http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - as registered
     return _error(error.status_code, headers=error.headers)
-
-
-async def _on_crash(_request: Request, error: Exception) -> Response:
-    _logger.error("The simulator failed on a request", exc_info=error)
-    return _error(500)

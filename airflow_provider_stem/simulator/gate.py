@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from airflow_provider_stem.simulator.settings import Settings
+
+_logger = logging.getLogger(__name__)
 
 BASE_PATH = "/api/v1"
 _ELSEWHERE = "https://elsewhere.invalid"
@@ -164,8 +167,12 @@ class Gate:
         try:
             await self._admit(request, scope, receive, send_noting)
         except Exception:
-            request.status = request.status or 500  # as the app's last handler will answer
-            raise
+            if request.status is not None:
+                raise
+            # Answered here: the framework's own last handler raises on, and the server then drops the connection,
+            # sometimes before the client has read the answer.
+            _logger.exception("The simulator failed on a request")
+            await _send(send_noting, 500, error_body(500))
         finally:
             self._traffic.concurrency -= 1
 

@@ -348,7 +348,7 @@ def test_any_extra_gives_sound_options_or_a_config_error(options: dict[str, Any]
 @pytest.mark.parametrize("field", ["host", "schema", "extra"])
 def test_a_key_that_was_pasted_into_another_field_too_is_not_repeated(field):
     key = "aKey/With+Signs="
-    fields = {"host": "app.stem.com", "schema": "", "port": None, "password": key, "extra": None}
+    fields: dict[str, Any] = {"host": "app.stem.com", "schema": "", "port": None, "password": key, "extra": None}
     fields[field] = json.dumps({"verify": key}) if field == "extra" else f"ftp://{key}"
     with pytest.raises(StemConfigError) as caught:
         ClientConfig.from_connection(**fields)

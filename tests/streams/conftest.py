@@ -11,6 +11,7 @@ from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.simulator import Simulator
 from airflow_provider_stem.streams import source
+from tests.support import TALLIES_KEY
 
 from .helpers import TALLIES
 
@@ -44,9 +45,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
     return stop
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what the properties have checked."""
-    if TALLIES:
-        terminalreporter.section("properties of the streams layer")
-        for name in sorted(TALLIES):
-            terminalreporter.line(f"{name}: {TALLIES[name]}")
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what the properties have checked to the process that prints the summary."""
+    tallies = {name: str(tally) for name, tally in TALLIES.items()}
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tallies"] = tallies
+    else:
+        session.config.stash.setdefault(TALLIES_KEY, {}).update(tallies)

@@ -702,11 +702,17 @@ class TestUnknownFields:
         assert message.isprintable()
         assert len(message) < 1000
 
-    def test_fields_beside_the_rows_are_left_out_in_silence(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_fields_beside_the_rows_are_told_once_too_and_then_read_in_columns(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         payload = answer({"MONITOR": [row(ENDS[0])]}, timezone="UTC")
         payload["stream_types"][0]["unit"] = "kW"
-        assert rows_of(decode(encoded(payload))["MONITOR"]) == [(ENDS[0], 1.5)]
-        assert caplog.messages == []
+        decoder = StreamsDecoder()
+        for _ in range(2):
+            streams = decoder.decode(encoded(payload), "site", ("MONITOR",), HOUR)
+            assert rows_of(streams["MONITOR"]) == [(ENDS[0], 1.5)]
+        assert caplog.messages == ["Fields that the API's guide does not know are left out: timezone, unit"]
+        assert _read_columnar(encoded(payload), "site", ("MONITOR",), HOUR, lenient=True) is not None
 
 
 # --- landing schema -------------------------------------------------------------------------------------------------
