@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from airflow_provider_stem.errors import StemServerError
+from airflow_provider_stem.errors import StemRateLimitError, StemServerError, StemTransportError
 from airflow_provider_stem.streams.extraction import Extraction
 from tests.support import run_context
 from tests.test_operators import streams_to_s3
@@ -96,7 +96,8 @@ def test_a_kill_ends_waits_between_attempts_at_once(stem, lake):
     task.on_kill()
     thread.join(20)
     assert not thread.is_alive()
-    assert "the client is closed" in str(ended[0])
+    # Which one depends on whether the wait had begun.
+    assert isinstance(ended[0], StemRateLimitError | StemTransportError)
 
 
 def test_a_reader_that_stops_early_ends_the_requests(stem):
