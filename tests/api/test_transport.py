@@ -357,10 +357,10 @@ class TestBodies:
             chunked(b'{"id"', b': "a"}'),
             b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"id": "a"}',
             b'HTTP/1.0 200 OK\r\n\r\n{"id": "a"}',
-            reply(gzip.compress(b'{"id": "a"}'), Content_Encoding="gzip"),
+            reply(gzip.compress(b'{"id": "a"}', mtime=0), Content_Encoding="gzip"),
             reply(zlib.compress(b'{"id": "a"}'), Content_Encoding="deflate"),
-            chunked(*(bytes([byte]) for byte in gzip.compress(b'{"id": "a"}')), Content_Encoding="gzip"),
-            reply(gzip.compress(b'{"id"') + gzip.compress(b': "a"}'), Content_Encoding="gzip"),
+            chunked(*(bytes([byte]) for byte in gzip.compress(b'{"id": "a"}', mtime=0)), Content_Encoding="gzip"),
+            reply(gzip.compress(b'{"id"', mtime=0) + gzip.compress(b': "a"}', mtime=0), Content_Encoding="gzip"),
             reply(b'{"id": "a"}', Content_Type="text/plain; charset=utf-16"),
             reply(b'{"id": "a"}', X_Odd="\xff\x80"),
         ],
@@ -373,7 +373,7 @@ class TestBodies:
     def test_a_large_body_is_whole(self, raw_server: Start, connect: Connect) -> None:
         name = os.urandom(1_500_000).hex()
         body = f'{{"id": "a", "name": "{name}"}}'.encode()
-        for answer in (reply(body), reply(gzip.compress(body, 1), Content_Encoding="gzip"), chunked(body)):
+        for answer in (reply(body), reply(gzip.compress(body, 1, mtime=0), Content_Encoding="gzip"), chunked(body)):
             assert connect(raw_server(answer)).get_site("a")["name"] == name
 
     @pytest.mark.parametrize(
@@ -389,8 +389,11 @@ class TestBodies:
             then_reset(b"HTTP/1.1 200 OK\r\nContent-Le"),
             then_reset(b""),
             reply(b"no gzip at all", Content_Encoding="gzip"),
-            reply(gzip.compress(b'{"id": "' + os.urandom(999).hex().encode() + b'"}')[:-99], Content_Encoding="gzip"),
-            reply(gzip.compress(b'{"id": "a"}')[:6], Content_Encoding="gzip"),
+            reply(
+                gzip.compress(b'{"id": "' + os.urandom(999).hex().encode() + b'"}', mtime=0)[:-99],
+                Content_Encoding="gzip",
+            ),
+            reply(gzip.compress(b'{"id": "a"}', mtime=0)[:6], Content_Encoding="gzip"),
             reply(b'{"id": "a"}', length=5, Connection="close"),
             b"garbage\r\n\r\n",
             b"\x16\x03\x01\xff\x00",
@@ -418,7 +421,7 @@ class TestBodies:
         forms = {
             "length": reply(body),
             "chunks": chunked(*[body[:1000]] * 12),
-            "gzip": reply(gzip.compress(body), Content_Encoding="gzip"),
+            "gzip": reply(gzip.compress(body, mtime=0), Content_Encoding="gzip"),
         }
         server = raw_server(forms[form])
         with pytest.raises(StemDataError, match="10,000 bytes"):
@@ -441,7 +444,7 @@ class TestBodies:
         self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(transport, "BODY_LIMIT", 2**20)
-        bomb = gzip.compress(bytes(200 * 2**20), 9)
+        bomb = gzip.compress(bytes(200 * 2**20), 9, mtime=0)
         client = connect(raw_server(reply(bomb, Content_Encoding="gzip")))
         tracemalloc.start()
         try:
@@ -745,7 +748,7 @@ class TestConnections:
         "answer",
         [
             chunked(b'{"id"', b': "a"}'),
-            reply(gzip.compress(b'{"id": "a"}'), Content_Encoding="gzip"),
+            reply(gzip.compress(b'{"id": "a"}', mtime=0), Content_Encoding="gzip"),
             reply('{"id": "' + "a" * 700_000 + '"}'),
             refusal("No.", 404),
             refusal("Later.", 503),
