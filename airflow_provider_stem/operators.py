@@ -30,6 +30,7 @@ from airflow_provider_stem.streams.windows import (
     Partition,
     Window,
     check_end,
+    check_lookback,
     check_resolution,
     check_stream_types,
 )
@@ -374,10 +375,7 @@ def _check_arguments(**given: Any) -> None:
         if argument in _CHECKS:
             _CHECKS[argument](argument, value)
     check_format(given.get("file_format", "parquet"), given.get("compression", "default"))
-    if given.get("lookback") and given.get("partition", "interval") == "interval":
-        raise StemConfigError(
-            f"lookback={given['lookback']} needs whole periods to rewrite: set partition to 'hour', 'day' or 'month'."
-        )
+    check_lookback(given.get("lookback"), given.get("partition", "interval"))
 
 
 def _one_of(*choices: str) -> Callable[[str, object], None]:

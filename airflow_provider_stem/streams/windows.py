@@ -129,11 +129,8 @@ class Window:
         :raises StemConfigError: the window's end is on no such boundary, so that its last period would be
             written in part; or a look-back that would write objects of shifting extent.
         """
+        check_lookback(lookback, partition)
         if partition == "interval":
-            if lookback:
-                raise StemConfigError(
-                    f"lookback={lookback} needs whole periods to rewrite: set partition to 'hour', 'day' or 'month'."
-                )
             return self
         if _period_start(self.end, partition) != self.end:
             fits = [p for p in ("month", "day", "hour") if _period_start(self.end, p) == self.end]
@@ -154,6 +151,14 @@ class Window:
             following = min(_period_end(edge, partition), self.end)
             yield Window(edge, following, self.resolution)
             edge = following
+
+
+def check_lookback(lookback: timedelta | None, partition: str) -> None:
+    """Refuse a look-back that would write objects of shifting extent."""
+    if lookback and partition == "interval":
+        raise StemConfigError(
+            f"lookback={lookback} needs whole periods to rewrite: set partition to 'hour', 'day' or 'month'."
+        )
 
 
 def check_resolution(resolution: int) -> None:
