@@ -8,6 +8,13 @@ __version__ = "0.1.0"
 
 __all__ = ["__version__", "get_provider_info"]
 
+_DEFAULTS = {
+    "max_workers": ("8", "How many sites a task reads at a time."),
+    "max_attempts": ("5", "How often one request is sent at the most."),
+    "timeout": ("60", "Seconds for one request, from its start to the last byte of the answer."),
+    "page_size": ("100", "Clients and sites per page of a listing."),
+}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Describe this distribution to Airflow's provider discovery."""
@@ -22,6 +29,8 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.hooks"]}],
         "operators": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.operators"]}],
+        "sensors": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.sensors"]}],
+        "triggers": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.triggers"]}],
         "connection-types": [
             {
                 "connection-type": "stem",
@@ -31,4 +40,20 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": CONN_FIELDS,
             }
         ],
+        "extra-links": ["airflow_provider_stem.links.LandedObjectsLink"],
+        "config": {
+            "stem": {
+                "description": "Defaults of the Stem provider. A connection's Extra and a task's argument go first.",
+                "options": {
+                    name: {
+                        "description": description,
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": None,
+                        "default": default,
+                    }
+                    for name, (default, description) in _DEFAULTS.items()
+                },
+            }
+        },
     }

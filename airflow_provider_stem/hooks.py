@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import BaseHook, conf
 
 from airflow_provider_stem.errors import (
     StemAuthError,
@@ -20,6 +20,7 @@ from airflow_provider_stem.streams.windows import Window, check_end, check_strea
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from airflow.providers.common.compat.sdk import Connection
 
     from airflow_provider_stem.api.client import StemClient
     from airflow_provider_stem.api.config import ClientConfig
@@ -67,9 +68,18 @@ class StemHook(BaseHook):
 
         :raises StemConfigError: a field of the connection is wrong; the message names it.
         """
+        return self.client_of(self.get_connection(self.stem_conn_id))
+
+    @classmethod
+    def client_of(cls, connection: Connection) -> StemClient:
+        """
+        Give a client for a connection that was looked up already, as a trigger must do in its own way.
+
+        :raises StemConfigError: a field of the connection is wrong; the message names it.
+        """
         from airflow_provider_stem.api.client import StemClient
 
-        return StemClient(self._config())
+        return StemClient(cls._config_of(connection))
 
     @cached_property
     def client(self) -> StemClient:
@@ -81,7 +91,7 @@ class StemHook(BaseHook):
         try:
             from airflow_provider_stem.api.client import StemClient
 
-            config = self._config()
+            config = self._config_of(self.get_connection(self.stem_conn_id))
             patient = dataclasses.replace(config, max_attempts=1, timeout=min(config.timeout, _TEST_TIMEOUT))
             with StemClient(patient) as client:
                 first = next(client.list_clients(), None)
@@ -173,14 +183,18 @@ class StemHook(BaseHook):
             LANDING_SCHEMA,
         )
 
-    def _config(self) -> ClientConfig:
+    @staticmethod
+    def _config_of(connection: Connection) -> ClientConfig:
         from airflow_provider_stem.api.config import ClientConfig
 
-        connection = self.get_connection(self.stem_conn_id)
+        set_by_administrator = {
+            name: conf.get("stem", name, fallback="") for name in ("timeout", "max_attempts", "page_size")
+        }
         return ClientConfig.from_connection(
             host=connection.host,
             schema=connection.schema,
             port=connection.port,
             password=connection.password,
             extra=connection.extra,
+            defaults=set_by_administrator,
         )

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import (
-    AirflowFailException,
-    AirflowNotFoundException,
     AirflowSkipException,
     Asset,
     AssetAlias,
@@ -19,25 +15,20 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemNotFoundError
+from airflow_provider_stem.arguments import check_arguments
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
+from airflow_provider_stem.links import LandedObjectsLink
+from airflow_provider_stem.mapping import MappedOverSites
 from airflow_provider_stem.streams.formats import check_format, extension
-from airflow_provider_stem.streams.keys import DEFAULT_KEY, check_key_template, common_prefix
+from airflow_provider_stem.streams.keys import DEFAULT_KEY, common_prefix
 from airflow_provider_stem.streams.sites import read_sites
-from airflow_provider_stem.streams.windows import (
-    PARTITIONS,
-    Partition,
-    Window,
-    check_end,
-    check_lookback,
-    check_resolution,
-    check_stream_types,
-)
+from airflow_provider_stem.streams.windows import Partition, Window, check_end, check_stream_types
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
     from airflow_provider_stem.api.client import StemClient
 
@@ -75,14 +66,13 @@ class StemSiteListOperator(BaseOperator):
         self.client_id = client_id
         self.name = name
         self.stream_types = None if stream_types is None else check_stream_types(stream_types)
-        if batches is not None:
-            _check_count("batches", batches)
+        check_arguments(batches=batches)
         self.batches = batches
         self.stem_conn_id = stem_conn_id
 
     def execute(self, context: Context) -> list[dict[str, Any]]:  # noqa: ARG002
         """List, filter, group."""
-        with _final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as client:
+        with final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as client:
             records = {record["site_id"]: record for record in self._records(client)}
         sites = [records[site_id] for site_id in sorted(records)]
         if self.stream_types:
@@ -119,7 +109,7 @@ class StemSiteListOperator(BaseOperator):
         return f"client_id={self.client_id!r}, name={self.name!r}, stream_types={self.stream_types!r}"
 
 
-class StemStreamsToS3Operator(BaseOperator):
+class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     """
     Land the streams of many sites in S3: every interval of the run's window exactly once, checked and accounted for.
 
@@ -148,7 +138,7 @@ class StemStreamsToS3Operator(BaseOperator):
         it. Rows that an earlier run landed for a skipped site go with the object that is replaced.
     :param partition_events: give the asset events the window as partition key (Airflow 3.3).
     :param replace: whether objects that are there already are replaced.
-    :param max_workers: how many sites are read at a time.
+    :param max_workers: how many sites are read at a time; default: ``[stem] max_workers``, else 8.
     :param stem_conn_id: connection of type ``stem``.
     :param aws_conn_id: connection of type ``aws``.
     :return: the receipt: window, objects, rows, and what is missing, unavailable or failed.
@@ -165,6 +155,7 @@ class StemStreamsToS3Operator(BaseOperator):
         "aws_conn_id",
     )
     template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - the base class's own way
+    operator_extra_links = (LandedObjectsLink(),)
 
     def __init__(
         self,
@@ -188,13 +179,13 @@ class StemStreamsToS3Operator(BaseOperator):
         on_site_error: Literal["fail", "skip"] = "fail",
         partition_events: bool = False,
         replace: bool = True,
-        max_workers: int = 8,
+        max_workers: int = conf.getint("stem", "max_workers", fallback=8),
         stem_conn_id: str = StemHook.default_conn_name,
         aws_conn_id: str | None = "aws_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_arguments(
+        check_arguments(
             stream_types=stream_types,
             resolution=resolution,
             default_interval=default_interval,
@@ -233,18 +224,12 @@ class StemStreamsToS3Operator(BaseOperator):
         self.aws_conn_id = aws_conn_id
         self._client: StemClient | None = None
 
-    @classmethod
-    def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """Begin a mapped task; a wrong argument shows when the DAG is parsed, as it does without mapping."""
-        _check_arguments(**kwargs)
-        return super().partial(**kwargs)
-
     def execute(self, context: Context) -> dict[str, Any]:
         """Resolve the arguments, land the window, tell the outlets."""
         from airflow_provider_stem.storage import S3Store
         from airflow_provider_stem.streams.landing import Landing, plan_keys
 
-        with _final_errors(self.stem_conn_id):
+        with final_errors(self.stem_conn_id):
             sites = read_sites(self.sites)
             window = self._window(context)
             if not window.intervals:
@@ -338,26 +323,6 @@ class StemStreamsToS3Operator(BaseOperator):
                 event.add_partitions(str(window))
 
 
-@contextmanager
-def _final_errors(stem_conn_id: str) -> Iterator[None]:
-    """Fail without retries, and say what to mend, where another attempt cannot help."""
-    try:
-        yield
-    except StemAuthError as exc:
-        remedy = (
-            f"check the Password of connection {stem_conn_id!r}"
-            if exc.status == HTTPStatus.UNAUTHORIZED
-            else f"ask Stem to grant the key of connection {stem_conn_id!r} this permission"
-        )
-        raise AirflowFailException(f"{exc}: {remedy}.") from exc
-    except StemNotFoundError as exc:
-        raise AirflowFailException(f"{exc}: check the id, and the Host of connection {stem_conn_id!r}.") from exc
-    except AirflowNotFoundException as exc:
-        raise AirflowFailException(f"{exc}: create the connection, or name another.") from exc
-    except StemConfigError as exc:
-        raise AirflowFailException(str(exc)) from exc
-
-
 def _in_batches(sites: Sequence[dict[str, Any]], batches: int) -> list[dict[str, Any]]:
     members: dict[int, list[dict[str, Any]]] = {}
     for site in sites:
@@ -367,50 +332,3 @@ def _in_batches(sites: Sequence[dict[str, Any]], batches: int) -> list[dict[str,
     return [
         {"sites": members[index], "batch": f"{index + 1:0{width}d}-of-{batches:0{width}d}"} for index in sorted(members)
     ]
-
-
-def _check_arguments(**given: Any) -> None:
-    """Check what can be known when the DAG is parsed, of the arguments that are there."""
-    for argument, value in given.items():
-        if argument in _CHECKS:
-            _CHECKS[argument](argument, value)
-    check_format(given.get("file_format", "parquet"), given.get("compression", "default"))
-    check_lookback(given.get("lookback"), given.get("partition", "interval"))
-
-
-def _one_of(*choices: str) -> Callable[[str, object], None]:
-    def check(argument: str, value: object) -> None:
-        if value not in choices:
-            raise StemConfigError(f"{argument} is {value!r}: choose one of {', '.join(choices)}.")
-
-    return check
-
-
-def _check_count(argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise StemConfigError(f"{argument} is {value!r}: give a whole number from 1 on.")
-
-
-def _check_duration(argument: str, value: object) -> None:
-    if value is not None and not (isinstance(value, timedelta) and value > timedelta()):
-        raise StemConfigError(f"{argument} is {value!r}: give a timedelta above zero.")
-
-
-def _check_key(_: str, value: object) -> None:
-    if isinstance(value, str):  # else an XComArg, whose value is not known yet
-        check_key_template(value)
-
-
-_CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "stream_types": lambda _, value: check_stream_types(value),
-    "resolution": lambda _, value: check_resolution(value),
-    "default_interval": _check_duration,
-    "lookback": _check_duration,
-    "partition": _one_of(*PARTITIONS),
-    "s3_key": _check_key,
-    "on_incomplete": _one_of("warn", "fail"),
-    "on_unavailable": _one_of("skip", "fail"),
-    "on_empty": _one_of("write", "skip", "fail"),
-    "on_site_error": _one_of("fail", "skip"),
-    "max_workers": _check_count,
-}

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,19 @@ class ClientConfig:
         port: int | None,
         password: str | None,
         extra: str | None,
+        defaults: Mapping[str, str] | None = None,
     ) -> ClientConfig:
         """
         Read a connection's fields.
 
+        :param defaults: what an administrator set for connections whose Extra does not say otherwise.
         :raises StemConfigError: names the field, its value (never the key) and the remedy.
         """
         api_key = _api_key(password)
         try:
             base_url = _base_url((host or "").strip(), (schema or "").strip(), port)
-            return cls(api_key=api_key, base_url=base_url, **_extra(extra))
+            options = _read(defaults or {}, "[stem] {} of Airflow's configuration") | _extra(extra)
+            return cls(api_key=api_key, base_url=base_url, **options)
         except StemConfigError as exc:
             message = str(exc)
         # Pasted into a wrong field as well, the key would be shown with that field's value.
@@ -155,10 +158,14 @@ def _extra(extra: str | None) -> dict[str, Any]:
         raise StemConfigError('Extra of the connection is not a JSON object such as {"timeout": 60}.')
     if unknown := sorted(set(options) - set(_OPTIONS)):
         raise StemConfigError(f"Extra of the connection has unknown keys {unknown}: it takes {sorted(_OPTIONS)}.")
+    return _read(options, "Extra {!r} of the connection")
+
+
+def _read(options: Mapping[str, Any], place: str) -> dict[str, Any]:
     read = {name: _OPTIONS[name](value) for name, value in options.items() if value is not None and value != ""}
     for name, value in read.items():
         if value is None:
-            raise StemConfigError(f"Extra {name!r} of the connection is {options[name]!r}, not {_EXPECTED[name]}.")
+            raise StemConfigError(f"{place.format(name)} is {options[name]!r}, not {_EXPECTED[name]}.")
     return read
 
 

@@ -1,0 +1,37 @@
+"""Tasks that are mapped over sites or batches of them: checked when the DAG is parsed, named where they are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_stem.arguments import check_arguments
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
+
+
+class MappedOverSites:
+    """For classes with ``sites`` and ``batch``."""
+
+    sites: Any
+    batch: str | None
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """Begin a mapped task; a wrong argument shows when the DAG is parsed, as it does without mapping."""
+        check_arguments(**kwargs)
+        kwargs.setdefault("map_index_template", "{{ task.batch_name }}")
+        begun: OperatorPartial = super().partial(**kwargs)  # type: ignore[misc]
+        return begun
+
+    @property
+    def batch_name(self) -> str:
+        """Name this task's sites: the batch, else the site, else how many there are."""
+        if self.batch is not None:
+            return self.batch
+        if isinstance(self.sites, str):
+            return self.sites
+        if isinstance(self.sites, Mapping):
+            return str(self.sites.get("site_id", self.sites.get("id")))
+        return f"{len(self.sites)} sites"
