@@ -89,6 +89,11 @@ class SiteReading(Generic[K]):
         self._site_was_read = False
         self._result: SiteResult[K] = SiteResult(site.site_id)
 
+    @property
+    def site(self) -> Site:
+        """What is known of the site by now."""
+        return self._site
+
     def run(self) -> SiteResult[K]:
         """
         Read the window.
