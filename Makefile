@@ -1,12 +1,17 @@
-# Needs Python 3.11 or later and make; everything else, uv included, goes into .venv.
+# Needs Python 3.11 or later and make; everything else, uv included, goes into .venv (.venv-2.11 for AIRFLOW=2.11).
 PYTHON ?= python3
-VENV := .venv
+AIRFLOWS := 2.11 3.0 3.1 3.2 3.3
+NEWEST := $(lastword $(AIRFLOWS))
+AIRFLOW ?= $(NEWEST)
+VENV := .venv$(if $(filter-out $(NEWEST),$(AIRFLOW)),-$(AIRFLOW))
 BIN := $(VENV)/bin
-LOCK := requirements/airflow-3.3.txt
+LOCK := requirements/airflow-$(AIRFLOW).txt
 UV := $(BIN)/uv
+COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-emit-index-url --no-emit-find-links --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo bench lint format lock clean
+.PHONY: help venv test test-matrix demo bench lint format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,8 +27,11 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-test: venv  ## Run the tests.
+test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the newest.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-matrix:  ## Run the tests on every Airflow, one after the other.
+	@$(PYTHON) scripts/test_matrix.py $(AIRFLOWS)
 
 demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow.
 	@$(BIN)/python scripts/demo.py $(ARGS)
@@ -40,13 +48,12 @@ format: venv  ## Mend what can be mended automatically.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: venv  ## Renew the pinned requirements.
-	VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-emit-index-url --no-emit-find-links --upgrade \
-		--extra simulator --group dev --constraint requirements/airflow-3.3.in --output-file $(LOCK) \
-		pyproject.toml requirements/build.in
-	VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-emit-index-url --no-emit-find-links --upgrade --output-file requirements/uv.txt requirements/uv.in
+lock: venv  ## Renew the pinned requirements, of every Airflow.
+	for airflow in $(AIRFLOWS); do \
+		$(COMPILE) --extra simulator --group dev --constraint requirements/airflow-$$airflow.in \
+			--output-file requirements/airflow-$$airflow.txt pyproject.toml requirements/build.in || exit 1; \
+	done
+	$(COMPILE) --output-file requirements/uv.txt requirements/uv.in
 
 clean:  ## Remove what was made here.
-	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-* .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

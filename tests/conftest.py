@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.metadata import version
 
 import hypothesis
 import pytest
@@ -28,6 +29,10 @@ hypothesis.settings.load_profile("suite")
 def pytest_configure(config):
     config.stash[TALLIES_KEY] = {}
     config.pluginmanager.register(_Tallies())
+
+
+def pytest_report_header():
+    return f"airflow: {version('apache-airflow')}"
 
 
 class _Tallies:
