@@ -64,4 +64,5 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "max_workers": _check_count,
     "min_completeness": _check_share,
     "settle": _check_duration,
+    "min_delay": _check_duration,
 }
