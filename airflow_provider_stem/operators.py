@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from airflow_provider_stem.api.client import StemClient
 
 __all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
+
+_MAX_LINES = 100
+_COUNTS = {"incomplete": "incomplete_count", "unavailable": "unavailable_count", "failed_sites": "failed_count"}
 
 
 class StemSiteListOperator(BaseOperator):
@@ -262,9 +265,15 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             )
             store = S3Store(self.aws_conn_id, bucket, replace=self.replace)
             self._check_outlets(context)
+            self._log_group("Objects to land", (store.uri(key) for key in landing.keys))
             with StemHook(self.stem_conn_id).get_conn() as self._client:
                 store.check()
                 receipt = landing.run(self._client, sites, store)
+        for findings in ("incomplete", "unavailable", "failed_sites"):
+            self._log_group(
+                f"{findings} ({receipt[_COUNTS[findings]]:,})",
+                (" ".join(f"{name}={value}" for name, value in one.items()) for one in receipt[findings]),
+            )
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"No row came for {window}: nothing was uploaded (on_empty='skip').")
         prefix = store.uri(common_prefix(key, dag_id=self.dag_id, task_id=self.task_id))
@@ -275,6 +284,16 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         """Let requests that wait for their next attempt end at once."""
         if self._client is not None:
             self._client.close()
+
+    def _log_group(self, title: str, lines: Iterable[str]) -> None:
+        """Log lines that Airflow's UI shows folded."""
+        if lines := list(lines):
+            self.log.info("::group::%s", title)
+            for line in lines[:_MAX_LINES]:
+                self.log.info("%s", line)
+            if len(lines) > _MAX_LINES:
+                self.log.info("and %s more", f"{len(lines) - _MAX_LINES:,}")
+            self.log.info("::endgroup::")
 
     def _window(self, context: Context) -> Window:
         start, end = wall_time_of_run(context, start=self.start, end=self.end, default_interval=self.default_interval)

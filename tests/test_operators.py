@@ -574,3 +574,87 @@ def test_a_window_without_a_grid_point_skips_the_task(stem, lake):
         streams_to_s3(lake).execute(run_context("2025-07-01T00:01Z", "2025-07-01T00:14:59Z"))
     assert stem.requests == []
     assert lake.objects() == {}
+
+
+# --- what a person reads ----------------------------------------------------------------------------------------------
+
+
+def said(capsys, caplog):
+    """Give the log's messages; Airflow 3 prints a task's, Airflow 2 hands them to logging."""
+    return capsys.readouterr().out + "\n".join(record.getMessage() for record in caplog.records)
+
+
+def test_the_log_tells_plan_progress_findings_and_sum(stem_simulator_factory, lake, monkeypatch, capsys, caplog):
+    sim = stem_simulator_factory(sites=40, gaps=0.05)
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
+    sites = StemSiteListOperator(task_id="list").execute(run_context())
+    lacking = sum(stream_type not in site["stream_start_times"] for site in sites for stream_type in ALL_TYPES)
+    capsys.readouterr()
+    caplog.clear()
+    caplog.set_level("INFO")
+    receipt = streams_to_s3(lake, sites=sites, partition="day").execute(
+        run_context("2025-07-01T00:00Z", "2025-07-03T00:00Z")
+    )
+    log = said(capsys, caplog)
+    assert "of 40 sites at 900 s: 2025-07-01T00:00:00Z to 2025-07-03T00:00:00Z, with 40 requests or more" in log
+    assert all(f"Read {done} of 40 sites" in log for done in range(4, 41, 4))
+    assert "::group::Objects to land" in log
+    assert all(landed["uri"] in log for landed in receipt["objects"])
+    assert f"::group::incomplete ({receipt['incomplete_count']:,})" in log
+    assert f"::group::unavailable ({lacking:,})" in log
+    assert log.count("::group::") == log.count("::endgroup::")
+    assert f"{receipt['rows']:,} rows in 2 objects with {receipt['requests']:,} requests" in log
+
+
+def test_a_long_list_of_objects_is_cut_in_the_log(stem, lake, capsys, caplog):
+    caplog.set_level("INFO")
+    streams_to_s3(lake, partition="hour", resolution=3600, sites="site-00001").execute(
+        run_context("2025-07-01T00:00Z", "2025-07-06T00:00Z")
+    )
+    assert "and 20 more" in said(capsys, caplog)
+
+
+# --- what an administrator sets ---------------------------------------------------------------------------------------
+
+
+def test_an_administrators_defaults_count_where_nothing_else_is_said(stem_simulator, monkeypatch):
+    from airflow_provider_stem.hooks import StemHook
+
+    monkeypatch.setenv("AIRFLOW__STEM__PAGE_SIZE", "7")
+    monkeypatch.setenv("AIRFLOW__STEM__MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", stem_simulator.connection)
+    stem_simulator.fail(503, times=2, path="/clients")
+    with pytest.raises(StemServerError):
+        list(StemHook().list_clients())
+    assert [request.query["per_page"] for request in stem_simulator.requests] == [["7"], ["7"]]
+
+    own = json.loads(stem_simulator.connection)
+    own["extra"] = {**own.get("extra", {}), "page_size": 3}
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(own))
+    stem_simulator.reset_requests()
+    list(StemHook().list_clients())
+    assert {request.query["per_page"][0] for request in stem_simulator.requests} == {"3"}
+
+
+def test_a_wrong_default_of_an_administrator_is_named(stem, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__STEM__TIMEOUT", "soon")
+    with pytest.raises(AirflowFailException, match=r"\[stem\] timeout of Airflow's configuration is 'soon'"):
+        StemSiteListOperator(task_id="list").execute(run_context())
+
+
+def test_the_configuration_section_names_what_is_in_force():
+    import inspect
+
+    from airflow_provider_stem import get_provider_info
+    from airflow_provider_stem.api.config import ClientConfig
+    from airflow_provider_stem.sensors import StemStreamsSensor
+
+    options = {
+        name: int(option["default"]) for name, option in get_provider_info()["config"]["stem"]["options"].items()
+    }
+    for task in (StemStreamsToS3Operator, StemStreamsSensor):
+        assert inspect.signature(task).parameters["max_workers"].default == options["max_workers"]
+    config = ClientConfig("key")
+    assert {name: getattr(config, name) for name in options if name != "max_workers"} == {
+        name: value for name, value in options.items() if name != "max_workers"
+    }

@@ -58,6 +58,10 @@ class Extraction(Generic[K]):
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
 
+    def planned_requests(self, sites: Sequence[Site]) -> int:
+        """Count the requests that reading takes, as far as is known before the first one."""
+        return sum(self._reading(site).planned_requests() for site in sites)
+
     def read(self, sites: Sequence[Site], max_workers: int) -> Generator[SiteResult[K], None, None]:
         """
         Give each site's result, in the order of ``sites``.
@@ -81,9 +85,7 @@ class Extraction(Generic[K]):
 
     def _read_site(self, site: Site) -> SiteResult[K]:
         try:
-            return SiteReading(
-                self._source, site, self._stream_types, self._window, self._keep, self._on_unavailable
-            ).run()
+            return self._reading(site).run()
         except Exception as exc:
             if self._on_site_error == "skip" and _is_of_one_site(exc):
                 log.warning("Site %s is left out: %s", site.site_id, exc)
@@ -93,6 +95,9 @@ class Extraction(Generic[K]):
                 self._failure = self._failure or exc
             self._client.close()
             raise
+
+    def _reading(self, site: Site) -> SiteReading[K]:
+        return SiteReading(self._source, site, self._stream_types, self._window, self._keep, self._on_unavailable)
 
 
 def _is_of_one_site(exc: Exception) -> TypeGuard[StemError]:

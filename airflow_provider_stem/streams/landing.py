@@ -80,15 +80,6 @@ class Landing:
         """
         began = time.monotonic()
         periods = list(self.window.periods(self.partition))
-        log.info(
-            "Reading %s of %s at %s s: %s to %s, to land in %s",
-            ", ".join(self.stream_types),
-            _count(len(sites), "site"),
-            self.window.resolution,
-            iso(self.window.start),
-            iso(self.window.end),
-            _count(len(periods), "object"),
-        )
         with Spool() as spool, Shelf() as shelf:
             keeper = _Keeper(spool, periods)
             extraction: Extraction[_Kept] = Extraction(
@@ -98,6 +89,16 @@ class Landing:
                 keeper.keep,
                 on_unavailable=self.on_unavailable,
                 on_site_error=self.on_site_error,
+            )
+            log.info(
+                "Reading %s of %s at %s s: %s to %s, with %s or more, to land in %s",
+                ", ".join(self.stream_types),
+                _count(len(sites), "site"),
+                self.window.resolution,
+                iso(self.window.start),
+                iso(self.window.end),
+                _count(extraction.planned_requests(sites), "request"),
+                _count(len(periods), "object"),
             )
             results: list[SiteResult[_Kept]] = []
             incoming = _collected(extraction.read(sites, self.max_workers), results, len(sites))

@@ -94,6 +94,11 @@ class SiteReading(Generic[K]):
         """What is known of the site by now."""
         return self._site
 
+    def planned_requests(self) -> int:
+        """Count the requests that the window takes, as far as is known before the first one."""
+        available = [t for t in self._stream_types if not self._site.lacks(t)]
+        return len(list(self._window.chunks(min(map(self._expected_from, available))))) if available else 0
+
     def run(self) -> SiteResult[K]:
         """
         Read the window.
