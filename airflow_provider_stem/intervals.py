@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.windows import parse_instant
 
@@ -84,16 +85,13 @@ def _triggering_windows(context: Mapping[str, Any]) -> WallTime | None:
 
 
 def _event_windows(context: Mapping[str, Any]) -> Iterator[WallTime]:
-    # The key's name on Airflow 2 is of its time.
-    events_by_asset = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
-    for events in events_by_asset.values():
-        for event in events:
-            window = (event.extra or {}).get("window")
-            if isinstance(window, Mapping) and "start" in window and "end" in window:
-                yield (
-                    parse_instant("window.start of a triggering asset event", window["start"]),
-                    parse_instant("window.end of a triggering asset event", window["end"]),
-                )
+    for extra in event_extras(context):
+        window = extra.get("window")
+        if isinstance(window, Mapping) and "start" in window and "end" in window:
+            yield (
+                parse_instant("window.start of a triggering asset event", window["start"]),
+                parse_instant("window.end of a triggering asset event", window["end"]),
+            )
 
 
 def _default(context: Mapping[str, Any], default_interval: timedelta | None) -> WallTime:

@@ -10,7 +10,7 @@ import logging
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, Asset, task
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
@@ -36,6 +36,8 @@ with DAG(
         task_id="land_streams",
         stream_types=["MONITOR", "CONVERTER", "INTERVAL_REVENUE"],
         s3_bucket="{{ params.bucket }}",
+        # Its events carry window and objects; stem_energy_from_asset.py is scheduled on them.
+        outlets=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
     ).expand_kwargs(sites.output)
 
     @task

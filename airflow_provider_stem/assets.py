@@ -1,0 +1,32 @@
+"""What asset events tell of landed streams; for runs that such events triggered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """
+    List the objects that the run's triggering events tell of: what there is to load, and nothing else.
+
+    An object that several events tell of was landed anew in between; it is listed once, as the last of them tells.
+
+    :param context: of a task in a run that events of
+        :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` triggered.
+    :return: ``{"uri", "rows", "bytes", "start", "end"}`` of each, by uri; ISO 8601 in UTC.
+    """
+    objects = {landed["uri"]: dict(landed) for extra in event_extras(context) for landed in extra.get("objects", ())}
+    return [objects[uri] for uri in sorted(objects)]
+
+
+def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Give the extras of the events that triggered the run, the oldest first."""
+    # The key's name on Airflow 2 is of its time.
+    events_by_asset = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
+    events = [event for events in events_by_asset.values() for event in events]
+    events.sort(key=lambda event: getattr(event, "timestamp", None) or _EPOCH)
+    yield from (event.extra or {} for event in events)
