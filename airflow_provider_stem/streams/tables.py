@@ -123,12 +123,12 @@ _EMPTY = pa.RecordBatch.from_arrays([pa.array([], _INSTANT), pa.array([], pa.flo
 
 # --- columnar -------------------------------------------------------------------------------------------------------
 
-_ROW = pa.struct([("start_datetime", pa.string()), ("end_datetime", pa.string()), ("kw_total_avg", pa.float64())])
+SHOWN_ROW = pa.struct([("start_datetime", pa.string()), ("end_datetime", pa.string()), ("kw_total_avg", pa.float64())])
 _ANSWER = pa.schema(
     [
         ("id", pa.string()),
         ("name", pa.string()),
-        ("stream_types", pa.list_(pa.struct([("stream_type", pa.string()), ("streams", pa.list_(_ROW))]))),
+        ("stream_types", pa.list_(pa.struct([("stream_type", pa.string()), ("streams", pa.list_(SHOWN_ROW))]))),
         ("errors", pa.null()),  # the guide's error payload is not to be passed over among unknown fields
     ]
 )
@@ -240,7 +240,7 @@ def _labels(window: Window, zone: str) -> _Labels:
 _SHOWN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.0{1,9})?(?:Z|[+-]\d\d:?\d\d)", re.ASCII)
 _ANSWER_FIELDS = frozenset(_ANSWER.names)
 _ENTRY_FIELDS = frozenset({"stream_type", "streams"})
-_ROW_FIELDS = frozenset(_ROW.names)
+_ROW_FIELDS = frozenset(SHOWN_ROW.names)
 
 
 def _read_plain(body: bytes, site_id: str, stream_types: Sequence[str], window: Window) -> tuple[Streams, set[str]]:

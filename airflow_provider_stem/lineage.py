@@ -1,0 +1,226 @@
+"""A run's receipt as OpenLineage has it: the sites' streams as inputs, the landed objects as outputs; for the operator.
+
+Only loaded where the OpenLineage provider asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+
+from airflow_provider_stem import __version__
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA, SHOWN_ROW
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import InputDataset, OutputDataset, RunFacet
+    from airflow.providers.common.compat.openlineage.facet import SchemaDatasetFacet as SchemaFacet
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from openlineage.client.generated.data_quality_assertions_dataset import Assertion
+
+MAX_INPUTS = 100
+"""Beyond this many sites they are told by client, and beyond as many clients all together."""
+
+RECEIPT_FACET = "stem_receipt"
+
+_PRODUCER = f"pkg:pypi/airflow-provider-stem@{__version__}"
+_FIGURES = (
+    "window",
+    "rows",
+    "expected",
+    "missing",
+    "sites",
+    "requests",
+    "incomplete_count",
+    "unavailable_count",
+    "failed_count",
+)
+
+
+def landed(
+    receipt: Mapping[str, Any] | None, sites: Any, base_url: str | None, stream_types: Sequence[str]
+) -> OperatorLineage[Any, Any]:
+    """
+    Tell what was read and what landed.
+
+    :param receipt: what the operator returns, or ``None`` where it did not get that far.
+    :param sites: the operator's argument of this name, as given.
+    :param base_url: the API's address.
+    :param stream_types: what was asked for.
+    """
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    if receipt is None or base_url is None:
+        return OperatorLineage()
+    groups = _grouped(sites)
+    findings = _Findings(receipt, stream_types)
+    return OperatorLineage(
+        inputs=list(_inputs(groups, _namespace(base_url), findings)),
+        outputs=list(_outputs(receipt["objects"])),
+        run_facets={RECEIPT_FACET: _receipt_facet(receipt)},
+    )
+
+
+def _grouped(sites: Any) -> dict[str, list[str]]:
+    """Give the inputs' names, each with its sites."""
+    clients: dict[str, str | None] = {}
+    for entry in [sites] if isinstance(sites, (str, Mapping)) else sites:
+        if isinstance(entry, str):
+            clients.setdefault(entry, None)
+        else:
+            site_id = entry.get("site_id", entry.get("id"))
+            clients[site_id] = entry.get("client_id") or clients.get(site_id)
+    if len(clients) <= MAX_INPUTS:
+        return {f"sites/{_segment(site_id)}/streams": [site_id] for site_id in sorted(clients)}
+    groups: dict[str, list[str]] = {}
+    for site_id, client_id in sorted(clients.items()):
+        if client_id is None:
+            return {"sites": sorted(clients)}
+        groups.setdefault(f"clients/{_segment(client_id)}/sites", []).append(site_id)
+    return dict(sorted(groups.items())) if len(groups) <= MAX_INPUTS else {"sites": sorted(clients)}
+
+
+def _segment(identifier: str) -> str:
+    """Quote an opaque id as the API's own paths have it."""
+    return quote(str(identifier), safe="", errors="replace")
+
+
+def _namespace(base_url: str) -> str:
+    url = urlsplit(base_url)
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    return f"stem://{host}" + (f":{url.port}" if url.port else "")
+
+
+def _inputs(groups: Mapping[str, list[str]], namespace: str, findings: _Findings) -> Iterator[InputDataset]:
+    from airflow.providers.common.compat.openlineage.facet import InputDataset
+    from openlineage.client.facet_v2 import data_quality_assertions_dataset, data_quality_metrics_input_dataset
+
+    schema = _schema_facet([LANDING_SCHEMA.field("stream_type"), *SHOWN_ROW])
+    for name, site_ids in groups.items():
+        facets: dict[str, Any] = {}
+        if len(groups) == 1:
+            # How many rows came from which site is in no receipt.
+            facets["dataQualityMetrics"] = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet(
+                rowCount=findings.rows, columnMetrics={}, producer=_PRODUCER
+            )
+        if assertions := list(findings.assertions(site_ids)):
+            facets["dataQualityAssertions"] = data_quality_assertions_dataset.DataQualityAssertionsDatasetFacet(
+                assertions=assertions, producer=_PRODUCER
+            )
+        yield InputDataset(namespace=namespace, name=name, facets={"schema": schema}, inputFacets=facets)
+
+
+def _outputs(objects: Iterable[Mapping[str, Any]]) -> Iterator[OutputDataset]:
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset, OutputStatisticsOutputDatasetFacet
+
+    schema = _schema_facet(LANDING_SCHEMA)
+    for landed_object in objects:
+        bucket, _, key = landed_object["uri"].removeprefix("s3://").partition("/")
+        statistics = OutputStatisticsOutputDatasetFacet(
+            rowCount=landed_object["rows"], size=landed_object["bytes"], fileCount=1, producer=_PRODUCER
+        )
+        yield OutputDataset(
+            namespace=f"s3://{bucket}",
+            name=key,
+            facets={"schema": schema},
+            outputFacets={"outputStatistics": statistics},
+        )
+
+
+def _schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:
+    from airflow.providers.common.compat.openlineage.facet import SchemaDatasetFacet, SchemaDatasetFacetFields
+
+    return SchemaDatasetFacet(
+        fields=[
+            SchemaDatasetFacetFields(
+                name=field.name, type=str(field.type), description=_description(field), fields=None
+            )
+            for field in fields
+        ],
+        producer=_PRODUCER,
+    )
+
+
+def _description(field: pa.Field) -> str | None:
+    """Give what the landing schema tells of a column: its description, then its unit and sign."""
+    known = LANDING_SCHEMA.field(field.name) if field.name in LANDING_SCHEMA.names else field
+    metadata = {key.decode(): value.decode() for key, value in (known.metadata or {}).items()}
+    parts = [metadata.pop("description")] if "description" in metadata else []
+    return "; ".join([*parts, *(f"{name}: {text}" for name, text in metadata.items())]) or None
+
+
+def _receipt_facet(receipt: Mapping[str, Any]) -> RunFacet:
+    import attr
+    from airflow.providers.common.compat.openlineage.facet import RunFacet
+
+    # Its schema is that of any run facet, which may hold more: what Airflow's own run facets say, too.
+    facet = attr.make_class("StemReceiptRunFacet", list(_FIGURES), bases=(RunFacet,), slots=False)
+    told: RunFacet = facet(**{name: receipt[name] for name in _FIGURES}, producer=_PRODUCER)
+    return told
+
+
+class _Findings:
+    """What a receipt says of the sites, of which it lists no more than some."""
+
+    def __init__(self, receipt: Mapping[str, Any], stream_types: Sequence[str]) -> None:
+        self.rows: int = receipt["rows"]
+        self._receipt = receipt
+        self._stream_types = stream_types
+        self._incomplete = {(found["site_id"], found["stream_type"]): found for found in receipt["incomplete"]}
+        self._unavailable = {(found["site_id"], found["stream_type"]) for found in receipt["unavailable"]}
+        self._failed = {found["site_id"] for found in receipt["failed_sites"]}
+        self._lists_all = (
+            len(self._incomplete) == receipt["incomplete_count"]
+            and len(self._unavailable) == receipt["unavailable_count"]
+            and len(self._failed) == receipt["failed_count"]
+        )
+
+    def assertions(self, site_ids: Sequence[str]) -> Iterator[Assertion]:
+        """Judge one input; what the receipt does not tell is left out."""
+        if failed := self._failed.intersection(site_ids):
+            yield _assertion(
+                "every site was read", success=False, expected=len(site_ids), actual=len(site_ids) - len(failed)
+            )
+        if len(site_ids) == 1:
+            if not failed:
+                yield from self._by_stream_type(site_ids[0])
+            return
+        members = set(site_ids)
+        what = "every expected interval was received"
+        if len(site_ids) == self._receipt["sites"]:
+            expected, missing = self._receipt["expected"], self._receipt["missing"]
+            yield _assertion(what, success=not missing, expected=expected, actual=expected - missing)
+        elif any(site_id in members for site_id, _ in self._incomplete):
+            yield _assertion(what, success=False)
+        elif self._lists_all:
+            yield _assertion(what, success=True)
+
+    def _by_stream_type(self, site_id: str) -> Iterator[Assertion]:
+        for stream_type in self._stream_types:
+            what = f"every expected interval was received: {stream_type}"
+            if found := self._incomplete.get((site_id, stream_type)):
+                yield _assertion(
+                    what,
+                    success=False,
+                    expected=found["expected"],
+                    actual=found["received"],
+                    params={"first_missing": found["first_missing"]},
+                )
+            elif self._lists_all and (site_id, stream_type) not in self._unavailable:
+                yield _assertion(what, success=True)
+
+
+def _assertion(what: str, *, success: bool, params: dict[str, Any] | None = None, **figures: int) -> Assertion:
+    import attr
+    from openlineage.client.generated.data_quality_assertions_dataset import Assertion
+
+    more: dict[str, Any] = {
+        "severity": "warn",
+        "params": params,
+        **{name: str(figure) for name, figure in figures.items()},
+    }
+    # Older clients know the first two alone.
+    known = {field.name for field in attr.fields(Assertion)}
+    return Assertion(assertion=what, success=success, **{name: more[name] for name in known & more.keys()})
