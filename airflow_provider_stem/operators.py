@@ -29,6 +29,7 @@ from airflow_provider_stem.streams.windows import Partition, Window, check_end, 
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_stem.api.client import StemClient
 
@@ -226,6 +227,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         self.stem_conn_id = stem_conn_id
         self.aws_conn_id = aws_conn_id
         self._client: StemClient | None = None
+        self._receipt: dict[str, Any] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Resolve the arguments, land the window, tell the outlets."""
@@ -268,7 +270,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             self._log_group("Objects to land", (store.uri(key) for key in landing.keys))
             with StemHook(self.stem_conn_id).get_conn() as self._client:
                 store.check()
-                receipt = landing.run(self._client, sites, store)
+                self._receipt = receipt = landing.run(self._client, sites, store)
         for findings in ("incomplete", "unavailable", "failed_sites"):
             self._log_group(
                 f"{findings} ({receipt[_COUNTS[findings]]:,})",
@@ -279,6 +281,13 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         prefix = store.uri(common_prefix(key, dag_id=self.dag_id, task_id=self.task_id))
         self._tell_outlets(context, receipt, window, prefix)
         return receipt
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
+        """Tell OpenLineage what was read and what landed; nothing where it did not get that far."""
+        from airflow_provider_stem.lineage import landed
+
+        base_url = self._client.base_url if self._client else None
+        return landed(self._receipt, self.sites, base_url, self.stream_types)
 
     def on_kill(self) -> None:
         """Let requests that wait for their next attempt end at once."""
