@@ -5,37 +5,64 @@ from __future__ import annotations
 from typing import Any
 
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {
+    # Airflow 3 reads the metadata, where a name has hyphens; Airflow 2 asks the hook, where it has underscores. The
+    # Test button of Airflow 2's edit form does nothing where Extra is hidden.
     "hidden-fields": ["login", "extra"],
+    "hidden_fields": ["login"],
     "relabeling": {"password": "API key"},
-    "placeholders": {"host": "app.stem.com", "schema": "https", "password": "as Stem sent it to you"},
+    "placeholders": {
+        "host": "app.stem.com",
+        "schema": "https",
+        "port": "443",
+        "password": "as Stem sent it to you",
+        "extra__stem__timeout": "60",
+        "extra__stem__max_attempts": "5",
+        "extra__stem__page_size": "100",
+        "extra__stem__verify": "true",
+    },
 }
 
-_HELP = {
-    "timeout": ("Timeout", "Seconds for one request, from its start to the last byte (default 60)."),
-    "max_attempts": ("Attempts", "How often one request is sent at the most (default 5)."),
-    "page_size": ("Page size", "Clients and sites per page of a listing (default 100)."),
-    "verify": ("Verify TLS", "true, false, or the path of a CA bundle (default true)."),
+_FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "timeout": (
+        "Timeout (seconds)",
+        "For one request, from its start to the last byte of its answer (default 60).",
+        {"type": ["number", "null"], "minimum": 1, "maximum": 86_400},
+    ),
+    "max_attempts": (
+        "Attempts",
+        "How often one request is sent at the most (default 5).",
+        {"type": ["integer", "null"], "minimum": 1},
+    ),
+    "page_size": (
+        "Page size",
+        "Clients and sites per page of a listing (default 100).",
+        {"type": ["integer", "null"], "minimum": 1},
+    ),
+    "verify": (
+        "Verify TLS",
+        "true, false, or the path of a CA bundle (default true).",
+        {"type": ["string", "null"], "examples": ["true", "false"]},
+    ),
 }
 
 CONN_FIELDS: dict[str, Any] = {
-    name: {
-        "label": label,
-        "description": description,
-        "schema": {"type": ["string", "null"]}
-        if name == "verify"
-        else {"type": ["number" if name == "timeout" else "integer", "null"], "minimum": 1},
-    }
-    for name, (label, description) in _HELP.items()
+    name: {"label": label, "description": description, "schema": schema}
+    for name, (label, description, schema) in _FIELDS.items()
 }
 
 
 def connection_form_widgets() -> dict[str, Any]:
     """Give the form's own fields as Airflow 2's web server takes them."""
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
-    from wtforms import StringField
-    from wtforms.validators import Optional
+    from wtforms import IntegerField, StringField
+    from wtforms.validators import NumberRange, Optional
 
-    return {
-        name: StringField(label, description=description, widget=BS3TextFieldWidget(), validators=[Optional()])
-        for name, (label, description) in _HELP.items()
-    }
+    widgets: dict[str, Any] = {}
+    for name, (label, description, schema) in _FIELDS.items():
+        field, validators = StringField, [Optional()]
+        if "minimum" in schema:
+            # An empty number is saved as null. That is what lets one clear the last field: the form ignores an Extra
+            # without any key.
+            field, validators = IntegerField, [Optional(), NumberRange(schema["minimum"], schema.get("maximum"))]
+        widgets[name] = field(label, description=description, widget=BS3TextFieldWidget(), validators=validators)
+    return widgets

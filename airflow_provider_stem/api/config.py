@@ -156,6 +156,8 @@ def _extra(extra: str | None) -> dict[str, Any]:
         options = None
     if not isinstance(options, dict):
         raise StemConfigError('Extra of the connection is not a JSON object such as {"timeout": 60}.')
+    # The Test button of Airflow 2's form sends each option twice, once with the name that its field has in the form.
+    options = {name.removeprefix("extra__stem__"): value for name, value in options.items()}
     if unknown := sorted(set(options) - set(_OPTIONS)):
         raise StemConfigError(f"Extra of the connection has unknown keys {unknown}: it takes {sorted(_OPTIONS)}.")
     return _read(options, "Extra {!r} of the connection")
