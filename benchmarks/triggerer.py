@@ -1,0 +1,133 @@
+"""
+Two hundred sensors in one triggerer, which starts them itself: requests, loop lag and memory while they wait.
+
+Beside them, in the same run and the same triggerer, as many waits of Airflow's own that only sleep: what those cost is
+the floor. Needs Airflow 3.3. Prints a table::
+
+    python benchmarks/triggerer.py --sensors 200 --seconds 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from airflow_server import AirflowServer
+
+from airflow_provider_stem.simulator import Settings, Simulator
+
+POKE_INTERVAL = 10
+RUN_ID = "bench"
+START, END = datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 1, 1, tzinfo=UTC)
+DAGS = f"""
+from datetime import timedelta
+import pendulum
+from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
+from airflow.sdk import DAG
+from airflow.sdk.bases.operator import BaseOperator
+from airflow.triggers.base import StartTriggerArgs
+from airflow_provider_stem.sensors import StemStreamsSensor
+
+
+class Sleeps(BaseOperator):
+    start_from_trigger = True
+    start_trigger_args = StartTriggerArgs(
+        trigger_cls="airflow.providers.standard.triggers.temporal.TimeDeltaTrigger",
+        trigger_kwargs={{"delta": timedelta(hours=1)}},
+        next_method="execute_complete",
+    )
+
+    def execute(self, context): raise RuntimeError("it starts in the triggerer")
+    def execute_complete(self, context, event=None): pass
+
+
+with DAG("sleeps", schedule=None, max_active_tasks=1000):
+    for number in range(SENSORS):
+        Sleeps(task_id=f"sleep_{{number:03}}")
+
+with DAG("streams", schedule=None, max_active_tasks=1000):
+    for number in range(SENSORS):
+        StemStreamsSensor(
+            task_id=f"site_{{number:03}}", sites=f"site-{{number + 1:05}}", start="{START.isoformat()}",
+            end="{END.isoformat()}", poke_interval={POKE_INTERVAL}, start_from_trigger=True,
+        )
+"""
+# A tick of 100 ms that takes so much longer is told; Airflow itself does so from 100 ms on.
+THRESHOLDS = {"AIRFLOW__TRIGGERER__BLOCKED_MAIN_THREAD_WARNING_THRESHOLD": "0.11"}
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--sensors", type=int, default=200)
+    options.add_argument("--seconds", type=float, default=60.0, help="how long each kind is watched")
+    options.add_argument("--latency", type=float, default=0.05, help="of the API, in seconds")
+    given = options.parse_args()
+    settings = Settings(sites=given.sensors, latency=given.latency, now=START)
+    with tempfile.TemporaryDirectory(prefix="triggerer-") as folder, Simulator(settings) as sim:
+        dags = Path(folder, "dags")
+        dags.mkdir()
+        (dags / "waits.py").write_text(DAGS.replace("SENSORS", str(given.sensors)))
+        environment = {"AIRFLOW_CONN_STEM_DEFAULT": sim.connection, **THRESHOLDS}
+        with AirflowServer(Path(folder, "airflow"), dags, environment=environment) as server:
+            server.wait_for_dags("sleeps", "streams")
+            rows = [("idle", 0, 0, "", _memory(server))]
+            rows.append(_watched(server, sim, "sleeps", given))
+            server.call("PATCH", f"dags/sleeps/dagRuns/{RUN_ID}", json={"state": "failed"})
+            server.wait_until(lambda: not _deferred(server, "sleeps"), "the sleeps to end")
+            rows.append(_watched(server, sim, "streams", given))
+            sim.now = END
+            began = time.monotonic()
+            server.wait_for_run("streams", RUN_ID, within=1200)
+            states = sorted({str(task["state"]) for task in server.tasks("streams", RUN_ID)})
+        print(f"{given.sensors} waits, each kind watched for {given.seconds:g} s, API latency {given.latency:g} s")
+        print(f"a look every {POKE_INTERVAL} s: {given.sensors * given.seconds / POKE_INTERVAL:g} requests at the most")
+        print(f"{'waits':8} {'requests':>8} {'ticks over 110 ms':>18} {'longest':>8} {'MB':>6}")
+        for name, requests, lagged, longest, memory in rows:
+            print(f"{name:8} {requests:8} {lagged:18} {longest:>8} {memory / 1e6:6.0f}")
+        print(f"streams arrive: all ended as {', '.join(states)} after {time.monotonic() - began:.0f} s")
+
+
+def _watched(
+    server: AirflowServer, sim: Simulator, dag_id: str, given: argparse.Namespace
+) -> tuple[str, int, int, str, int]:
+    server.trigger(dag_id, dag_run_id=RUN_ID)
+    server.wait_until(lambda: _deferred(server, dag_id) == given.sensors, "all to be deferred")
+    if dag_id == "streams":
+        server.wait_until(lambda: len(sim.requests) >= given.sensors, "a first look of all")
+    sim.reset_requests()
+    begin = server.log_file.stat().st_size
+    time.sleep(given.seconds)
+    printed = server.log_file.read_bytes()[begin:].decode(errors="replace")
+    lags = [float(lag) for lag in re.findall(r"was blocked for ([\d.]+) seconds", printed)]
+    return dag_id, len(sim.requests), len(lags), f"{max(lags, default=0.0):.2f}", _memory(server)
+
+
+def _deferred(server: AirflowServer, dag_id: str) -> int:
+    return sum(task["state"] == "deferred" for task in server.tasks(dag_id, RUN_ID))
+
+
+def _memory(server: AirflowServer) -> int:
+    """Give the bytes that the triggerer's processes hold by themselves."""
+    held = 0
+    for pid in server.processes():
+        try:
+            process = psutil.Process(pid)
+            if "triggerer" in " ".join(process.cmdline()):
+                held += process.memory_full_info().uss
+        except psutil.Error:
+            continue
+    return held
+
+
+if __name__ == "__main__":
+    main()
