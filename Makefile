@@ -7,8 +7,9 @@ VENV := .venv$(if $(filter-out $(NEWEST),$(AIRFLOW)),-$(AIRFLOW))
 BIN := $(VENV)/bin
 LOCK := requirements/airflow-$(AIRFLOW).txt
 UV := $(BIN)/uv
+UPGRADE ?= --upgrade
 COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-header --no-emit-index-url --no-emit-find-links --upgrade
+	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-matrix demo bench lint format lock clean
@@ -48,7 +49,7 @@ format: venv  ## Mend what can be mended automatically.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: venv  ## Renew the pinned requirements, of every Airflow.
+lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps what is pinned.
 	for airflow in $(AIRFLOWS); do \
 		$(COMPILE) --extra simulator --group dev --constraint requirements/airflow-$$airflow.in \
 			--output-file requirements/airflow-$$airflow.txt pyproject.toml requirements/build.in || exit 1; \
