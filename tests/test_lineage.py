@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace, UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import pytest
@@ -46,12 +46,12 @@ WHOLE, GAPPY, ABSENT = "whole", "gappy", "absent"
 
 def receipt_of(sites, objects=1):
     """Make the receipt of sites whose streams are WHOLE, GAPPY or ABSENT, or of which ``None`` is told: they failed."""
-    results = []
+    results: list[SiteResult[Any]] = []
     for site_id, streams in sorted(sites.items()):
         if streams is None:
             results.append(SiteResult(site_id, error=StemDataError("a wrong answer")))
             continue
-        result = SiteResult(site_id, unavailable=[t for t in TYPES if streams[t] == ABSENT])
+        result: SiteResult[Any] = SiteResult(site_id, unavailable=[t for t in TYPES if streams[t] == ABSENT])
         for stream_type in TYPES:
             if streams[stream_type] != ABSENT:
                 missing = WINDOW.start + timedelta(hours=1) if streams[stream_type] == GAPPY else None
@@ -171,6 +171,7 @@ def test_beyond_a_hundred_sites_they_are_told_by_client_where_the_records_know_i
     by_client = [f"clients/client%20{number}/sites" for number in range(3)]
     assert len(told(receipt_of(whole(100)), list(whole(100))).inputs) == 100
     assert [dataset.name for dataset in told(receipt, records).inputs] == by_client
+    assert [dataset.name for dataset in told(receipt, [*records, {"id": "site-00000"}]).inputs] == by_client
     assert [dataset.name for dataset in told(receipt, [*records[1:], "site-00000"]).inputs] == ["sites"]
     assert [dataset.name for dataset in told(receipt, list(sites)).inputs] == ["sites"]
     each_its_own = [{"site_id": site_id, "client_id": site_id} for site_id in sites]
@@ -181,6 +182,7 @@ def test_a_site_says_of_each_stream_whether_it_is_complete():
     streams = {"CONVERTER": WHOLE, "INTERVAL_REVENUE": ABSENT, "MONITOR": GAPPY}
     receipt = receipt_of({"one": streams, "two": None})
     one, two = told(receipt, ["two", "one"]).inputs
+    assert "dataQualityMetrics" not in one.inputFacets  # The rows are of both.
     converter, monitor = (assertions_of(one)[f"{COMPLETE}: {t}"] for t in ("CONVERTER", "MONITOR"))
     assert len(assertions_of(one)) == 2
     assert (converter.success, monitor.success, monitor.expected, monitor.actual) == (True, False, "96", "90")
@@ -205,6 +207,15 @@ def test_all_sites_together_say_how_much_is_missing():
     assert (found.assertion, found.success) == (COMPLETE, False)
     assert (found.expected, found.actual) == (str(receipt["expected"]), str(receipt["rows"]))
     assert dataset.inputFacets["dataQualityMetrics"].rowCount == receipt["rows"]
+
+
+@pytest.mark.parametrize(("gappy", "said"), [(3, [False, True]), (110, [False, None])])
+def test_a_client_is_complete_if_all_of_its_sites_are(gappy, said):
+    sites = {f"site-{number:05}": dict.fromkeys(TYPES, GAPPY if number < gappy else WHOLE) for number in range(220)}
+    records = [{"site_id": site_id, "client_id": f"c{n // 110}"} for n, site_id in enumerate(sites)]
+    inputs = told(receipt_of(sites), records).inputs
+    found = [assertions_of(dataset).get(COMPLETE) for dataset in inputs]
+    assert [one and one.success for one in found] == said
 
 
 STREAMS = st.fixed_dictionaries({t: st.sampled_from((WHOLE, GAPPY, ABSENT)) for t in TYPES})
@@ -361,7 +372,7 @@ def run(s3_server, tmp_path_factory):
         log = done.stdout + done.stderr
         assert done.returncode == 0, log[-5000:]
         text = (home / "events.jsonl").read_text()
-        events = {}
+        events: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for event in map(json.loads, text.splitlines()):
             events.setdefault((event["job"]["name"], event["eventType"]), []).append(event)
         yield SimpleNamespace(events=events, text=text, log=log, lake=lake, sim=sim)
