@@ -1,0 +1,185 @@
+"""
+Pages of a real Airflow in a real browser, the machine's own Chromium; for the browser tests and the screenshots.
+
+Airflow 3 and Airflow 2 have different pages for the same things, and so there is a class for each.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+OPTIONS = ("timeout", "max_attempts", "page_size", "verify")
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+_TEST = "**/connections/test"
+
+
+def chromium() -> str | None:
+    """Give the path of the browser, if there is one."""
+    return next((path for path in map(shutil.which, _PROGRAMS) if path), None)
+
+
+@contextmanager
+def browse(width: int = 1280, height: int = 1000, within: float = 60.0) -> Iterator[Page]:
+    """
+    Give a page of a new browser.
+
+    :param within: seconds that anything that is waited for may take.
+    :raises RuntimeError: there is no browser.
+    """
+    from playwright.sync_api import sync_playwright
+
+    if (program := chromium()) is None:
+        raise RuntimeError("There is no Chromium on this machine: install Debian's package chromium.")
+    with sync_playwright() as playwright:
+        # Nothing but servers on loopback is visited, and there is no sandbox for root or in most containers.
+        browser = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+        )
+        try:
+            page = browser.new_page(
+                viewport={"width": width, "height": height}, locale="en-US", timezone_id="UTC", color_scheme="light"
+            )
+            page.set_default_timeout(within * 1000)
+            yield page
+        finally:
+            browser.close()
+
+
+class Connections3:
+    """Admin > Connections on Airflow 3: a dialog for the form, and Test is in the list, for what is saved."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.form = page.get_by_role("dialog")
+
+    def add(self, conn_id: str, hook_name: str = "Stem") -> None:
+        """Open the form for a new connection, and choose its type."""
+        self._list()
+        self.page.get_by_role("button", name="Add Connection").click()
+        self.form.locator("[name=connection_id]").fill(conn_id)
+        self.form.get_by_role("combobox").first.fill(hook_name)
+        self.page.get_by_role("option", name=hook_name, exact=True).click()
+        self.field("host").wait_for()
+
+    def edit(self, conn_id: str) -> None:
+        """Open the form of a saved connection."""
+        self._list()
+        self._row(conn_id).get_by_role("button", name="Edit Connection").click()
+        self.field("host").wait_for()
+
+    def field(self, name: str) -> Locator:
+        """Give the input of a field of the connection, or of an option in its Extra."""
+        return self.form.locator(f"[name={'element_' if name in OPTIONS else ''}{name}]")
+
+    def show(self, section: str) -> None:
+        """Unfold a section of the form; the others fold."""
+        heading = self.form.get_by_role("button", name=section, exact=True)
+        if heading.get_attribute("aria-expanded") != "true":
+            heading.click()
+
+    def fill(self, name: str, text: str) -> None:
+        """Type into a field."""
+        self.show("Extra Fields" if name in OPTIONS else "Standard Fields")
+        field = self.field(name)
+        field.fill(text)
+        # A number is checked, and taken, when it is left.
+        field.blur()
+
+    def save(self) -> None:
+        """Save what is in the form."""
+        self.form.get_by_role("button", name="Save").click()
+        self.form.wait_for(state="hidden")
+
+    def test(self, conn_id: str) -> tuple[bool, str]:
+        """Press Test beside a connection; tell whether it is shown as passed, and what is said."""
+        # Without what earlier tests have left.
+        self._list()
+        button = self._row(conn_id).get_by_role("button", name="Test Connection")
+        button.click()
+        icon = button.locator("svg[color]")
+        icon.wait_for()
+        passed = icon.get_attribute("color") == "green"
+        return passed, "" if passed else self.notice().inner_text()
+
+    def notice(self) -> Locator:
+        """Give the text that pops up in the corner."""
+        return self.page.locator("[data-scope=toast][data-part=description]")
+
+    def _row(self, conn_id: str) -> Locator:
+        cell = self.page.get_by_role("cell", name=conn_id, exact=True)
+        return self.page.get_by_role("row").filter(has=cell)
+
+    def _list(self) -> None:
+        self.page.goto(f"{self.url}/connections")
+        self.page.get_by_role("button", name="Add Connection").wait_for()
+
+
+class Connections2:
+    """Admin > Connections on Airflow 2: a page for the form, and Test is in it, for what is typed."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.form = page.locator("#model_form")
+
+    def add(self, conn_id: str, hook_name: str = "Stem") -> None:
+        """Open the form for a new connection, and choose its type."""
+        self.page.goto(f"{self.url}/connection/add")
+        self.page.locator("#conn_type + .select2 .select2-selection").click()
+        self.page.locator(".select2-search__field").fill(hook_name)
+        self.page.locator(".select2-results__option").get_by_text(hook_name, exact=True).click()
+        self.field("conn_id").fill(conn_id)
+
+    def edit(self, conn_id: str) -> None:
+        """Open the form of a saved connection."""
+        self.page.goto(f"{self.url}/connection/list/")
+        cell = self.page.get_by_role("cell", name=conn_id, exact=True)
+        self.page.get_by_role("row").filter(has=cell).locator("a[href*='/connection/edit/']").click()
+        self.page.locator("#test-connection").wait_for()
+
+    def field(self, name: str) -> Locator:
+        """Give the input of a field of the connection, or of an option in its Extra."""
+        return self.form.locator(f"#{self._id(name)}")
+
+    def row(self, name: str) -> Locator:
+        """Give what belongs to a field: its label, its input, its description."""
+        return self.form.locator("tr").filter(has=self.page.locator(f"#{self._id(name)}"))
+
+    def labels(self) -> list[str]:
+        """Give the labels of the fields that are shown, from top to bottom."""
+        shown = [label.inner_text() for label in self.form.locator("label").all() if label.is_visible()]
+        return [re.sub(r"\s*\*$", "", text.strip()) for text in shown]
+
+    def fill(self, name: str, text: str) -> None:
+        """Type into a field."""
+        self.field(name).fill(text)
+
+    def save(self) -> None:
+        """Save what is in the form."""
+        with self.page.expect_navigation():
+            self.form.locator("button[type=submit]").click()
+
+    def test(self) -> str:
+        """Press Test in the form; give what is said, which is shown in green whatever it is."""
+        with self.page.expect_response(_TEST):
+            self.page.locator("#test-connection").click()
+        notice = self.notice()
+        notice.wait_for()
+        # The first box that a page shows has a cross for closing it.
+        return notice.inner_text().strip().lstrip("\N{MULTIPLICATION SIGN}").lstrip()
+
+    def notice(self) -> Locator:
+        """Give the box that holds the outcome of a test."""
+        return self.page.locator(".container .row .alert:is(.alert-success, .alert-error)")
+
+    @staticmethod
+    def _id(name: str) -> str:
+        return f"extra__stem__{name}" if name in OPTIONS else name
