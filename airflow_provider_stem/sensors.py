@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["StemStreamsSensor"]
 
 _PROGRESS_KEY = "stem_streams_progress"
+_TRIGGER_FAILED = "__fail__"
+"""What Airflow resumes with in place of a method, where a trigger failed or took too long."""
 _GRACE = timedelta(minutes=1)
 _EMPTY = "No interval of {} s ends within this run's window: nothing to wait for."
 
@@ -149,8 +151,14 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         """
         Ask for what is still missing, once the window is over and has settled.
 
-        :raises StemError: see :mod:`airflow_provider_stem.errors`.
+        :raises StemError: what may pass, see :mod:`airflow_provider_stem.errors`.
+        :raises AirflowFailException: what no further look can help.
         """
+        # Already here, since the base class looks again after others where silent_fail is set.
+        with final_errors(self.stem_conn_id):
+            return self._poke(context)
+
+    def _poke(self, context: Context) -> PokeReturnValue:
         watch = self._watch_of(context)
         ready = watch.window.end + (self.settle or timedelta())
         if datetime.now(UTC) < ready:
@@ -176,14 +184,19 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                 return report
             case {"status": "timeout", "report": dict(report)}:
                 raise AirflowSensorTimeout(f"Not there within {self.timeout:g} s: {describe(report)}.")
+            case {"status": "overdue"}:
+                raise AirflowSensorTimeout("Airflow ended the wait: timeout or execution_timeout is over.")
             case {"status": "empty"}:
                 raise AirflowSkipException(_EMPTY.format(self.resolution))
             case {"status": "error", "error": str(name), "args": list(args)} if name in errors.__all__:
-                raise getattr(errors, name)(*args)
+                with suppress(TypeError):  # the arguments of another version
+                    raise getattr(errors, name)(*args)
         raise StemError(f"The trigger told {event!r}, which this version does not know: update all components alike.")
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the triggerer; errors end as they do without it."""
+        """Go on after the triggerer; errors end as they do without it, in each Airflow."""
+        if next_method == _TRIGGER_FAILED:
+            next_method, next_kwargs = "execute_complete", {"event": self._event_of_failure(next_kwargs or {})}
         with self._final_errors():
             return super().resume_execution(next_method, next_kwargs, context)
 
@@ -196,14 +209,26 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
 
     @contextmanager
     def _final_errors(self) -> Iterator[None]:
-        # Outside of the base class, which turns Airflow's own exceptions into a skip under soft_fail.
         try:
             with final_errors(self.stem_conn_id):
                 yield
-        except (StemError, AirflowFailException) as exc:
+        except AirflowSkipException as exc:
+            # The base class makes a skip of every exception of Airflow's under soft_fail, which is for time-outs.
+            if self.soft_fail and isinstance(exc.__cause__, AirflowFailException):
+                raise exc.__cause__ from exc.__cause__.__cause__
+            raise
+        except (StemError, AirflowFailException, AirflowSensorTimeout) as exc:
             if self.never_fail:
                 raise AirflowSkipException(f"Skipped, since never_fail is set: {exc}") from exc
             raise
+
+    def _event_of_failure(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        if told.get("traceback"):
+            self.log.error("Trigger failed:\n%s", "\n".join(told["traceback"]))
+        if "timeout" in str(told.get("error")).lower():
+            return {"status": "overdue"}
+        message = f"The triggerer could not wait: {told.get('error', 'it does not say why')}."
+        return {"status": "error", "error": StemError.__name__, "args": [message]}
 
     def _watch_of(self, context: Context) -> Watch:
         from airflow_provider_stem.streams.watch import Watch
@@ -216,12 +241,13 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             raise AirflowSkipException(_EMPTY.format(self.resolution))
         if self._watch is None or self._watch.window != window:
             store = self._progress_store(context)
-            progress = store.get(_PROGRESS_KEY) if store else None
+            progress = None if store is None else store.get(_PROGRESS_KEY)
             self._watch = Watch(read_sites(self.sites), self.stream_types, window, progress)
         return self._watch
 
     def _keep(self, context: Context, watch: Watch) -> None:
-        if store := self._progress_store(context):
+        store = self._progress_store(context)
+        if store is not None:
             store.set(_PROGRESS_KEY, watch.progress())
         elif self.reschedule:
             self.log.info(

@@ -14,7 +14,7 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_stem.errors import StemConfigError, StemError
+from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemError, StemNotFoundError
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.streams.sites import read_sites
@@ -31,6 +31,7 @@ __all__ = ["StemStreamsTrigger"]
 T = TypeVar("T")
 
 _THREADS = 16
+_FINAL = (StemAuthError, StemConfigError, StemNotFoundError)
 
 
 class StemStreamsTrigger(BaseTrigger):
@@ -50,7 +51,7 @@ class StemStreamsTrigger(BaseTrigger):
     :param settle: seconds to wait after the window's end.
     :param poke_interval: seconds between two looks.
     :param exponential_backoff: wait twice as long after each look, up to ``max_wait`` seconds.
-    :param silent_fail: log an error and look again, instead of failing.
+    :param silent_fail: log an error that may pass and look again, instead of failing.
     :param deadline: ISO 8601 with an offset; when to give up.
     :param progress: what earlier looks found, see :meth:`~airflow_provider_stem.streams.watch.Watch.progress`.
     :param max_workers: how many sites are asked for at a time.
@@ -190,7 +191,7 @@ class StemStreamsTrigger(BaseTrigger):
         try:
             await self._ask(watch)
         except StemError as exc:
-            if not self.silent_fail:
+            if not self.silent_fail or isinstance(exc, _FINAL):
                 raise
             self.log.error("%s", exc)  # noqa: TRY400 - it is told whole
 
