@@ -104,8 +104,12 @@ class Watch:
             for stream_type, account in accounts.items()
             if account.first_missing is not None
         }
+        known = reading.site
+        if known.stream_starts is None:
+            # The first intervals came, so what is missing now is no later start, for which the site would be read.
+            known = Site(site_id, dict.fromkeys(accounts))
         with self._lock:
-            self._sites[site_id] = reading.site
+            self._sites[site_id] = known
             if site_id in self._unseen:
                 self._unseen.remove(site_id)
                 self._expected += sum(account.expected for account in accounts.values())
@@ -129,7 +133,7 @@ class Watch:
                 "sites": len(self._sites),
                 "expected": self._expected,
                 "missing": self._missing(),
-                "incomplete_sites": len(self._lags),
+                "incomplete_sites": len(self._unseen) + len(self._lags),
             }
 
     def progress(self) -> Progress:
