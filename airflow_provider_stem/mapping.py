@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_stem.arguments import check_arguments
@@ -34,4 +34,5 @@ class MappedOverSites:
             return self.sites
         if isinstance(self.sites, Mapping):
             return str(self.sites.get("site_id", self.sites.get("id")))
-        return f"{len(self.sites)} sites"
+        # A name is asked for also where the task fails since its sites are none.
+        return f"{len(self.sites)} sites" if isinstance(self.sites, Sized) else repr(self.sites)
