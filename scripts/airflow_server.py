@@ -13,10 +13,12 @@ import select
 import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,8 +31,18 @@ ENDED = frozenset({"success", "failed"})
 _POLL = 0.2
 # Airflow's log servers listen on every interface, on fixed ports, and here every log is a file of this machine.
 _LAUNCHER = """#!/bin/sh
-case "$1" in scheduler|triggerer) set -- "$@" --skip-serve-logs;; esac
-exec {python} -m airflow "$@"
+case "$1" in
+scheduler) exec {python} -c {preload} "$@" --skip-serve-logs;;
+triggerer) exec {python} -m airflow "$@" --skip-serve-logs;;
+*) exec {python} -m airflow "$@";;
+esac
+"""
+_PRELOAD = "{imports}; from airflow.__main__ import main; main()"
+_COMMANDS = """
+import json, sys
+from airflow.__main__ import main
+for sys.argv[1:] in json.loads(sys.argv[1]):
+    main()
 """
 
 
@@ -42,8 +54,10 @@ class AirflowServer:
     :param dags: folder of the DAGs.
     :param environment: more variables, such as connections or ``AIRFLOW__SECTION__KEY``. Airflow's variables of this
         process itself are not handed on.
-    :param paused: whether DAGs wait to be unpaused.
+    :param paused: whether DAGs stay paused; else those are unpaused that are there, once everything is up: a task that
+        begins earlier fails, since it cannot reach the API server.
     :param parallelism: how many tasks run at a time.
+    :param preload: modules that tasks import, for the scheduler to import once: tasks are forked from it.
     :param within: seconds that anything that is waited for may take.
     :raises RuntimeError: Airflow does not come up, or a DAG file cannot be imported.
     """
@@ -56,6 +70,7 @@ class AirflowServer:
         environment: Mapping[str, str] | None = None,
         paused: bool = False,
         parallelism: int = 4,
+        preload: Sequence[str] = ("airflow",),
         within: float = 180.0,
     ) -> None:
         self.home = home.absolute()
@@ -66,9 +81,14 @@ class AirflowServer:
         self._more = dict(environment or {})
         self._paused = paused
         self._parallelism = parallelism
+        self._preload = preload
         self._is_2 = self.version.startswith("2.")
         self._session: requests.Session | None = None
         self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def _database(self) -> Path:
+        return self.home / "airflow.db"
 
     @property
     def log_file(self) -> Path:
@@ -86,13 +106,12 @@ class AirflowServer:
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self._dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            # One component writes at a time; on a busy machine the others wait for longer than the 5 s of the default.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self._database}?timeout=120",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(self._parallelism),
-            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": str(self._paused),
-            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
-            "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
-            "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
-            "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
             # A file is parsed once it is there; doing so again and again would take time from what runs.
             **dict.fromkeys(
                 (
@@ -133,10 +152,14 @@ class AirflowServer:
         self.home.mkdir(parents=True, exist_ok=True)
         launcher = self.home / "bin" / "airflow"
         launcher.parent.mkdir(exist_ok=True)
-        launcher.write_text(_LAUNCHER.format(python=shlex.quote(sys.executable)))
+        preload = _PRELOAD.format(imports=f"import {', '.join(self._preload)}")
+        launcher.write_text(_LAUNCHER.format(python=shlex.quote(sys.executable), preload=shlex.quote(preload)))
         launcher.chmod(0o755)
         if self._is_2:
             (self.home / "webserver_config.py").write_text("AUTH_ROLE_PUBLIC = 'Admin'\n")
+        with closing(sqlite3.connect(self._database)) as database:
+            # The file keeps it: who reads does not hinder who writes. Airflow 3 sets it itself.
+            database.execute("PRAGMA journal_mode=WAL")
         self.url = f"http://127.0.0.1:{_free_port()}"
         with self.log_file.open("wb") as output:
             self._guard = subprocess.Popen(
@@ -157,6 +180,8 @@ class AirflowServer:
                 token = self._session.get(f"{self.url}/auth/token", timeout=30).json()["access_token"]
                 self._session.headers["Authorization"] = f"Bearer {token}"
             self.wait_until(self.dag_ids, f"a DAG of {self._dags}")
+            if not self._paused:
+                self.unpause()
         except BaseException:
             self.stop()
             raise
@@ -219,12 +244,18 @@ class AirflowServer:
         return [dag["dag_id"] for dag in self._pages("dags", "dags")]
 
     def wait_for_dags(self, *dag_ids: str) -> None:
-        """Return when these DAGs are parsed."""
+        """Return when these DAGs are parsed, and let them run unless all are to stay paused."""
         self.wait_until(lambda: {*dag_ids} <= {*self.dag_ids()}, f"the DAGs {', '.join(dag_ids)}")
+        if not self._paused:
+            self.unpause()
 
-    def pause(self, dag_id: str, *, paused: bool = True) -> None:
-        """Pause a DAG, or let it run."""
-        self.call("PATCH", f"dags/{dag_id}", json={"is_paused": paused})
+    def pause(self, dag_id: str) -> None:
+        """Let a DAG make no runs of itself, and begin no task."""
+        self.call("PATCH", f"dags/{dag_id}", json={"is_paused": True})
+
+    def unpause(self, pattern: str = "%") -> None:
+        """Let the DAGs run whose id is like this pattern of SQL; by default all that are parsed."""
+        self.call("PATCH", "dags", params={"dag_id_pattern": pattern}, json={"is_paused": False})
 
     def trigger(
         self, dag_id: str, *, logical_date: datetime | None = None, conf: Mapping[str, Any] | None = None, **more: Any
@@ -249,12 +280,24 @@ class AirflowServer:
 
         :raises RuntimeError: it fails.
         """
-        command = [str(self.home / "bin" / "airflow"), *arguments]
+        return self.commands(arguments)
+
+    def commands(self, *commands: Sequence[str]) -> str:
+        """
+        Run several commands in one process, since its start takes seconds, and give what they print.
+
+        :raises RuntimeError: one fails.
+        """
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=self.within, check=False
+            [sys.executable, "-c", _COMMANDS, json.dumps(commands)],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=self.within,
+            check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"airflow {shlex.join(arguments)} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+            raise RuntimeError(f"airflow {commands} failed:\n{(done.stdout + done.stderr)[-3000:]}")
         return done.stdout
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
