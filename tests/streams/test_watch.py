@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_stem.errors import (
+    StemAuthError,
+    StemConfigError,
+    StemDataError,
+    StemError,
+    StemNotFoundError,
+    StemServerError,
+    StemUnavailableError,
+)
+from airflow_provider_stem.simulator import Simulator
+from airflow_provider_stem.streams.sites import Site, read_sites
+from airflow_provider_stem.streams.source import StreamsSource
+from airflow_provider_stem.streams.watch import Watch
+from airflow_provider_stem.streams.windows import STREAM_TYPES, Window
+
+from .conftest import Connect
+from .helpers import DAY, at, examples, grid, record, seconds, shown, stream, tally, trail, utc, window
+
+HOUR = window("2025-07-01T00:00", "2025-07-01T01:00")
+Factory = Callable[..., Simulator]
+
+
+def watch(
+    sites: Any, types: Sequence[str] = ("MONITOR",), of: Window = HOUR, progress: dict[str, Any] | None = None
+) -> Watch:
+    return Watch(read_sites(sites), types, of, progress)
+
+
+def in_json(progress: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(progress)
+    assert json.loads(text) == progress
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+class Withheld:
+    """
+    Lets a simulator not show some rows.
+
+    :param rows: such as ``site-00001/MONITOR/00:45``, or a function of a site, a type and an ``end_datetime``.
+    """
+
+    def __init__(self, simulator: Simulator, *rows: str, hides: Callable[[str, str, str], bool] | None = None) -> None:
+        self.rows = set(rows)
+        self.hides = hides or (lambda site_id, name, end: f"{site_id}/{name}/{end[11:16]}" in self.rows)
+        simulator.rewrite = self.rewrite
+
+    def rewrite(self, _: Any, payload: Any) -> Any:
+        for entry in payload.get("stream_types", ()):
+            name = entry["stream_type"]
+            entry["streams"] = [
+                row for row in entry["streams"] if not self.hides(payload["id"], name, row["end_datetime"])
+            ]
+        return payload
+
+
+def asked(simulator: Simulator) -> list[str]:
+    """Give the questions since the last call, padding left out: ``site-00001 MONITOR 00:00-01:00``."""
+    requests = list(simulator.requests)
+    simulator.reset_requests()
+    questions = []
+    for request in requests:
+        site_id = request.path.split("/sites/")[1].split("/")[0]
+        if not request.path.endswith("/streams"):
+            questions.append(site_id)
+            continue
+        step = timedelta(seconds=int(request.query["resolution"][0]))
+        start = utc(request.query["start_datetime"][0].rstrip("Z")) + step
+        end = utc(request.query["end_datetime"][0].rstrip("Z")) - step
+        questions.append(f"{site_id} {request.query['stream_type'][0]} {start:%H:%M}-{end:%H:%M}")
+    return sorted(questions)
+
+
+class TestALook:
+    def test_asks_each_site_once_and_then_none_that_is_complete(
+        self, stem_simulator: Simulator, connect: Connect
+    ) -> None:
+        client = connect(stem_simulator)
+        seen = watch(stem_simulator.fleet.site_ids)
+        assert seen.pending == stem_simulator.fleet.site_ids
+        assert not seen.is_complete(0.01)
+        for _ in range(3):
+            seen.look(client, 4)
+            assert seen.is_complete()
+        assert trail(stem_simulator) == ["200 streams"] * 20
+        assert (seen.looks, seen.pending) == (3, [])
+        assert seen.report() == {
+            "window": HOUR.as_json(),
+            "sites": 20,
+            "expected": 80,
+            "missing": 0,
+            "incomplete_sites": 0,
+        }
+
+    def test_asks_again_from_the_first_gap_on_for_what_lacks_something(
+        self, stem_simulator: Simulator, connect: Connect
+    ) -> None:
+        client = connect(stem_simulator)
+        withheld = Withheld(
+            stem_simulator,
+            "site-00001/MONITOR/00:30",
+            "site-00001/CONVERTER/01:00",
+            "site-00002/CONVERTER/00:15",
+            "site-00002/CONVERTER/01:00",
+        )
+        sites = [record(stem_simulator, f"site-0000{number}") for number in (1, 2, 4)]
+        seen = watch(sites, ("CONVERTER", "MONITOR"))
+        seen.look(client, 4)
+        assert (seen.report()["expected"], seen.report()["missing"]) == (24, 4)
+        assert seen.pending == ["site-00001", "site-00002"]
+        asked(stem_simulator)
+        seen.look(client, 4)
+        assert asked(stem_simulator) == ["site-00001 CONVERTER,MONITOR 00:15-01:00", "site-00002 CONVERTER 00:00-01:00"]
+        withheld.rows -= {"site-00001/MONITOR/00:30", "site-00002/CONVERTER/00:15"}
+        seen.look(client, 4)
+        asked(stem_simulator)
+        assert seen.report()["missing"] == 2
+        seen.look(client, 4)
+        assert asked(stem_simulator) == ["site-00001 CONVERTER 00:45-01:00", "site-00002 CONVERTER 00:45-01:00"]
+        withheld.rows.clear()
+        seen.look(client, 4)
+        assert seen.is_complete()
+        assert seen.report()["expected"] == 24
+
+    @pytest.mark.parametrize("end", ["00:30", "01:00"])
+    def test_reads_no_site_for_a_gap_that_is_no_beginning(
+        self, stem_simulator: Simulator, connect: Connect, end: str
+    ) -> None:
+        Withheld(stem_simulator, f"site-00001/MONITOR/{end}")
+        seen = watch("site-00001")
+        for _ in range(3):
+            seen.look(connect(stem_simulator), 1)
+        assert trail(stem_simulator) == ["200 streams"] * 3
+        assert seen.report()["missing"] == 1
+
+    def test_reads_a_site_once_for_a_gap_that_may_be_the_beginning(
+        self, stem_simulator: Simulator, connect: Connect
+    ) -> None:
+        Withheld(stem_simulator, "site-00001/MONITOR/00:15")
+        seen = watch("site-00001")
+        for _ in range(3):
+            seen.look(connect(stem_simulator), 1)
+        assert trail(stem_simulator) == ["200 streams", "200 site", "200 streams", "200 streams"]
+
+    def test_counts_a_value_that_is_null_as_there(self, stem_simulator_factory: Factory, connect: Connect) -> None:
+        simulator = stem_simulator_factory(null_values=1.0)
+        seen = watch("site-00001")
+        seen.look(connect(simulator), 1)
+        assert seen.is_complete()
+
+    def test_takes_a_window_of_several_requests(self, stem_simulator: Simulator, connect: Connect) -> None:
+        of = window("2023-06-01", "2025-06-01", 3600)
+        Withheld(stem_simulator, hides=lambda _, __, end: end.startswith("2025-05-31T05:00"))
+        seen = watch(record(stem_simulator, "site-00001"), of=of)
+        seen.look(connect(stem_simulator), 1)
+        assert trail(stem_simulator) == ["200 streams"] * 3
+        assert (seen.report()["expected"], seen.report()["missing"]) == (of.intervals, 1)
+        seen.look(connect(stem_simulator), 1)
+        assert len(asked(stem_simulator)) == 1
+
+    def test_takes_so_many_sites_at_a_time(self, stem_simulator_factory: Factory, connect: Connect) -> None:
+        simulator = stem_simulator_factory(latency=0.02)
+        watch(simulator.fleet.site_ids).look(connect(simulator), 3)
+        assert 1 <= simulator.peak_concurrency <= 3
+
+    @pytest.mark.parametrize(
+        ("kind", "expected"),
+        [(401, StemAuthError), (404, StemNotFoundError), (503, StemServerError), ("error_200", StemDataError)],
+    )
+    def test_ends_with_the_first_site_that_fails_and_keeps_what_it_saw(
+        self, stem_simulator: Simulator, connect: Connect, kind: str | int, expected: type[StemError]
+    ) -> None:
+        stem_simulator.fail(kind, path="site-00003", times=None)
+        seen = watch(stem_simulator.fleet.site_ids)
+        with pytest.raises(expected, match="site-00003"):
+            seen.look(connect(stem_simulator, max_attempts=1), 1)
+        assert seen.looks == 1
+        assert not seen.is_complete(0.001)
+        assert "site-00001" not in seen.pending
+        assert {"site-00003", "site-00020"} <= set(seen.pending)
+        assert seen.report()["incomplete_sites"] == len(seen.pending)
+        stem_simulator.clear_faults()
+        resumed = watch(stem_simulator.fleet.site_ids, progress=in_json(seen.progress()))
+        asked(stem_simulator)
+        resumed.look(connect(stem_simulator), 4)
+        assert resumed.is_complete()
+        assert len(asked(stem_simulator)) == len(seen.pending)
+        assert resumed.report()["expected"] == 80
+
+    def test_that_fails_ends_the_others_waits(self, stem_simulator: Simulator, connect: Connect) -> None:
+        stem_simulator.fail(429, path="site-00001", times=None, retry_after=299)
+        stem_simulator.fail(404, path="site-00002", times=None)
+        seen = watch(["site-00001", "site-00002"])
+        # Returns: the other would wait for five minutes.
+        with pytest.raises(StemNotFoundError):
+            seen.look(connect(stem_simulator, patient=True), 2)
+        assert not any(thread.name.startswith("stem_") for thread in threading.enumerate())
+
+    def test_learns_from_a_record_that_is_wrong(self, stem_simulator: Simulator, connect: Connect) -> None:
+        seen = watch(
+            record(stem_simulator, "site-00003", INTERVAL_REVENUE="2014-01-01T00:00:01Z"),
+            ("INTERVAL_REVENUE", "MONITOR"),
+        )
+        seen.look(connect(stem_simulator), 1)
+        assert seen.is_complete()
+        assert seen.report()["expected"] == 4
+
+
+class TestTheShareThatIsEnough:
+    @pytest.mark.parametrize("of", [4, 25, 96, 100])
+    def test_is_met_by_the_very_float_that_one_writes(self, of: int) -> None:
+        end = at(seconds(HOUR.start) + of * 900)
+        day = Window(HOUR.start, end, 900)
+        for there in range(1, of + 1, 3):
+            seen = watch({"site_id": "a", "stream_start_times": {"MONITOR": None}}, of=day)
+            seen.look_at(Shown({"a": {"MONITOR": None}}, {("a", "MONITOR", k) for k in grid(day)[:there]}), "a")
+            assert seen.is_complete(there / of)
+            assert seen.is_complete(round(there / of, 12) - 1e-9)
+            assert not seen.is_complete(min(1.0, (there + 1) / of)) or there == of
+            assert seen.is_complete() is (there == of)
+
+    def test_as_decimals(self) -> None:
+        # In binary 0.28 * 25 exceeds 7, and 0.58 * 50 falls short of 29.
+        for share, of, there in ((0.28, 25, 7), (0.58, 50, 29), (0.29, 100, 29), (0.57, 100, 57), (0.07, 100, 7)):
+            span = Window(HOUR.start, at(seconds(HOUR.start) + of * 900), 900)
+            here = grid(span)
+            for number, enough in ((there - 1, False), (there, True)):
+                seen = watch({"site_id": "a", "stream_start_times": {"MONITOR": None}}, of=span)
+                seen.look_at(Shown({"a": {"MONITOR": None}}, {("a", "MONITOR", k) for k in here[:number]}), "a")
+                assert seen.is_complete(share) is enough
+
+    def test_is_met_where_nothing_is_expected(self) -> None:
+        seen = watch({"site_id": "a", "stream_start_times": {}})
+        assert not seen.is_complete(0.5)
+        seen.look_at(Shown({"a": {}}, set()), "a")
+        assert seen.is_complete()
+
+    def test_waits_for_every_site_to_be_looked_at(self) -> None:
+        source = Shown({"a": {"MONITOR": None}, "b": {"MONITOR": None}}, {("a", "MONITOR", k) for k in grid(HOUR)})
+        seen = watch(["a", "b"])
+        seen.look_at(source, "a")
+        assert not seen.is_complete(0.01)
+        seen.look_at(source, "b")
+        assert seen.is_complete(0.5)
+        assert not seen.is_complete(0.51)
+
+
+class TestProgress:
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"sites": ["site-00001"]},
+            {"sites": ["site-00001", "site-00003"]},
+            {"types": ("CONVERTER",)},
+            {"types": ("CONVERTER", "MONITOR")},
+            {"of": window("2025-07-01T00:00", "2025-07-01T02:00")},
+            {"of": window("2025-07-01T00:00", "2025-07-01T01:00", 1800)},
+        ],
+    )
+    def test_of_other_arguments_is_passed_over(
+        self, stem_simulator: Simulator, connect: Connect, changed: dict[str, Any]
+    ) -> None:
+        arguments: dict[str, Any] = {"sites": ["site-00001", "site-00002"]}
+        seen = watch(**arguments)
+        seen.look(connect(stem_simulator), 1)
+        other = watch(**{**arguments, **changed}, progress=in_json(seen.progress()))
+        assert other.looks == 0
+        assert other.pending == sorted(changed.get("sites", arguments["sites"]))
+        assert not other.is_complete()
+
+    @pytest.mark.parametrize("progress", [None, {}])
+    def test_may_be_none(self, progress: dict[str, Any] | None) -> None:
+        assert watch("a", progress=progress).pending == ["a"]
+
+    def test_holds_of_complete_sites_nothing(self, stem_simulator_factory: Factory, connect: Connect) -> None:
+        simulator = stem_simulator_factory(sites=300)
+        Withheld(simulator, "site-00300/MONITOR/00:30")
+        seen = watch([record(simulator, site_id) for site_id in simulator.fleet.site_ids])
+        fresh = in_json(seen.progress())
+        assert len(fresh["unseen"]) == 300
+        seen.look(connect(simulator), 8)
+        assert len(json.dumps(in_json(seen.progress()))) < 600
+
+    def test_goes_on_with_the_rest_of_what_the_sites_are(self, stem_simulator: Simulator, connect: Connect) -> None:
+        """From records and progress, as a trigger has them, everything is known that the first watch knew."""
+        stem_simulator.fail(404, path="site-00004", times=1)
+        withheld = Withheld(stem_simulator, "site-00002/MONITOR/00:15")
+        sites = ["site-00002", record(stem_simulator, "site-00003"), record(stem_simulator, "site-00005")]
+        types = ("INTERVAL_REVENUE", "MONITOR")
+        seen = watch([*sites[:2], "site-00004", sites[2]], types)
+        with pytest.raises(StemNotFoundError):
+            seen.look(connect(stem_simulator), 1)
+        asked(stem_simulator)
+        unseen = set(seen.pending) - {"site-00002"}
+        records = in_json({"sites": seen.records()})["sites"]
+        assert [entry["site_id"] for entry in records if "stream_start_times" in entry] == sorted(unseen)
+        resumed = watch(records, types, progress=in_json(seen.progress()))
+        assert (resumed.pending, resumed.looks) == (seen.pending, 1)
+        withheld.rows.clear()
+        resumed.look(connect(stem_simulator), 1)
+        assert "site-00002" not in asked(stem_simulator)
+        assert resumed.is_complete()
+        starts = [stem_simulator.fleet.site(f"site-0000{n}").stream_start_times for n in (2, 3, 4, 5)]
+        assert resumed.report()["expected"] == 4 * sum(name in of for of in starts for name in types)
+
+    def test_of_strange_ids(self) -> None:
+        sites = ["é/\u2028", "\ud800", "a\0b", " x "]
+        seen = watch(sites)
+        again = watch(list(reversed(sites)), progress=json.loads(json.dumps(seen.progress())))
+        assert again.pending == seen.pending
+
+
+def test_no_sites_are_a_mistake() -> None:
+    with pytest.raises(StemConfigError):
+        watch([])
+
+
+# --- against plain counting -------------------------------------------------------------------------------------------
+
+Starts = dict[str, int | None]
+
+
+class Shown(StreamsSource):
+    """
+    The API, as far as a watch needs it.
+
+    :param sites: each site's streams, with the second at which they began, or None where it is not told.
+    :param here: ``(site, type, end)`` of what can be seen; what began later never can.
+    """
+
+    def __init__(self, sites: dict[str, Starts], here: set[tuple[str, str, int]]) -> None:
+        self.sites = sites
+        self.here = here
+        self.fetched: list[tuple[str, tuple[str, ...], Window]] = []
+        self.sites_read: list[str] = []
+        self.client: Any = self
+        self.base_url = "http://test/"
+
+    def get_site(self, site_id: str) -> dict[str, Any]:
+        self.sites_read.append(site_id)
+        starts = {t: None if start is None else shown(start, "Z") for t, start in self.sites[site_id].items()}
+        return {"id": site_id, "stream_start_times": starts}
+
+    def fetch(self, site_id: str, types: Sequence[str], of: Window) -> dict[str, pa.RecordBatch]:
+        self.fetched.append((site_id, tuple(types), of))
+        lacking = [t for t in types if t not in self.sites[site_id]]
+        if lacking:
+            # It names one of them, as the guide's example does.
+            message = f"The requested stream type - {lacking[0]} is unavailable for the requested site."
+            raise StemUnavailableError(400, message, "url", None, lacking[:1])
+        ends = {t: [k for k in grid(of) if (site_id, t, k) in self.here] for t in types}
+        return {t: stream(ks, [1.0] * len(ks)) for t, ks in ends.items()}
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[dict[str, Starts], dict[str, bool], tuple[str, ...], Window, dict[Any, int]]:
+    """Sites, which are known by record, the types to wait for, the window, and at which look each interval is there."""
+    resolution = draw(st.sampled_from((900, 1800, 3600)))
+    length = draw(st.integers(1, 6))
+    first = seconds(utc("2025-07-01")) + draw(st.integers(0, 3)) * resolution
+    of = Window(at(first), at(first + length * resolution), resolution)
+    types = tuple(sorted(draw(st.sets(st.sampled_from(STREAM_TYPES), min_size=1))))
+    begins = st.one_of(
+        st.just(first - 30 * DAY),
+        # A shown start somewhere around the window, on the grid of 900 s or off it.
+        st.integers(-2, 4 * length + 4).map(lambda n: first + n * 900 + 1),
+        st.integers(-900, length * resolution + 900).map(lambda n: first + n),
+    )
+    names = [f"site-{number}" for number in range(draw(st.integers(1, 4)))]
+    sites = {name: draw(st.dictionaries(st.sampled_from(STREAM_TYPES), begins, max_size=3)) for name in names}
+    known = {name: draw(st.booleans()) for name in names}
+    arrivals = {
+        (name, t, k): draw(st.integers(0, 4))
+        for name, starts in sites.items()
+        for t, start in starts.items()
+        for k in grid(of)
+        if k - resolution + 1 >= start
+    }
+    return sites, known, types, of, arrivals  # type: ignore[return-value]
+
+
+@examples(300)
+@given(worlds(), st.lists(st.booleans(), min_size=5, max_size=5), st.sampled_from([1.0, 0.5, 0.9]))
+def test_what_a_watch_tells_is_what_counting_gives(world: Any, handed_over: list[bool], share: float) -> None:
+    sites, known, types, of, arrivals = world
+    counts = tally("a wait's looks against counting")
+    source = Shown(sites, set())
+    records = [
+        Site(name, {t: at(start) for t, start in starts.items()} if known[name] else None)
+        for name, starts in sites.items()
+    ]
+    seen = Watch(records, types, of)
+    expected = {row for row in arrivals if row[1] in types}
+    for step in range(5):
+        source.here = {row for row, moment in arrivals.items() if moment <= step}
+        missing_before = {row for row in expected if arrivals[row] > step - 1} if step else expected
+        source.fetched.clear()
+        source.sites_read.clear()
+        looked_at = seen.begin_look()
+        for name in looked_at:
+            seen.look_at(source, name)
+        missing = expected - source.here
+        report = seen.report()
+        assert (report["expected"], report["missing"]) == (len(expected), len(missing))
+        assert report["incomplete_sites"] == len({name for name, _, _ in missing}) == len(seen.pending)
+        assert seen.is_complete() is (not missing)
+        assert seen.is_complete(share) is (len(expected) - len(missing) >= share * len(expected) or not missing)
+        if step:
+            # Only sites that lacked something are asked for, only for the types that did, and from the first gap on.
+            assert looked_at == sorted({name for name, _, _ in missing_before})
+            assert source.sites_read == []
+            for name, asked_types, part in source.fetched:
+                gaps = [(t, k) for site, t, k in missing_before if site == name]
+                assert set(asked_types) <= {t for t, _ in gaps}
+                assert part.first_end >= min(k for _, k in gaps)
+        counts.add(looks=1, requests=len(source.fetched), intervals=len(expected), missing=len(missing))
+        if handed_over[step]:
+            handed = [
+                Site(entry["site_id"], None) if "stream_start_times" not in entry else read_sites(entry)[0]
+                for entry in json.loads(json.dumps(seen.records()))
+            ]
+            seen = Watch(handed, types, of, in_json(seen.progress()))
+            assert seen.looks == step + 1
+    assert seen.is_complete()
+    assert not seen.pending
+
+
+def test_what_a_watch_tells_is_what_the_server_shows(stem_simulator_factory: Factory, connect: Connect) -> None:
+    """The same over HTTP, with gaps that are filled at random moments."""
+    simulator = stem_simulator_factory(sites=6, seed=5)
+    client = connect(simulator)
+    of = window("2025-07-01", "2025-07-01T06:00")
+    types = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
+
+    def moment(site_id: str, name: str, end: str) -> int:
+        return sum(f"{site_id}{name}{end}".encode()) % 6
+
+    step = 0
+    Withheld(simulator, hides=lambda *row: moment(*row) > step)
+    sites = [s if n % 2 else record(simulator, s) for n, s in enumerate(simulator.fleet.site_ids)]
+    rows = [
+        (s, t, shown(k))
+        for s in simulator.fleet.site_ids
+        for t in simulator.fleet.site(s).stream_start_times
+        for k in grid(of)
+    ]
+    seen = watch(sites, types, of)
+    for step in range(6):
+        seen.look(client, 3)
+        assert seen.report()["expected"] == len(rows)
+        assert seen.report()["missing"] == sum(moment(*row) > step for row in rows)
+        seen = watch(seen.records(), types, of, in_json(seen.progress()))
+    assert seen.is_complete()
