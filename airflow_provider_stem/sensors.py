@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -279,9 +280,15 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                 "the triggerer after a start in a worker."
             )
         listed = [sites] if isinstance(sites, (str, Mapping)) else sites
-        if not isinstance(listed, (list, tuple)) or not all(isinstance(site, (str, Mapping)) for site in listed):
+        known = {
+            "sites": isinstance(listed, (list, tuple)) and all(isinstance(site, (str, Mapping)) for site in listed),
+            "start": isinstance(start, (str, datetime, NoneType)),
+            "end": isinstance(end, (str, datetime, NoneType)),
+        }
+        for argument in [name for name, is_known in known.items() if not is_known]:
             raise StemConfigError(
-                "start_from_trigger is True, but sites is known only when the DAG runs: name them, or leave it out."
+                f"start_from_trigger is True, but {argument} is known only when the DAG runs: name it, or leave "
+                "start_from_trigger out."
             )
         self.deferrable = self.start_from_trigger = True
         self.start_trigger_args = StartTriggerArgs(
