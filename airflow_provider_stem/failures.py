@@ -10,6 +10,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNot
 
 from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemNotFoundError
 
+FINAL_ERRORS = (StemAuthError, StemConfigError, StemNotFoundError)
+"""Where another attempt cannot help."""
+
 
 @contextmanager
 def final_errors(stem_conn_id: str) -> Iterator[None]:

@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_stem.arguments import check_arguments
-from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemNotFoundError, StemRateLimitError
+from airflow_provider_stem.errors import StemRateLimitError
+from airflow_provider_stem.failures import FINAL_ERRORS
 
 try:
     from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
@@ -53,7 +54,7 @@ class StemRetryPolicy(RetryPolicy):
     ) -> RetryDecision:
         """Judge by the error, or by the one that it was raised from."""
         for cause in _causes(exception):
-            if isinstance(cause, (StemAuthError, StemConfigError, StemNotFoundError)):
+            if isinstance(cause, FINAL_ERRORS):
                 return RetryDecision.fail(f"Another attempt cannot help: {cause}")
             if isinstance(cause, StemRateLimitError) and cause.retry_after is not None:
                 delay = max(self.min_delay, timedelta(seconds=cause.retry_after))

@@ -248,7 +248,9 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
 
     def _keep(self, context: Context, watch: Watch) -> None:
         store = self._progress_store(context)
-        if store is not None:
+        if store is not None and watch.is_complete(self.min_completeness):
+            store.delete(_PROGRESS_KEY)  # who clears the task later wants to have it looked at anew
+        elif store is not None:
             store.set(_PROGRESS_KEY, watch.progress())
         elif self.reschedule:
             self.log.info(

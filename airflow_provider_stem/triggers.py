@@ -14,7 +14,8 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemError, StemNotFoundError
+from airflow_provider_stem.errors import StemConfigError, StemError
+from airflow_provider_stem.failures import FINAL_ERRORS
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.streams.sites import read_sites
@@ -31,7 +32,6 @@ __all__ = ["StemStreamsTrigger"]
 T = TypeVar("T")
 
 _THREADS = 16
-_FINAL = (StemAuthError, StemConfigError, StemNotFoundError)
 
 
 class StemStreamsTrigger(BaseTrigger):
@@ -191,7 +191,7 @@ class StemStreamsTrigger(BaseTrigger):
         try:
             await self._ask(watch)
         except StemError as exc:
-            if not self.silent_fail or isinstance(exc, _FINAL):
+            if not self.silent_fail or isinstance(exc, FINAL_ERRORS):
                 raise
             self.log.error("%s", exc)  # noqa: TRY400 - it is told whole
 

@@ -540,6 +540,17 @@ def test_what_was_kept_of_other_arguments_is_passed_over(sim, clock, monkeypatch
         assert (start, end) == ("00:00", changed.get("end", HOUR[1])[11:16])
 
 
+def test_a_wait_that_has_ended_keeps_nothing_so_that_a_cleared_task_looks_anew(sim, clock, monkeypatch):
+    Arrivals(sim, lambda _: instant("2025-07-01T02:05Z"))
+    wait = Waiting("reschedule with a store", clock, monkeypatch)
+    assert wait() == report(4)
+    assert wait.executions > 1
+    assert wait.store == {}
+    asked(sim)
+    assert wait() == report(4)
+    assert len(asked(sim)) == 1
+
+
 def test_an_older_airflow_is_told_what_deferring_saves(sim, clock, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     Arrivals(sim, lambda _: instant("2025-07-01T02:05Z"))

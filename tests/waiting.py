@@ -102,6 +102,9 @@ class Store(dict):  # type: ignore[type-arg]
     def get(self, key, default=None):
         return json.loads(self[key]) if key in self else default
 
+    def delete(self, key):
+        self.pop(key, None)
+
 
 class Waiting:
     """
