@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -106,8 +106,7 @@ class Connections3:
         button.click()
         icon = button.locator("svg[color]")
         icon.wait_for()
-        passed = icon.get_attribute("color") == "green"
-        return passed, "" if passed else self.notice().inner_text()
+        return icon.get_attribute("color") == "green", self.notice().inner_text()
 
     def notice(self) -> Locator:
         """Give the text that pops up in the corner."""
@@ -183,3 +182,18 @@ class Connections2:
     @staticmethod
     def _id(name: str) -> str:
         return f"extra__stem__{name}" if name in OPTIONS else name
+
+
+class MappedTask3:
+    """The instances of a mapped task beside the grid, on Airflow 3."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+
+    def open(self, dag_id: str, run_id: str, task_id: str, names: Iterable[str]) -> None:
+        """Open the list of a run's instances, by name, when all of these are there."""
+        self.page.goto(f"{self.url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/mapped?sort=rendered_map_index")
+        for name in names:
+            self.page.get_by_role("link", name=name, exact=True).wait_for()
+        self.page.wait_for_load_state("networkidle")

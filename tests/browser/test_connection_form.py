@@ -143,7 +143,7 @@ def test_a_connection_is_added_tested_and_edited_on_airflow_3(airflow, page, api
     assert saved(airflow, "stem_typed") == expected(typed_host, KEY, **numbers)
 
     with nothing_tells_the_keys(page):
-        assert connections.test("stem_typed") == (True, "")
+        assert connections.test("stem_typed") == (True, f"Connected to {api.url}")
     assert [(request.path, request.status) for request in api.requests] == [("/api/v1/clients", 200)]
     assert api.requests[0].query["per_page"] == ["50"]
 

@@ -1,0 +1,166 @@
+"""Renew the documentation's pictures of Airflow, from a real one on the simulator and an S3 server."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow_pages import Connections3, MappedTask3, browse
+from airflow_server import AirflowServer
+from s3_server import S3Server
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from playwright.sync_api import Page
+
+    from airflow_provider_stem.simulator import Simulator
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "docs" / "images"
+KEY = "your-api-key"
+DAG_ID, TASK_ID, BUCKET = "stem_streams_to_s3", "land_streams", "stem-telemetry"
+CONN_ID = "stem_default"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What there is to look at."""
+
+    airflow: AirflowServer
+    simulator: Simulator
+    page: Page
+
+
+@contextmanager
+def scene() -> Iterator[Scene]:
+    """Start an Airflow, what it talks to, and a browser."""
+    from airflow_provider_stem.simulator import Settings, Simulator
+
+    with (
+        tempfile.TemporaryDirectory(prefix="stem-") as folder,
+        Simulator(Settings(api_key=KEY, sites=40)) as simulator,
+        S3Server(Path(folder, "s3")) as s3,
+    ):
+        cast("Any", s3.client()).create_bucket(Bucket=BUCKET)
+        environment = {
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW_CONN_AWS_DEFAULT": s3.connection,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        home = Path(folder, "airflow")
+        with (
+            AirflowServer(home, ROOT / "example_dags", environment=environment, paused=True) as airflow,
+            browse(1200, 1000) as page,
+        ):
+            yield Scene(airflow, simulator, page)
+
+
+def connection_form(scene: Scene) -> Image:
+    """Show both halves of the form, filled in, and save it."""
+    import PIL.Image
+
+    connections = Connections3(scene.page, scene.airflow.url)
+    host, port = scene.simulator.url.split("/")[2].split(":")
+    connections.add(CONN_ID)
+    for name, text in {"host": host, "password": KEY, "port": port, "schema": "http"}.items():
+        connections.fill(name, text)
+    standard = form_of(connections)
+    for name, text in {"timeout": "30", "verify": "true"}.items():
+        connections.fill(name, text)
+    options = form_of(connections)
+    connections.save()
+    both = PIL.Image.new("RGB", (standard.width + options.width, max(standard.height, options.height)), "white")
+    both.paste(standard, (0, 0))
+    both.paste(options, (standard.width, 0))
+    return both
+
+
+def form_of(connections: Connections3) -> Image:
+    """Show the form without its round corners, behind which the page is."""
+    picture = picture_of(connections.form.screenshot(animations="disabled"))
+    return picture.crop((8, 8, picture.width - 8, picture.height - 8))
+
+
+def connection_test_passed(scene: Scene) -> Image:
+    """Show the list after a test that has passed."""
+    return after_test(scene, KEY, passes=True)
+
+
+def connection_test_failed(scene: Scene) -> Image:
+    """Show the list after a test with a wrong key."""
+    return after_test(scene, "another-key", passes=False)
+
+
+def after_test(scene: Scene, key: str, *, passes: bool) -> Image:
+    """Test the connection with this key, and show what is said."""
+    connections = Connections3(scene.page, scene.airflow.url)
+    connections.edit(CONN_ID)
+    connections.fill("password", key)
+    connections.save()
+    scene.page.set_viewport_size({"width": 1200, "height": 420})
+    if connections.test(CONN_ID)[0] is not passes:
+        raise RuntimeError(f"The test of the connection was to {'pass' if passes else 'fail'}.")
+    return picture_of(scene.page.screenshot(animations="disabled"))
+
+
+def mapped_run_grid(scene: Scene) -> Image:
+    """Show the instances of the mapped task after a run of the example DAG."""
+    airflow = scene.airflow
+    connections = Connections3(scene.page, airflow.url)
+    connections.edit(CONN_ID)
+    connections.fill("password", KEY)
+    connections.save()
+    airflow.wait_for_dags(DAG_ID)
+    airflow.call("PATCH", f"dags/{DAG_ID}", json={"is_paused": False})
+    run_id = airflow.wait_until(lambda: airflow.runs(DAG_ID), f"a run of {DAG_ID}")[0]["dag_run_id"]
+    if (state := airflow.wait_for_run(DAG_ID, run_id)) != "success":
+        raise RuntimeError(f"The run of {DAG_ID} has ended as {state}.")
+    names = [task["rendered_map_index"] for task in airflow.tasks(DAG_ID, run_id) if task["task_id"] == TASK_ID]
+    scene.page.set_viewport_size({"width": 1500, "height": 840})
+    MappedTask3(scene.page, airflow.url).open(DAG_ID, run_id, TASK_ID, names)
+    # Without the menu.
+    return picture_of(scene.page.screenshot(animations="disabled", clip={"x": 64, "y": 0, "width": 1436, "height": 840}))
+
+
+def picture_of(png: bytes) -> Image:
+    """Decode a screenshot."""
+    import PIL.Image
+
+    return PIL.Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def write(picture: Image, path: Path) -> None:
+    """Write a picture, and tell its size."""
+    picture.save(path, optimize=True)
+    print(f"{path.relative_to(ROOT)}  {picture.width} x {picture.height}  {path.stat().st_size / 1000:.0f} kB")
+
+
+# In this order: each goes on with the connection that the one before has left.
+SCREENSHOTS: dict[str, Callable[[Scene], Image]] = {
+    "connection-form": connection_form,
+    "connection-test-passed": connection_test_passed,
+    "connection-test-failed": connection_test_failed,
+    "mapped-run-grid": mapped_run_grid,
+}
+
+
+def main() -> int:
+    """Make the pictures; gives the exit code."""
+    # Nothing of the user's own has a say in what is shown.
+    for name in [name for name in os.environ if name.startswith(("AIRFLOW", "AWS_"))]:
+        del os.environ[name]
+    with scene() as what:
+        for name, take in SCREENSHOTS.items():
+            write(take(what), IMAGES / f"{name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
