@@ -126,7 +126,9 @@ def mapped_run_grid(scene: Scene) -> Image:
     scene.page.set_viewport_size({"width": 1500, "height": 840})
     MappedTask3(scene.page, airflow.url).open(DAG_ID, run_id, TASK_ID, names)
     # Without the menu.
-    return picture_of(scene.page.screenshot(animations="disabled", clip={"x": 64, "y": 0, "width": 1436, "height": 840}))
+    return picture_of(
+        scene.page.screenshot(animations="disabled", clip={"x": 64, "y": 0, "width": 1436, "height": 840})
+    )
 
 
 def picture_of(png: bytes) -> Image:
