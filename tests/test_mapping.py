@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException
+
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from airflow_provider_stem.sensors import StemStreamsSensor
+from tests.support import run_context
+
+BATCHES: list[dict[str, Any]] = [
+    {"sites": [{"site_id": "a", "stream_start_times": {}}, {"site_id": "b"}], "batch": "007-of-032"},
+    {"sites": ["c"], "batch": "009-of-032"},
+]
+
+
+@pytest.fixture(params=[StemStreamsSensor, StemStreamsToS3Operator])
+def task_class(request):
+    return request.param
+
+
+def named(task_class, of, **mapped):
+    """Give the name that Airflow's UI shows for a task of a mapped one."""
+    with DAG("dag", schedule=None) as dag:
+        begun = task_class.partial(task_id="task", **of)
+        mapping = begun.expand_kwargs([mapped]) if "batch" in mapped else begun.expand(sites=[mapped["sites"]])
+    task = mapping.unmap(mapped)
+    assert type(task) is task_class
+    return dag.get_template_env().from_string(mapping.map_index_template).render(task=task)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "name"),
+    [
+        (BATCHES[0], "007-of-032"),
+        (BATCHES[1], "009-of-032"),
+        ({"sites": "site-00001"}, "site-00001"),
+        ({"sites": {"site_id": "site-00002", "name": "n"}}, "site-00002"),
+        ({"sites": {"id": "as-the-api-sends-it"}}, "as-the-api-sends-it"),
+        ({"sites": ["a", "b", {"site_id": "c"}]}, "3 sites"),
+        ({"sites": 17}, "17"),
+        ({"sites": None}, "None"),
+    ],
+)
+def test_a_mapped_task_is_named_by_its_sites(task_class, mapped, name):
+    assert named(task_class, {}, **mapped) == name
+
+
+def test_a_name_of_ones_own_is_kept(task_class):
+    assert named(task_class, {"map_index_template": "mine"}, **BATCHES[0]) == "mine"
+    assert named(task_class, {"map_index_template": "{{ task.batch }}!"}, **BATCHES[0]) == "007-of-032!"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"resolution": 60}, "resolution is 60: the API knows 900, 1800, 3600"),
+        ({"stream_types": ["MONITORS"]}, "'MONITORS'"),
+        ({"max_workers": 0}, "max_workers is 0"),
+        ({"default_interval": 3600}, "default_interval is 3600: give a timedelta"),
+    ],
+)
+def test_a_wrong_argument_shows_when_the_dag_is_parsed(task_class, wrong, says):
+    with DAG("dag", schedule=None), pytest.raises(StemConfigError, match=says):
+        task_class.partial(task_id="task", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("task_class", "wrong"),
+    [
+        (StemStreamsSensor, {"min_completeness": 1.5}),
+        (StemStreamsSensor, {"settle": timedelta(-1)}),
+        (StemStreamsSensor, {"start_from_trigger": True}),
+        (StemStreamsToS3Operator, {"s3_key": "{nonsense}"}),
+        (StemStreamsToS3Operator, {"lookback": timedelta(days=1)}),
+        (StemStreamsToS3Operator, {"on_empty": "ignore"}),
+    ],
+)
+def test_so_does_one_that_only_one_of_them_has(task_class, wrong):
+    with DAG("dag", schedule=None), pytest.raises(StemConfigError, match=next(iter(wrong))):
+        task_class.partial(task_id="task", **wrong)
+
+
+def test_what_is_mapped_is_checked_when_the_task_is_made(task_class):
+    with DAG("dag", schedule=None):
+        mapping = task_class.partial(task_id="task").expand_kwargs([{**BATCHES[0], "resolution": 60}])
+    with pytest.raises(StemConfigError, match="resolution is 60"):
+        mapping.unmap({**BATCHES[0], "resolution": 60})
+
+
+def test_a_listing_can_be_waited_for_and_landed(task_class):
+    with DAG("dag", schedule=None):
+        listing = StemSiteListOperator(task_id="list", batches=4)
+        begun = task_class.partial(task_id="task", stream_types=["MONITOR", "CONVERTER"], resolution=1800)
+        mapping = begun.expand_kwargs(listing.output)
+    task = mapping.unmap(BATCHES[0])
+    assert (task.sites, task.batch) == (BATCHES[0]["sites"], "007-of-032")
+    assert (task.stream_types, task.resolution) == (("CONVERTER", "MONITOR"), 1800)
+
+
+def test_a_mapped_sensor_waits(stem):
+    with DAG("dag", schedule=None):
+        mapping = StemStreamsSensor.partial(task_id="wait", deferrable=False).expand(sites=["site-00001", "site-00002"])
+    context = run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z")
+    assert mapping.unmap({"sites": "site-00002"}).execute(context)["expected"] == 4
+    assert [request.path.split("/")[-2] for request in stem.requests] == ["site-00002"]
+
+
+def test_a_name_never_hides_why_the_task_failed(stem):
+    """Airflow makes the name after a failure too, and an error of the name would take the failure's place."""
+    sensor = StemStreamsSensor(task_id="wait", sites=17)  # type: ignore[arg-type]
+    with pytest.raises(AirflowFailException, match="sites is 17: give a site id"):
+        sensor.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
+    assert sensor.batch_name == "17"
