@@ -76,6 +76,14 @@ def test_several_triggering_events_give_the_earliest_start_and_the_latest_end():
     assert wall_time(triggered) == ("2025-07-01T00:00:00+00:00", "2025-07-03T00:00:00+00:00")
 
 
+def test_a_triggering_event_counts_more_than_the_interval_between_its_producers_runs():
+    window = {"start": "2025-07-02T00:00Z", "end": "2025-07-03T00:00Z"}
+    triggered = run_context(
+        "2025-07-09T08:00:01.1Z", "2025-07-09T08:00:01.3Z", triggering_dataset_events=events(window)
+    )
+    assert wall_time(triggered) == ("2025-07-02T00:00:00+00:00", "2025-07-03T00:00:00+00:00")
+
+
 def test_a_triggering_event_with_a_naive_window_is_an_error():
     context = run_context(triggering_asset_events=events({"start": "2025-07-02T00:00", "end": "2025-07-03T00:00Z"}))
     with pytest.raises(StemConfigError, match="window.start of a triggering asset event .*no time zone"):
