@@ -19,7 +19,7 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
 from s3_server import S3Server  # noqa: E402
 
-from tests.support import TALLIES_KEY, Lake  # noqa: E402
+from tests.support import RUNS_KEY, TALLIES_KEY, Lake  # noqa: E402
 
 # The machine may be busy; what is drawn is the same each time.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
@@ -28,6 +28,7 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_configure(config):
     config.stash[TALLIES_KEY] = {}
+    config.stash[RUNS_KEY] = []
     config.pluginmanager.register(_Tallies())
 
 
@@ -36,11 +37,18 @@ def pytest_report_header():
 
 
 class _Tallies:
-    """Gathers what the properties have checked in other processes, where the tests are spread over several."""
+    """Gathers what is to be told at the end from other processes, where the tests are spread over several."""
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node):
-        node.config.stash[TALLIES_KEY].update(getattr(node, "workeroutput", {}).get("tallies", {}))
+        told = getattr(node, "workeroutput", {})
+        node.config.stash[TALLIES_KEY].update(told.get("tallies", {}))
+        node.config.stash[RUNS_KEY] += told.get("runs", [])
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["runs"] = session.config.stash[RUNS_KEY]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -48,6 +56,10 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("properties of the streams layer")
         for name in sorted(tallies):
             terminalreporter.line(f"{name}: {tallies[name]}")
+    if runs := config.stash[RUNS_KEY]:
+        terminalreporter.section("runs that Airflow made")
+        for line in runs:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 TALLIES_KEY = pytest.StashKey[dict[str, str]]()
+RUNS_KEY = pytest.StashKey[list[str]]()
 _NUMBERS = itertools.count(1)
 
 

@@ -1,0 +1,413 @@
+"""Every kind of run, made by a real scheduler: which window operator and sensor read, or how they fail."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from airflow_server import AirflowServer
+
+from tests.support import RUNS_KEY, Lake, expected_rows, landed_rows
+
+# All runs are over before the first test begins, on a machine that may be busy.
+pytestmark = [pytest.mark.airflow, pytest.mark.s3, pytest.mark.timeout(900)]
+
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
+DAGS = Path(__file__).parent / "dags_scheduled"
+SITES = ("site-00001", "site-00002")
+API_KEY = "the-key-of-the-scheduled-runs"
+FIRST = datetime(2025, 7, 1, tzinfo=UTC)
+DATED = FIRST + timedelta(hours=5, minutes=20)
+DEFAULT = timedelta(hours=2)
+OVER = {"success", "failed", "skipped", "upstream_failed", "up_for_retry"}  # another attempt is an hour away
+# What tasks spend most of their time on.
+IMPORTS = [
+    "airflow.providers.amazon.aws.hooks.s3",
+    "airflow_provider_stem.sensors",
+    "airflow_provider_stem.streams.landing",
+    "airflow_provider_stem.streams.watch",
+]
+
+
+@dataclass(frozen=True)
+class Window:
+    start: datetime
+    end: datetime
+
+    def __str__(self):
+        end = f"{self.end:%H:%M}" if self.start.date() == self.end.date() else f"{self.end:%m-%d %H:%M}"
+        return f"{self.start:%Y-%m-%d %H:%M} - {end}"
+
+
+def hours(start, end):
+    """Of 1 July 2025."""
+    return Window(FIRST + timedelta(hours=start), FIRST + timedelta(hours=end))
+
+
+def on_grid(moment, resolution=900):
+    return datetime.fromtimestamp(moment.timestamp() // resolution * resolution, UTC)
+
+
+def due(run):
+    return datetime.fromisoformat(run.get("run_after") or run["logical_date"])
+
+
+def up_to_when_due(run):
+    return Window(on_grid(due(run) - DEFAULT), on_grid(due(run)))
+
+
+def up_to_the_hour_when_due(run):
+    return Window(on_grid(due(run) - DEFAULT, 3600), on_grid(due(run), 3600))
+
+
+def last_hour(run):
+    return Window(on_grid(due(run), 3600) - timedelta(hours=1), on_grid(due(run), 3600))
+
+
+def last_month(run):
+    end = due(run).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return Window((end - timedelta(days=1)).replace(day=1), end)
+
+
+def data_interval(run):
+    return Window(*(on_grid(datetime.fromisoformat(run[f"data_interval_{bound}"])) for bound in ("start", "end")))
+
+
+Run = dict[str, Any]
+Expected = Window | Callable[[Run], Window] | None
+"""None: there is no window, so the task fails at once."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    A kind of run.
+
+    :param windows: what its runs read, in their order.
+    :param with_default: likewise with ``default_interval``, where the DAG has tasks with it.
+    :param since: the first Airflow that has it.
+    :param in_triggerer: whether the DAG has a sensor too that starts in the triggerer.
+    :param refused_in_triggerer: whether that one cannot know the window.
+    """
+
+    name: str
+    windows: list[Expected]
+    with_default: list[Expected] | tuple[()] = ()
+    since: tuple[int, int] = (2, 11)
+    resolution: int = 900
+    in_triggerer: bool = False
+    refused_in_triggerer: bool = False
+
+
+IS_2 = AIRFLOW < (3, 0)  # there every schedule has data intervals
+KINDS = [
+    Kind("cron_data_interval", [hours(4, 5), hours(5, 6)], in_triggerer=True),
+    Kind("cron_trigger_interval", [hours(0, 6)]),
+    Kind("cron_trigger", [None], [hours(4, 6)]),
+    Kind(
+        "plain_cron",
+        [hours(6, 30)] if IS_2 else [None],
+        [hours(6, 30)] if IS_2 else [hours(4, 6)],
+        in_triggerer=True,
+    ),
+    Kind("timedelta", [hours(0, 6)] if IS_2 else [None], [hours(0, 6)] if IS_2 else [hours(-2, 0)]),
+    Kind("once", [None], [hours(4, 6)]),
+    Kind("continuous", [data_interval, data_interval]),
+    Kind("manual_rest", [None], [up_to_when_due]),
+    Kind("manual_rest_dated", [None], [hours(3.25, 5.25)]),
+    Kind("manual_rest_data_interval_dated", [hours(4, 5)]),
+    Kind(
+        "manual_rest_data_interval",
+        [last_month if IS_2 else None],
+        [last_month if IS_2 else up_to_the_hour_when_due],
+        resolution=3600,
+    ),
+    Kind("manual_rest_conf", [hours(7, 9)]),
+    Kind("manual_cli", [None], [up_to_when_due]),
+    # On Airflow 3 the command infers the interval from the present, whatever the logical date.
+    Kind("manual_cli_dated", [None], [hours(3.25, 5.25) if IS_2 else up_to_when_due]),
+    Kind("manual_cli_data_interval_dated", [hours(4, 5) if IS_2 else last_hour]),
+    Kind("backfill_cli", [hours(8, 9), hours(9, 10)]),
+    Kind("backfill_rest", [hours(8, 9), hours(9, 10)], since=(3, 0)),
+    Kind("assets", [hours(10, 12)], in_triggerer=True, refused_in_triggerer=True),
+    Kind("asset_alias", [hours(12, 13)], since=(3, 0)),
+    Kind("cron_partition", [None], [hours(6, 8)], since=(3, 2), in_triggerer=True),
+    Kind("asset_of_cron_partition", [hours(6, 8)], since=(3, 2)),
+    Kind("partitioned_asset", [hours(14, 16)], since=(3, 3), in_triggerer=True, refused_in_triggerer=True),
+    Kind("asset_with_partition_events", [], since=(3, 3)),
+]
+HERE = [kind for kind in KINDS if kind.since <= AIRFLOW]
+PRODUCERS = [
+    *("produces_earlier", "produces_later"),
+    *(("produces_alias",) if AIRFLOW >= (3, 0) else ()),
+    *(("produces_partitions",) if AIRFLOW >= (3, 3) else ()),
+]
+
+
+class Runs:
+    """
+    What one Airflow made of all kinds at once.
+
+    ``of`` has the runs by DAG, each with its ``tasks``, these with ``told``: what they returned, else their log.
+    """
+
+    def __init__(self, airflow, lake, sim):
+        self.airflow, self.lake, self.sim = airflow, lake, sim
+        self.of: dict[str, list[Run]] = {dag_id: [] for dag_id in [*(kind.name for kind in KINDS), *PRODUCERS]}
+
+    def start(self):
+        """Start what the scheduler does not start by itself."""
+        airflow = self.airflow
+        first, last = FIRST + timedelta(hours=8), FIRST + timedelta(hours=9)
+        if not IS_2:
+            airflow.backfill("backfill_rest", first, last)
+        airflow.unpause()
+        for dag_id in ("manual_rest", "manual_rest_data_interval", *PRODUCERS):
+            airflow.trigger(dag_id)
+        for dag_id in ("manual_rest_dated", "manual_rest_data_interval_dated"):
+            airflow.trigger(dag_id, logical_date=DATED)
+        airflow.trigger("manual_rest_conf", conf={"start": "2025-07-01T07:00Z", "end": "2025-07-01T09:00Z"})
+        date = "--exec-date" if IS_2 else "--logical-date"
+        backfill = (
+            f"dags backfill backfill_cli --start-date {first.isoformat()} --end-date {last.isoformat()}"
+            if IS_2
+            else f"backfill create --dag-id backfill_cli --from-date {first.isoformat()} --to-date {last.isoformat()}"
+        )
+        airflow.commands(
+            ("dags", "trigger", "manual_cli"),
+            ("dags", "trigger", "manual_cli_dated", date, DATED.isoformat()),
+            ("dags", "trigger", "manual_cli_data_interval_dated", date, DATED.isoformat()),
+            backfill.split(),
+        )
+
+    def wait(self):
+        """Return when all is over, or takes too long: then the tests tell what is missing."""
+        wanted = {kind.name: len(kind.windows) for kind in HERE} | dict.fromkeys(PRODUCERS, 1)
+        deadline = time.monotonic() + self.airflow.within
+        goes_on = True
+        while time.monotonic() < deadline:
+            over = dict.fromkeys(wanted, 0)
+            tasks = sorted(self.airflow.tasks("~", "~"), key=_run_of)
+            for (dag_id, _), members in groupby(tasks, _run_of):
+                over[dag_id] += all(task["state"] in OVER for task in members)
+            if goes_on and over["continuous"] >= wanted["continuous"]:
+                self.airflow.pause("continuous")
+                goes_on = False
+            if all(over[dag_id] >= number for dag_id, number in wanted.items()):
+                return
+            time.sleep(1)
+
+    def gather(self):
+        """Keep all that the tests ask for."""
+        tasks = self.airflow.tasks("~", "~")
+        for run in sorted(self.airflow.runs("~"), key=due):
+            members = [self._told(task) for task in tasks if _run_of(task) == _run_of(run)]
+            self.of[run["dag_id"]].append({**run, "tasks": members})
+        self.events = self.airflow.asset_events()
+        self.landed = {
+            f"s3://{self.lake.bucket}/{key}": landed_rows(pq.read_table(io.BytesIO(body)))
+            for key, body in self.lake.objects().items()
+        }
+
+    def _told(self, task):
+        at = (*_run_of(task), task["task_id"])
+        give = {"success": self.airflow.xcom, "failed": self.airflow.log}.get(task["state"])
+        return {**task, "told": give and give(*at, map_index=task["map_index"])}
+
+
+def _run_of(task_or_run):
+    return task_or_run["dag_id"], task_or_run["dag_run_id"]
+
+
+@pytest.fixture(scope="session")
+def runs(s3_server, tmp_path_factory, request):
+    """All runs, when they are over and their Airflow is gone."""
+    from airflow_provider_stem.simulator import Settings, Simulator
+
+    lake, home = Lake(s3_server), tmp_path_factory.mktemp("airflow")
+    times = [time.monotonic()]
+    with Simulator(Settings(sites=len(SITES), clients=1, api_key=API_KEY)) as sim:
+        environment = {
+            "AIRFLOW_CONN_STEM_DEFAULT": sim.connection,
+            "AIRFLOW_CONN_AWS_DEFAULT": s3_server.connection,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "STEM_TEST_BUCKET": lake.bucket,
+            "STEM_TEST_BEGAN": (datetime.now(UTC) - timedelta(hours=3)).isoformat(),
+        }
+        with AirflowServer(home, DAGS, environment=environment, paused=True, preload=IMPORTS, within=400) as airflow:
+            gathered = Runs(airflow, lake, sim)
+            for step in (gathered.start, gathered.wait, gathered.gather):
+                times.append(time.monotonic())
+                step()
+            times.append(time.monotonic())
+        up, started, over, kept = (int(then - now) for now, then in pairwise(times))
+        request.config.stash[RUNS_KEY] += [
+            *table(gathered),
+            f"{up} s until Airflow was up, {started} s to start runs, {over} s until they were over, {kept} s to get them",
+        ]
+        yield gathered
+
+
+def table(runs):
+    """What was read, line by line."""
+    lines: list[tuple[str, ...]] = [("kind of run", "operator", "sensor", "sensor from the triggerer")]
+    for kind in HERE:
+        for run in runs.of[kind.name][: len(kind.windows)] or [{"tasks": []}]:
+            for suffix in ("", "_default") if kind.with_default else ("",):
+                lines.append(
+                    (
+                        kind.name.replace("_", " ") + (" + default_interval" if suffix else ""),
+                        *(
+                            " / ".join(sorted({outcome(task) for task in tasks_of(run, name + suffix)}))
+                            for name in ("land", "wait", "wait_in_triggerer")
+                        ),
+                    )
+                )
+    lines += [
+        (kind.name.replace("_", " "), f"needs Airflow {'.'.join(map(str, kind.since))}", "", "")
+        for kind in KINDS
+        if kind not in HERE
+    ]
+    return [f"Airflow {version('apache-airflow')}", *("{:<48}{:<32}{:<32}{}".format(*line).rstrip() for line in lines)]
+
+
+def outcome(task):
+    match task:
+        case {"state": "success"}:
+            return str(window_of(task))
+        case {"state": "failed", "try_number": 1}:
+            return "fails at once"
+    return str(task["state"])
+
+
+def tasks_of(run, task_id):
+    return [task for task in run["tasks"] if task["task_id"] == task_id]
+
+
+def window_of(task):
+    return Window(*(datetime.fromisoformat(task["told"]["window"][bound]) for bound in ("start", "end")))
+
+
+def cases(kinds):
+    return pytest.mark.parametrize(
+        ("kind", "number", "suffix"),
+        [
+            pytest.param(kind, number, suffix, id=f"{kind.name}{suffix}-{number + 1}")
+            for kind in kinds
+            for suffix, windows in (("", kind.windows), ("_default", kind.with_default))
+            for number in range(len(windows))
+        ],
+    )
+
+
+def look_up(runs, kind, number, suffix):
+    """Give a run, and what it must read."""
+    if kind not in HERE:
+        pytest.skip(f"Airflow has it from {'.'.join(map(str, kind.since))} on")
+    assert len(runs.of[kind.name]) > number, f"{len(runs.of[kind.name])} runs"
+    run = runs.of[kind.name][number]
+    expected = (kind.with_default if suffix else kind.windows)[number]
+    return run, expected(run) if callable(expected) else expected
+
+
+def check(tasks, expected):
+    assert tasks
+    for task in tasks:
+        if expected is None:
+            check_refused(task, "CronDataIntervalTimetable", "default_interval")
+        elif expected.start == expected.end:
+            assert task["state"] == "skipped"
+        else:
+            assert (task["state"], task["try_number"]) == ("success", 1), task["told"]
+            assert window_of(task) == expected
+
+
+def check_refused(task, *remedies):
+    """Two attempts are left, and not taken."""
+    assert (task["state"], task["try_number"], task["max_tries"]) == ("failed", 1, 2)
+    assert all(remedy in task["told"] for remedy in remedies)
+
+
+def rows_of(runs, kind, window):
+    if window is None:
+        return []
+    bounds = window.start.isoformat(), window.end.isoformat()
+    return expected_rows(runs.sim, SITES, ["MONITOR"], kind.resolution, *bounds)
+
+
+@cases(KINDS)
+def test_the_operator_lands_exactly_the_window_of_the_run(kind, number, suffix, runs):
+    run, expected = look_up(runs, kind, number, suffix)
+    tasks = tasks_of(run, f"land{suffix}")
+    check(tasks, expected)
+    objects = [one["uri"] for task in tasks if task["state"] == "success" for one in task["told"]["objects"]]
+    assert sorted(row for uri in objects for row in runs.landed[uri]) == rows_of(runs, kind, expected)
+    if expected is None:
+        assert not any(f"/{kind.name}/land{suffix}/" in uri for uri in runs.landed)
+
+
+@cases(KINDS)
+def test_the_sensor_waits_for_the_same_window(kind, number, suffix, runs):
+    run, expected = look_up(runs, kind, number, suffix)
+    tasks = tasks_of(run, f"wait{suffix}")
+    check(tasks, expected)
+    reports = [task["told"] for task in tasks if task["state"] == "success"]
+    assert sum(report["expected"] for report in reports) == len(rows_of(runs, kind, expected))
+    assert not any(report["missing"] for report in reports)
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow starts tasks with templates in the triggerer from 3.3 on")
+@cases([kind for kind in KINDS if kind.in_triggerer])
+def test_the_sensor_that_starts_in_the_triggerer_knows_its_run(kind, number, suffix, runs):
+    run, expected = look_up(runs, kind, number, suffix)
+    tasks = tasks_of(run, f"wait_in_triggerer{suffix}")
+    if kind.refused_in_triggerer:
+        check_refused(tasks[0], "start_from_trigger")
+    else:
+        check(tasks, expected)
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow has partition keys for events from 3.3 on")
+def test_events_with_partition_keys_start_no_dag_that_is_scheduled_on_the_asset_alone(runs):
+    (event,) = events_of(runs, "produces_partitions")
+    assert event["partition_key"]
+    assert [run["dag_id"] for run in event["created_dagruns"]] == ["partitioned_asset"]
+    assert runs.of["asset_with_partition_events"] == []
+
+
+def test_an_event_tells_what_was_landed(runs):
+    for dag_id in ("cron_data_interval", *PRODUCERS):
+        receipts = [task["told"] for run in runs.of[dag_id] for task in tasks_of(run, "land")]
+        told = [event["extra"] for event in events_of(runs, dag_id)]
+        assert len(told) == len(receipts) >= 1
+        for receipt in receipts:
+            assert {name: receipt[name] for name in ("window", "objects", "rows")} in told
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 0), reason="Airflow 2 hashes what an event of an alias tells, and cannot")
+def test_an_alias_stands_for_the_place_of_what_was_landed(runs):
+    (event,) = events_of(runs, "produces_alias")
+    assert event["uri"] == f"s3://{runs.lake.bucket}/stem/produces_alias/land"
+
+
+def test_the_key_is_in_no_file_and_no_template_is_undefined(runs):
+    files = [path for path in runs.airflow.home.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    assert any(path.suffix == ".db" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        assert API_KEY.encode() not in content, path
+        assert b"UndefinedError" not in content, path
+
+
+def events_of(runs, dag_id):
+    return [event for event in runs.events if event["source_dag_id"] == dag_id]
