@@ -25,9 +25,9 @@ def wall_time_of_run(
     Find what a run must read: the first that there is of these.
 
     1. ``start`` and ``end`` as given; where only one is, the other comes from the rules below;
-    2. the run's partition: a key of the form ``start/end``, else its date and ``default_interval`` from there;
-    3. the ``window`` in the extras of the asset events that triggered the run: earliest start to latest end;
-    4. the run's data interval, if it has a width (on Airflow 3 a plain cron or timedelta schedule has none);
+    2. the run's data interval, if it has a width (on Airflow 3 a plain cron or timedelta schedule has none);
+    3. the run's partition: a key of the form ``start/end``, else its date and ``default_interval`` from there;
+    4. the ``window`` in the extras of the asset events that triggered the run: earliest start to latest end;
     5. ``default_interval`` that ends at the data interval's end, else at the run's ``run_after``.
 
     :raises StemConfigError: there is none of them, or a bound that cannot be read.
@@ -37,10 +37,9 @@ def wall_time_of_run(
     if given_start and given_end:
         return given_start, given_end
     run_start, run_end = (
-        _partition(context, default_interval)
-        # Before the data interval: Airflow 2 makes one up for such a run, from when its producers ran.
+        _data_interval(context)
+        or _partition(context, default_interval)
         or _triggering_windows(context)
-        or _data_interval(context)
         or _default(context, default_interval)
     )
     return given_start or run_start, given_end or run_end
@@ -52,6 +51,9 @@ def is_partitioned(context: Mapping[str, Any]) -> bool:
 
 
 def _data_interval(context: Mapping[str, Any]) -> WallTime | None:
+    run_type = getattr(context.get("dag_run"), "run_type", None)
+    if getattr(run_type, "value", run_type) == "dataset_triggered":
+        return None  # Airflow 2 makes one up for such a run, from when its producers ran
     start, end = context.get("data_interval_start"), context.get("data_interval_end")
     if start is None or end is None:
         return None

@@ -76,12 +76,18 @@ def test_several_triggering_events_give_the_earliest_start_and_the_latest_end():
     assert wall_time(triggered) == ("2025-07-01T00:00:00+00:00", "2025-07-03T00:00:00+00:00")
 
 
-def test_a_triggering_event_counts_more_than_the_interval_between_its_producers_runs():
+def test_the_interval_that_airflow_2_makes_up_between_producers_runs_is_none():
     window = {"start": "2025-07-02T00:00Z", "end": "2025-07-03T00:00Z"}
     triggered = run_context(
-        "2025-07-09T08:00:01.1Z", "2025-07-09T08:00:01.3Z", triggering_dataset_events=events(window)
+        "2025-07-09T08:00:01.1Z",
+        "2025-07-09T08:00:01.3Z",
+        triggering_dataset_events=events(window),
+        dag_run=SimpleNamespace(run_type="dataset_triggered"),
     )
     assert wall_time(triggered) == ("2025-07-02T00:00:00+00:00", "2025-07-03T00:00:00+00:00")
+    del triggered["triggering_dataset_events"]
+    with pytest.raises(StemConfigError, match="no window to read"):
+        wall_time(triggered)
 
 
 def test_a_triggering_event_with_a_naive_window_is_an_error():
