@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from airflow.models.dagrun import DagRun
-from airflow.models.xcom import XComModel
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.utils.session import create_session
 
 
 def returned(dag_id: str, task_id: str, logical_date: datetime) -> list[Any]:
     """Give what the (mapped) task returned in the run of that date, in the order of the map index."""
-    # A task reads the XComs of others with ``xcom_pull``. From outside there is Airflow's REST API, which needs a
-    # server to be running, and the model behind it, which needs the metadata database alone.
-    (run,) = DagRun.find(dag_id=dag_id, logical_date=logical_date)
-    query = XComModel.get_many(run_id=run.run_id, key="return_value", dag_ids=dag_id, task_ids=task_id)
-    with create_session() as session:
-        found: list[Any] = list(session.scalars(query))
-        found.sort(key=lambda xcom: xcom.map_index)
-        return [XComModel.deserialize_value(xcom) for xcom in found]
+    # From outside of a run there is Airflow's REST API, which needs a server to be running, and the model behind it,
+    # which needs the metadata database alone.
+    (run,) = [run for run in DagRun.find(dag_id=dag_id) if run.logical_date == logical_date]
+    instances = [instance for instance in run.get_task_instances() if instance.task_id == task_id]
+    instances.sort(key=lambda instance: instance.map_index)
+    found = [instance.xcom_pull(task_ids=task_id, map_indexes=instance.map_index) for instance in instances]
+    return [value for value in found if value is not None]
 
 
 def fetch(uris: Iterable[str], folder: Path) -> Iterator[dict[str, Any]]:
