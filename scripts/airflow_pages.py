@@ -117,7 +117,10 @@ class Connections3:
         return self.page.get_by_role("row").filter(has=cell)
 
     def _list(self) -> None:
-        self.page.goto(f"{self.url}/connections")
+        # The menu rather than the address: on Airflow 3.1 the first page of a session is home.
+        self.page.goto(self.url)
+        self.page.get_by_role("button", name="Admin", exact=True).click()
+        self.page.get_by_role("menuitem", name="Connections", exact=True).click()
         self.page.get_by_role("button", name="Add Connection").wait_for()
 
 
