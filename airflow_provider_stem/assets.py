@@ -1,10 +1,12 @@
-"""What asset events tell of landed streams; for runs that such events triggered."""
+"""What asset events tell of landed streams; for tasks that make such events, and for runs that they triggered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+from airflow_provider_stem.errors import StemConfigError
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -21,6 +23,33 @@ def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     objects = {landed["uri"]: dict(landed) for extra in event_extras(context) for landed in extra.get("objects", ())}
     return [objects[uri] for uri in sorted(objects)]
+
+
+def combined(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    Make one event's extra of the receipts of several tasks, such as those of all batches of a run.
+
+    :param receipts: as :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` returns them; those of tasks
+        that were skipped (``None``) are passed over.
+    :return: ``window`` from the earliest start to the latest end, ``objects`` of all, ``rows`` in sum.
+    :raises StemConfigError: there is no receipt, or they are of several resolutions.
+    """
+    told = [receipt for receipt in receipts if receipt]
+    resolutions = {receipt["window"]["resolution"] for receipt in told}
+    if len(resolutions) != 1:
+        raise StemConfigError(
+            f"receipts hold {sorted(resolutions)} as resolutions: give one or more, of one resolution."
+        )
+    return {
+        "window": {
+            # All are of one format in UTC, so that their order as text is that of time.
+            "start": min(receipt["window"]["start"] for receipt in told),
+            "end": max(receipt["window"]["end"] for receipt in told),
+            "resolution": resolutions.pop(),
+        },
+        "objects": [landed for receipt in told for landed in receipt["objects"]],
+        "rows": sum(receipt["rows"] for receipt in told),
+    }
 
 
 def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

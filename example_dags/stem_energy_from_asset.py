@@ -1,7 +1,7 @@
 """
 Whenever streams have landed: sum up what the events tell of, and nothing else.
 
-Runs after ``stem_streams_to_s3``, whose task has the asset below among its outlets. Needs the connection
+Runs after ``stem_streams_to_s3``, which tells the asset below what it landed. Needs the connection
 ``aws_default``. Each landed object gives one object of energy by site, type and UTC day beside it, under ``energy/``.
 """
 

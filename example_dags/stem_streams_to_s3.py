@@ -13,9 +13,12 @@ import pendulum
 from airflow.providers.common.compat.sdk import DAG, Asset, task
 from airflow.timetables.interval import CronDataIntervalTimetable
 
+from airflow_provider_stem.assets import combined
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 
 log = logging.getLogger(__name__)
+
+TELEMETRY = Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")
 
 with DAG(
     dag_id="stem_streams_to_s3",
@@ -36,13 +39,12 @@ with DAG(
         task_id="land_streams",
         stream_types=["MONITOR", "CONVERTER", "INTERVAL_REVENUE"],
         s3_bucket="{{ params.bucket }}",
-        # Its events carry window and objects; stem_energy_from_asset.py is scheduled on them.
-        outlets=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
     ).expand_kwargs(sites.output)
 
-    @task
-    def summarise(receipts: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-        """Read what was landed, and tell rows and energy by stream type."""
+    # One event for all batches of a run, whole; stem_energy_from_asset.py is scheduled on it.
+    @task(outlets=[TELEMETRY])
+    def summarise(receipts: list[dict[str, Any]], **context: Any) -> dict[str, dict[str, float]]:
+        """Read what was landed, tell rows and energy by stream type, and tell the asset what there is to load."""
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
@@ -73,6 +75,7 @@ with DAG(
             log.info("%-16s %9s rows %14s kWh net", stream_type, f"{figures['rows']:,}", f"{figures['kwh']:,.0f}")
         missing = sum(receipt["missing"] for receipt in receipts)
         log.info("%s rows landed, %s missing", f"{rows.num_rows:,}", f"{missing:,}")
+        context["outlet_events"][TELEMETRY].extra.update(combined(receipts))
         return summary
 
     summarise(land.output)

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_stem.assets import landed_objects
+from airflow_provider_stem.assets import combined, landed_objects
+from airflow_provider_stem.errors import StemConfigError
 from tests.support import instant
 
 
@@ -28,3 +29,32 @@ def test_objects_are_listed_once_as_the_last_event_tells(key):
 def test_a_run_that_no_event_triggered_has_none():
     assert landed_objects({}) == []
     assert landed_objects({"triggering_asset_events": {"asset": [SimpleNamespace(extra={"other": 1})]}}) == []
+
+
+def receipt(start, end, *objects, resolution=900):
+    window = {"start": start, "end": end, "resolution": resolution}
+    return {"window": window, "objects": list(objects), "rows": sum(one["rows"] for one in objects), "missing": 1}
+
+
+def test_the_receipts_of_all_batches_make_one_event():
+    receipts = [
+        receipt("2025-07-01T00:00:00Z", "2025-07-02T00:00:00Z", landed("a", 2), landed("b", 3)),
+        None,  # a batch that was skipped
+        receipt("2025-06-30T00:00:00Z", "2025-07-01T12:00:00Z", landed("c", 4)),
+    ]
+    extra = combined(receipts)
+    assert extra == {
+        "window": {"start": "2025-06-30T00:00:00Z", "end": "2025-07-02T00:00:00Z", "resolution": 900},
+        "objects": [landed("a", 2), landed("b", 3), landed("c", 4)],
+        "rows": 9,
+    }
+    events = {"triggering_asset_events": {"asset": [SimpleNamespace(extra=extra)]}}
+    assert [one["uri"][-1] for one in landed_objects(events)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "receipts", [[], [None], [receipt("s", "e", resolution=900), receipt("s", "e", resolution=3600)]], ids=len
+)
+def test_receipts_that_make_no_event_are_refused(receipts):
+    with pytest.raises(StemConfigError, match="receipts"):
+        combined(receipts)
