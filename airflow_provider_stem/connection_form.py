@@ -22,21 +22,22 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     },
 }
 
+# Without a minimum: the form of Airflow 3.2 would put it into an empty field, which is to mean the default.
 _FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "timeout": (
         "Timeout (seconds)",
         "For one request, from its start to the last byte of its answer (default 60).",
-        {"type": ["number", "null"], "minimum": 1, "maximum": 86_400},
+        {"type": ["number", "null"], "maximum": 86_400},
     ),
     "max_attempts": (
         "Attempts",
         "How often one request is sent at the most (default 5).",
-        {"type": ["integer", "null"], "minimum": 1},
+        {"type": ["integer", "null"]},
     ),
     "page_size": (
         "Page size",
         "Clients and sites per page of a listing (default 100).",
-        {"type": ["integer", "null"], "minimum": 1},
+        {"type": ["integer", "null"]},
     ),
     "verify": (
         "Verify TLS",
@@ -45,7 +46,8 @@ _FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
-CONN_FIELDS: dict[str, Any] = {
+CONN# Without a minimum: the form of Airflow 3.2 would put it into an empty field, which is to mean the default.
+_FIELDS: dict[str, Any] = {
     name: {"label": label, "description": description, "schema": schema}
     for name, (label, description, schema) in _FIELDS.items()
 }
@@ -60,9 +62,9 @@ def connection_form_widgets() -> dict[str, Any]:
     widgets: dict[str, Any] = {}
     for name, (label, description, schema) in _FIELDS.items():
         field, validators = StringField, [Optional()]
-        if "minimum" in schema:
+        if "string" not in schema["type"]:
             # An empty number is saved as null. That is what lets one clear the last field: the form ignores an Extra
             # without any key.
-            field, validators = IntegerField, [Optional(), NumberRange(schema["minimum"], schema.get("maximum"))]
+            field, validators = IntegerField, [Optional(), NumberRange(1, schema.get("maximum"))]
         widgets[name] = field(label, description=description, widget=BS3TextFieldWidget(), validators=validators)
     return widgets
