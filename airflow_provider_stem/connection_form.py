@@ -46,8 +46,7 @@ _FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
-CONN# Without a minimum: the form of Airflow 3.2 would put it into an empty field, which is to mean the default.
-_FIELDS: dict[str, Any] = {
+CONN_FIELDS: dict[str, Any] = {
     name: {"label": label, "description": description, "schema": schema}
     for name, (label, description, schema) in _FIELDS.items()
 }
