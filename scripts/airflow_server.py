@@ -32,10 +32,12 @@ _POLL = 0.2
 # Airflow's log servers listen on every interface, on fixed ports, and here every log is a file of this machine.
 _LAUNCHER = """#!/bin/sh
 case "$1" in
-scheduler) exec {python} -c {preload} "$@" --skip-serve-logs;;
-triggerer) exec {python} -m airflow "$@" --skip-serve-logs;;
-*) exec {python} -m airflow "$@";;
+standalone) exec {python} -m airflow "$@";;
+scheduler) {python} -c {preload} "$@" --skip-serve-logs;;
+triggerer) {python} -m airflow "$@" --skip-serve-logs;;
+*) {python} -m airflow "$@";;
 esac
+echo "$1" >> {ended}
 """
 _PRELOAD = "{imports}; from airflow.__main__ import main; main()"
 _COMMANDS = """
@@ -91,6 +93,11 @@ class AirflowServer:
         return self.home / "airflow.db"
 
     @property
+    def _ended(self) -> Path:
+        # Which components have ended: the others go on, and standalone does not tell.
+        return self.home / "ended"
+
+    @property
     def log_file(self) -> Path:
         """What the components print."""
         return self.home / "standalone.log"
@@ -141,6 +148,8 @@ class AirflowServer:
                     "AIRFLOW__API__WORKERS": "1",
                     "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
                     "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+                    # Airflow 3.0 names no issuer by itself, which newer versions of PyJWT refuse.
+                    "AIRFLOW__API_AUTH__JWT_ISSUER": "airflow",
                 }
             ),
             **self._more,
@@ -153,7 +162,14 @@ class AirflowServer:
         launcher = self.home / "bin" / "airflow"
         launcher.parent.mkdir(exist_ok=True)
         preload = _PRELOAD.format(imports=f"import {', '.join(self._preload)}")
-        launcher.write_text(_LAUNCHER.format(python=shlex.quote(sys.executable), preload=shlex.quote(preload)))
+        self._ended.unlink(missing_ok=True)
+        launcher.write_text(
+            _LAUNCHER.format(
+                python=shlex.quote(sys.executable),
+                preload=shlex.quote(preload),
+                ended=shlex.quote(str(self._ended)),
+            )
+        )
         launcher.chmod(0o755)
         if self._is_2:
             (self.home / "webserver_config.py").write_text("AUTH_ROLE_PUBLIC = 'Admin'\n")
@@ -217,8 +233,11 @@ class AirflowServer:
         """
         deadline = time.monotonic() + (within or self.within)
         while time.monotonic() < deadline:
-            if self._guard is None or self._guard.poll() is not None:
-                raise RuntimeError(f"Airflow has ended while waiting for {what}. Its log ends with:\n{self._tail()}")
+            if self._guard is None or self._guard.poll() is not None or self._ended.exists():
+                ended = self._ended.read_text().split() if self._ended.exists() else ["Airflow"]
+                raise RuntimeError(
+                    f"{', '.join(ended)} ended while waiting for {what}. Airflow's log ends with:\n{self._tail()}"
+                )
             if held := holds():
                 return held
             time.sleep(_POLL)
@@ -340,6 +359,12 @@ class AirflowServer:
             return answer.text
         lines = answer.json()["content"]
         return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+
+    def links(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> dict[str, str | None]:
+        """Give the addresses that a task's page links to, by name."""
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links"
+        answer = self.call("GET", path, params={"map_index": map_index})
+        return dict(answer.get("extra_links", answer))
 
     def asset_events(self) -> list[dict[str, Any]]:
         """Give all events of assets, the earliest first."""

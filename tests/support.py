@@ -19,10 +19,10 @@ _NUMBERS = itertools.count(1)
 class Lake:
     """One bucket of the S3 server."""
 
-    def __init__(self, server):
+    def __init__(self, server, bucket=None):
         self.server = server
         self.client = server.client()
-        self.bucket = f"lake-{next(_NUMBERS)}"
+        self.bucket = bucket or f"lake-{next(_NUMBERS)}"
         self.client.create_bucket(Bucket=self.bucket)
 
     def objects(self):

@@ -95,6 +95,7 @@ class Kind:
     :param windows: what its runs read, in their order.
     :param with_default: likewise with ``default_interval``, where the DAG has tasks with it.
     :param since: the first Airflow that has it.
+    :param broken: Airflow that cannot make such a run.
     :param in_triggerer: whether the DAG has a sensor too that starts in the triggerer.
     :param refused_in_triggerer: whether that one cannot know the window.
     """
@@ -103,6 +104,7 @@ class Kind:
     windows: list[Expected]
     with_default: list[Expected] | tuple[()] = ()
     since: tuple[int, int] = (2, 11)
+    broken: tuple[int, int] | None = None
     resolution: int = 900
     in_triggerer: bool = False
     refused_in_triggerer: bool = False
@@ -135,7 +137,7 @@ KINDS = [
     Kind("manual_cli", [None], [up_to_when_due]),
     # On Airflow 3 the command infers the interval from the present, whatever the logical date.
     Kind("manual_cli_dated", [None], [hours(3.25, 5.25) if IS_2 else up_to_when_due]),
-    Kind("manual_cli_data_interval_dated", [hours(4, 5) if IS_2 else last_hour]),
+    Kind("manual_cli_data_interval_dated", [hours(4, 5) if IS_2 else last_hour], broken=(3, 0)),
     Kind("backfill_cli", [hours(8, 9), hours(9, 10)]),
     Kind("backfill_rest", [hours(8, 9), hours(9, 10)], since=(3, 0)),
     Kind("assets", [hours(10, 12)], in_triggerer=True, refused_in_triggerer=True),
@@ -145,12 +147,15 @@ KINDS = [
     Kind("partitioned_asset", [hours(14, 16)], since=(3, 3), in_triggerer=True, refused_in_triggerer=True),
     Kind("asset_with_partition_events", [], since=(3, 3)),
 ]
-HERE = [kind for kind in KINDS if kind.since <= AIRFLOW]
+HERE = [kind for kind in KINDS if kind.since <= AIRFLOW != kind.broken]
 PRODUCERS = [
     *("produces_earlier", "produces_later"),
     *(("produces_alias",) if AIRFLOW >= (3, 0) else ()),
     *(("produces_partitions",) if AIRFLOW >= (3, 3) else ()),
 ]
+EXAMPLES = ["stem_streams_to_s3", "stem_energy_from_asset"]
+EXAMPLE_PREFIX = "stem/stem_streams_to_s3/land_streams/"
+DECOY = f"{EXAMPLE_PREFIX}left_by_another_run.parquet"
 
 
 class Runs:
@@ -160,9 +165,10 @@ class Runs:
     ``of`` has the runs by DAG, each with its ``tasks``, these with ``told``: what they returned, else their log.
     """
 
-    def __init__(self, airflow, lake, sim):
-        self.airflow, self.lake, self.sim = airflow, lake, sim
-        self.of: dict[str, list[Run]] = {dag_id: [] for dag_id in [*(kind.name for kind in KINDS), *PRODUCERS]}
+    def __init__(self, airflow, lake, examples, sim):
+        self.airflow, self.lake, self.examples, self.sim = airflow, lake, examples, sim
+        known = [*(kind.name for kind in KINDS), *PRODUCERS, *EXAMPLES]
+        self.of: dict[str, list[Run]] = {dag_id: [] for dag_id in known}
 
     def start(self):
         """Start what the scheduler does not start by itself."""
@@ -182,16 +188,16 @@ class Runs:
             if IS_2
             else f"backfill create --dag-id backfill_cli --from-date {first.isoformat()} --to-date {last.isoformat()}"
         )
+        dated = [kind.name for kind in HERE if kind.name in ("manual_cli_dated", "manual_cli_data_interval_dated")]
         airflow.commands(
             ("dags", "trigger", "manual_cli"),
-            ("dags", "trigger", "manual_cli_dated", date, DATED.isoformat()),
-            ("dags", "trigger", "manual_cli_data_interval_dated", date, DATED.isoformat()),
+            *(("dags", "trigger", dag_id, date, DATED.isoformat()) for dag_id in dated),
             backfill.split(),
         )
 
     def wait(self):
         """Return when all is over, or takes too long: then the tests tell what is missing."""
-        wanted = {kind.name: len(kind.windows) for kind in HERE} | dict.fromkeys(PRODUCERS, 1)
+        wanted = {kind.name: len(kind.windows) for kind in HERE} | dict.fromkeys([*PRODUCERS, *EXAMPLES], 1)
         deadline = time.monotonic() + self.airflow.within
         goes_on = True
         while time.monotonic() < deadline:
@@ -202,9 +208,14 @@ class Runs:
             if goes_on and over["continuous"] >= wanted["continuous"]:
                 self.airflow.pause("continuous")
                 goes_on = False
-            if all(over[dag_id] >= number for dag_id, number in wanted.items()):
+            if all(over[dag_id] >= number for dag_id, number in wanted.items()) and not self.without_energy():
                 return
             time.sleep(1)
+
+    def without_energy(self):
+        """Give the objects of the first example that the second one has not read."""
+        landed = self.examples.objects()
+        return {key for key in landed if key.startswith(EXAMPLE_PREFIX) and f"energy/{key}" not in landed} - {DECOY}
 
     def gather(self):
         """Keep all that the tests ask for."""
@@ -221,7 +232,9 @@ class Runs:
     def _told(self, task):
         at = (*_run_of(task), task["task_id"])
         give = {"success": self.airflow.xcom, "failed": self.airflow.log}.get(task["state"])
-        return {**task, "told": give and give(*at, map_index=task["map_index"])}
+        told = give and give(*at, map_index=task["map_index"])
+        links = self.airflow.links(*at, map_index=task["map_index"]) if task["task_id"] == "land_streams" else {}
+        return {**task, "told": told, "links": links}
 
 
 def _run_of(task_or_run):
@@ -233,7 +246,8 @@ def runs(s3_server, tmp_path_factory, request):
     """All runs, when they are over and their Airflow is gone."""
     from airflow_provider_stem.simulator import Settings, Simulator
 
-    lake, home = Lake(s3_server), tmp_path_factory.mktemp("airflow")
+    lake, examples, home = Lake(s3_server), Lake(s3_server, "stem-telemetry"), tmp_path_factory.mktemp("airflow")
+    examples.client.put_object(Bucket=examples.bucket, Key=DECOY, Body=b"no event tells of this")
     times = [time.monotonic()]
     with Simulator(Settings(sites=len(SITES), clients=1, api_key=API_KEY)) as sim:
         environment = {
@@ -244,7 +258,7 @@ def runs(s3_server, tmp_path_factory, request):
             "STEM_TEST_BEGAN": (datetime.now(UTC) - timedelta(hours=3)).isoformat(),
         }
         with AirflowServer(home, DAGS, environment=environment, paused=True, preload=IMPORTS, within=400) as airflow:
-            gathered = Runs(airflow, lake, sim)
+            gathered = Runs(airflow, lake, examples, sim)
             for step in (gathered.start, gathered.wait, gathered.gather):
                 times.append(time.monotonic())
                 step()
@@ -252,7 +266,7 @@ def runs(s3_server, tmp_path_factory, request):
         up, started, over, kept = (int(then - now) for now, then in pairwise(times))
         request.config.stash[RUNS_KEY] += [
             *table(gathered),
-            f"{up} s until Airflow was up, {started} s to start runs, {over} s until they were over, {kept} s to get them",
+            f"{up} s until Airflow was up, {started} s to start runs, {over} s until they were over, {kept} s to read",
         ]
         yield gathered
 
@@ -273,11 +287,15 @@ def table(runs):
                     )
                 )
     lines += [
-        (kind.name.replace("_", " "), f"needs Airflow {'.'.join(map(str, kind.since))}", "", "")
+        (kind.name.replace("_", " "), lacking(kind), "", "")
         for kind in KINDS
         if kind not in HERE
     ]
     return [f"Airflow {version('apache-airflow')}", *("{:<48}{:<32}{:<32}{}".format(*line).rstrip() for line in lines)]
+
+
+def lacking(kind):
+    return "fails in Airflow itself" if kind.broken == AIRFLOW else f"needs Airflow {'.'.join(map(str, kind.since))}"
 
 
 def outcome(task):
@@ -291,6 +309,10 @@ def outcome(task):
 
 def tasks_of(run, task_id):
     return [task for task in run["tasks"] if task["task_id"] == task_id]
+
+
+def told_by(run, task_id):
+    return [task["told"] for task in tasks_of(run, task_id)]
 
 
 def window_of(task):
@@ -312,7 +334,7 @@ def cases(kinds):
 def look_up(runs, kind, number, suffix):
     """Give a run, and what it must read."""
     if kind not in HERE:
-        pytest.skip(f"Airflow has it from {'.'.join(map(str, kind.since))} on")
+        pytest.skip(lacking(kind))
     assert len(runs.of[kind.name]) > number, f"{len(runs.of[kind.name])} runs"
     run = runs.of[kind.name][number]
     expected = (kind.with_default if suffix else kind.windows)[number]
@@ -397,6 +419,41 @@ def test_an_event_tells_what_was_landed(runs):
 def test_an_alias_stands_for_the_place_of_what_was_landed(runs):
     (event,) = events_of(runs, "produces_alias")
     assert event["uri"] == f"s3://{runs.lake.bucket}/stem/produces_alias/land"
+
+
+def test_the_second_example_loads_what_the_events_of_the_first_tell_of_and_nothing_else(runs):
+    (run,) = runs.of["stem_streams_to_s3"]
+    receipts = [task["told"] for task in tasks_of(run, "land_streams")]
+    landed = {one["uri"] for receipt in receipts for one in receipt["objects"]}
+    assert len(landed) == len(receipts) == len(SITES)  # each in a batch of its own
+    assert all(window_of(task) == data_interval(run) for task in tasks_of(run, "land_streams"))
+
+    energy = {one["uri"]: one for r in runs.of["stem_energy_from_asset"] for one in told_by(r, "sum_up")}
+    assert {uri.replace("/energy/", "/") for uri in energy} == landed
+    kept = {key: pq.read_table(io.BytesIO(body)) for key, body in runs.examples.objects().items() if "energy/" in key}
+    assert {f"s3://{runs.examples.bucket}/{key}": len(table) for key, table in kept.items()} == {
+        uri: one["rows"] for uri, one in energy.items()
+    }
+
+    by_stream: dict[tuple, list[float]] = {}
+    types, bounds = ["CONVERTER", "INTERVAL_REVENUE", "MONITOR"], (run["data_interval_start"], run["data_interval_end"])
+    for site, stream_type, _, _, _, kw in expected_rows(runs.sim, SITES, types, 900, *bounds):
+        by_stream.setdefault((site, stream_type), []).append(kw)
+    told = {(one["site_id"], one["stream_type"]): one for table in kept.values() for one in table.to_pylist()}
+    assert told.keys() == by_stream.keys()
+    for stream, values in by_stream.items():
+        assert told[stream]["kwh_import_sum"] == pytest.approx(sum(max(kw, 0.0) for kw in values) / 4)
+        assert told[stream]["kwh_export_sum"] == pytest.approx(-sum(min(kw, 0.0) for kw in values) / 4)
+        assert (told[stream]["peak_kw_max"], told[stream]["peak_kw_count"]) == (max(values), 96)
+
+
+def test_a_task_links_to_what_it_landed_and_is_named_after_its_batch(runs):
+    (run,) = runs.of["stem_streams_to_s3"]
+    for task in tasks_of(run, "land_streams"):
+        assert task["rendered_map_index"] == task["told"]["objects"][0]["uri"].partition("900s_")[2].partition(".")[0]
+        assert task["links"]["Landed objects"].startswith(
+            f"https://console.aws.amazon.com/s3/object/{runs.examples.bucket}?prefix=stem%2Fstem_streams_to_s3%2F"
+        )
 
 
 def test_the_key_is_in_no_file_and_no_template_is_undefined(runs):
