@@ -208,6 +208,24 @@ class TestALook:
             seen.look(connect(stem_simulator, patient=True), 2)
         assert not any(thread.name.startswith("stem_") for thread in threading.enumerate())
 
+    def test_that_fails_begins_no_further_site(
+        self, stem_simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = connect(stem_simulator)
+        looked_at: list[str] = []
+
+        def look_at(self: Watch, source: Any, site_id: str, original: Any = Watch.look_at) -> None:
+            if looked_at:  # it may have begun before the error was known
+                assert client._transport._closed.wait(30)
+            looked_at.append(site_id)
+            original(self, source, site_id)
+
+        monkeypatch.setattr(Watch, "look_at", look_at)
+        stem_simulator.fail(404, path="site-00001", times=None)
+        with pytest.raises(StemNotFoundError):
+            watch(stem_simulator.fleet.site_ids).look(client, 1)
+        assert len(looked_at) <= 2
+
     def test_learns_from_a_record_that_is_wrong(self, stem_simulator: Simulator, connect: Connect) -> None:
         seen = watch(
             record(stem_simulator, "site-00003", INTERVAL_REVENUE="2014-01-01T00:00:01Z"),
@@ -406,6 +424,9 @@ def test_what_a_watch_tells_is_what_counting_gives(world: Any, handed_over: list
     for step in range(5):
         source.here = {row for row, moment in arrivals.items() if moment <= step}
         missing_before = {row for row in expected if arrivals[row] > step - 1} if step else expected
+        if handed_over[step]:
+            seen = Watch(read_sites(json.loads(json.dumps(seen.records()))), types, of, in_json(seen.progress()))
+            assert seen.looks == step
         source.fetched.clear()
         source.sites_read.clear()
         looked_at = seen.begin_look()
@@ -417,6 +438,7 @@ def test_what_a_watch_tells_is_what_counting_gives(world: Any, handed_over: list
         assert report["incomplete_sites"] == len({name for name, _, _ in missing}) == len(seen.pending)
         assert seen.is_complete() is (not missing)
         assert seen.is_complete(share) is (len(expected) - len(missing) >= share * len(expected) or not missing)
+        assert not any(known[name] for name in source.sites_read)
         if step:
             # Only sites that lacked something are asked for, only for the types that did, and from the first gap on.
             assert looked_at == sorted({name for name, _, _ in missing_before})
@@ -426,13 +448,6 @@ def test_what_a_watch_tells_is_what_counting_gives(world: Any, handed_over: list
                 assert set(asked_types) <= {t for t, _ in gaps}
                 assert part.first_end >= min(k for _, k in gaps)
         counts.add(looks=1, requests=len(source.fetched), intervals=len(expected), missing=len(missing))
-        if handed_over[step]:
-            handed = [
-                Site(entry["site_id"], None) if "stream_start_times" not in entry else read_sites(entry)[0]
-                for entry in json.loads(json.dumps(seen.records()))
-            ]
-            seen = Watch(handed, types, of, in_json(seen.progress()))
-            assert seen.looks == step + 1
     assert seen.is_complete()
     assert not seen.pending
 
