@@ -200,15 +200,16 @@ def _is_secret(name: str) -> bool:
 
 def start(stack: ExitStack, command: Sequence[str], **how: Any) -> subprocess.Popen[str]:
     """Start a program that ends with the stack."""
-    process = subprocess.Popen(
-        command,
-        text=True,
-        errors="replace",
-        # A Ctrl-C at the terminal goes to the demo alone, which ends the others in its own time.
-        start_new_session=True,
-        **how,
-    )
-    stack.callback(end, process)
+    with undisturbed():
+        process = subprocess.Popen(
+            command,
+            text=True,
+            errors="replace",
+            # A Ctrl-C at the terminal goes to the demo alone, which ends the others in its own time.
+            start_new_session=True,
+            **how,
+        )
+        stack.callback(end, process)
     return process
 
 
@@ -246,6 +247,22 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait for what must not be left half done: a program that nobody knows of yet."""
+    came: list[int] = []
+    before = {
+        each: signal.signal(each, lambda signum, _: came.append(signum)) for each in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Keep a second demo out of the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,13 +283,17 @@ class Watch:
     task: str = ""
     note: str = ""
     error: str = ""
+    running: bool = False
     began: float = field(default_factory=time.monotonic)
 
     _BEGIN = re.compile(r"\[DAG TEST\] starting task_id=(\S+) map_index=(-?\d+)")
     _END = "[DAG TEST] end task task_id="
-    _NOTE = re.compile(r"\] (?:Landed (?P<landed>.+?) in [\d.]+ s: .*|(?P<found>Found [\d,]+ sites))")
+    _NOTE = re.compile(r"(?:\]|INFO -) (?:Landed (?P<landed>.+?) in [\d.]+ s: .*|(?P<found>Found [\d,]+ sites))")
     _ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception)\b[^:]*: (.+)")
-    _STATE = re.compile(r"new_state=(up_for_retry|failed|upstream_failed)|unrunnable tasks: .*\[(up_for_retry)\]")
+    _STATE = re.compile(
+        r"new_state=(up_for_retry|failed|upstream_failed)|unrunnable tasks: .*\[(up_for_retry)\]"
+        r"|Marking task as (UP_FOR_RETRY|FAILED|UPSTREAM_FAILED)"  # Airflow 2
+    )
 
     def read(self, line: str) -> None:
         """
@@ -281,18 +302,24 @@ class Watch:
         :raises DemoError: a task has failed; Airflow would wait five minutes before it tries again.
         """
         if match := self._BEGIN.search(line):
+            self.end_task()  # Airflow 3.0 does not tell of the end
             self.task, index = match.groups()
             self.task += "" if index == "-1" else f" [{index}]"
-            self.note, self.error = "", ""
+            self.note, self.error, self.running = "", "", True
         elif self._STATE.search(line):
             raise self.failure(f"Task {self.task} failed")
         elif self._END in line:
-            self.screen.done(f"  {self.task:<18} {self.note}", self.began)
-            self.began = time.monotonic()
+            self.end_task()
         elif match := self._NOTE.search(line):
             self.note = match["landed"] or match["found"]
         elif match := self._ERROR.match(line):
             self.error = match[1]
+
+    def end_task(self) -> None:
+        """Tell of the task that was begun, unless that was done."""
+        if self.running:
+            self.screen.done(f"  {self.task:<18} {self.note}", self.began)
+            self.running, self.began = False, time.monotonic()
 
     def failure(self, what: str) -> DemoError:
         """Describe a failure."""
@@ -357,6 +384,7 @@ class Demo:
             if migration.wait():
                 log = shown(self.options.folder / "migrate.log")
                 raise DemoError(f"Airflow could not set up its database.\nSee {log}, or begin anew with --fresh.")
+            self._make_outlets_known(stack)
             (self.home / "migrated").write_text(version("apache-airflow"))
         self.screen.done(f"Airflow {version('apache-airflow')}, with a database of its own", began)
         return before
@@ -370,6 +398,12 @@ class Demo:
         self.home.mkdir(parents=True)
         with (self.options.folder / "migrate.log").open("w") as log:
             return self._start_airflow(stack, "db", "migrate", stdout=log)
+
+    def _make_outlets_known(self, stack: ExitStack) -> None:
+        # `airflow dags test` of 3.0 alone refuses to run a task whose outlets no DAG processor has seen.
+        if version("apache-airflow").startswith("3.0."):
+            with (self.options.folder / "migrate.log").open("a") as log:
+                self._start_airflow(stack, "dags", "reserialize", stdout=log).wait()
 
     def _start_airflow(self, stack: ExitStack, *arguments: str, stdout: Any) -> subprocess.Popen[str]:
         return start(
@@ -410,7 +444,9 @@ class Demo:
 
         folder = self.options.folder / "s3"
         try:
-            server = stack.enter_context(S3Server(folder))
+            server = S3Server(folder, undisturbed)
+            stack.callback(server.stop)
+            stack.enter_context(server)
         except RuntimeError as error:
             # The first line: the tail of the log may follow.
             raise DemoError(f"{str(error).partition(' Its log ends with')[0]}\nSee {shown(folder / 'server.log')}, or "
@@ -445,6 +481,7 @@ class Demo:
                 watch.read(line)
         if airflow.wait():
             raise watch.failure(f"Airflow ended with exit code {airflow.returncode}")
+        watch.end_task()
         self.screen.done("Airflow's run of the DAG: success", began)
         return self._read_back(reader)
 

@@ -12,7 +12,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 ACCESS_KEY = "local-access-key"
@@ -25,11 +26,13 @@ class S3Server:
     Runs ``weed server -s3`` on a folder, as a context manager.
 
     :param folder: holds the data; kept when the server stops.
+    :param undisturbed: held while the program is being started, by a caller whom signals may interrupt.
     :raises RuntimeError: the program is missing, or the server does not come up.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.folder = folder
+        self._undisturbed = undisturbed
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -99,17 +102,17 @@ class S3Server:
             f"-s3.localSocket={self.folder / 's3.sock'}",
         ]
         log = self.folder / "server.log"
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
-                # A Ctrl-C at the terminal goes to the caller alone, who stops the server in its own time.
-                start_new_session=True,
-            )
         try:
+            with log.open("wb") as output, self._undisturbed():
+                self._process = subprocess.Popen(
+                    command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
+                    # A Ctrl-C at the terminal goes to the caller alone, who stops the server in its own time.
+                    start_new_session=True,
+                )
             self._wait_until_ready(log)
         except BaseException:
             self.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import demo  # noqa: E402
 import demo_report  # noqa: E402
+from s3_server import S3Server  # noqa: E402
 
 from airflow_provider_stem.simulator import Settings  # noqa: E402
 from airflow_provider_stem.simulator.model import Fleet  # noqa: E402
@@ -132,7 +134,9 @@ def test_secrets_of_connections_are_known(connection):
     assert demo.secrets_of(connection) == {"a-key"}
 
 
-@pytest.mark.parametrize("state", ["new_state=up_for_retry", "new_state=failed"])
+@pytest.mark.parametrize(
+    "state", ["new_state=up_for_retry", "new_state=failed", "Marking task as UP_FOR_RETRY.", "Marking task as FAILED."]
+)
 def test_a_failed_task_ends_the_demo(state, tmp_path):
     watch = demo.Watch(demo.Screen(), tmp_path / "airflow.log")
     watch.read("[DAG TEST] starting task_id=land_streams map_index=3 [airflow.sdk]")
@@ -141,12 +145,49 @@ def test_a_failed_task_ends_the_demo(state, tmp_path):
         watch.read(f"Task instance state updated {state} rows_affected=1")
 
 
+def test_each_task_is_told_once_whether_its_end_is_logged_or_not(tmp_path, capsys):
+    watch = demo.Watch(demo.Screen(), tmp_path / "airflow.log")
+    watch.read("[2025-07-02T00:00:00.000+0000] {dag.py:1} INFO - [DAG TEST] starting task_id=list_sites map_index=-1")
+    watch.read("[2025-07-02T00:00:00.000+0000] {operators.py:1} INFO - Found 6 sites (client_id=None)")
+    watch.read("[DAG TEST] starting task_id=land_streams map_index=0 [airflow.sdk]")
+    watch.read("2025-07-02T00:00:00Z [info] Landed 288 rows in 1 object in 0.3 s: 0 missing of 288 expected")
+    watch.read("[DAG TEST] end task task_id=land_streams map_index=0 [airflow.sdk]")
+    watch.end_task()
+    assert [line.split()[1:-2] for line in capsys.readouterr().out.splitlines()] == [
+        ["list_sites", "Found", "6", "sites"],
+        ["land_streams", "[0]", "288", "rows", "in", "1", "object"],
+    ]
+
+
 def test_changes_of_objects():
     before = {"a": ("1", 1), "b": ("2", 2), "of another day": ("0", 0)}
     assert demo.changes(before, {"a": ("1", 1), "b": ("2", 2)}) == "2 objects, unchanged"
     assert demo.changes(before, {"a": ("1", 1), "b": ("3", 2), "c": ("4", 4)}) == (
         "3 objects: 1 new, 1 changed, 1 unchanged"
     )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(lambda stack, _: demo.start(stack, [sys.executable, "-c", "input()"], stdin=-1), id="a program"),
+        pytest.param(lambda stack, path: stack.enter_context(S3Server(path, demo.undisturbed)), id="the S3 server"),
+    ],
+)
+def test_a_signal_amid_a_start_leaves_nothing(signum, start, tmp_path, monkeypatch):
+    began = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            began.append(self)
+            signal.raise_signal(signum)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(demo.Stopped), demo.stoppable(), ExitStack() as stack:
+        start(stack, tmp_path)
+    assert began[0].poll() is not None
 
 
 def start_demo(folder):
@@ -182,6 +223,8 @@ def first_run(tmp_path_factory):
 def test_first_run(first_run):
     folder, code, out = first_run
     assert code == 0, out
+    assert re.search(r"ok +list_sites +Found 6 sites ", out), out
+    assert re.search(r"ok +land_streams \[0\] +[\d,]+ rows in 1 object ", out), out
     assert "0 missing, 0 doubled, 0 off, 0 unexpected" in out
     assert "demo-key" not in out + (folder / "airflow.log").read_text()
     assert (folder / "day-2025-07-01.png").read_bytes().startswith(b"\x89PNG")
