@@ -147,13 +147,17 @@ class StemStreamsTrigger(BaseTrigger):
 
     def _wall_time_of(self, context: Context) -> tuple[datetime, datetime]:
         run_type = context["dag_run"].run_type
-        if getattr(run_type, "value", run_type) == "asset_triggered" and not (self.start and self.end):
+        by_assets = getattr(run_type, "value", run_type) == "asset_triggered"
+        interval = None if self.default_interval is None or by_assets else timedelta(seconds=self.default_interval)
+        try:
+            return wall_time_of_run(context, start=self.start, end=self.end, default_interval=interval)
+        except StemConfigError:
+            if not by_assets:
+                raise
             raise StemConfigError(
                 "start_from_trigger is True in a run that assets triggered, and the triggerer does not see their "
                 "events: leave it out, or give start and end."
-            )
-        interval = None if self.default_interval is None else timedelta(seconds=self.default_interval)
-        return wall_time_of_run(context, start=self.start, end=self.end, default_interval=interval)
+            ) from None
 
     async def _wait(self) -> dict[str, Any]:
         if self._unresolved is not None:

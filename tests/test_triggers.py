@@ -543,6 +543,7 @@ def test_a_task_starts_in_the_triggerer_with_its_runs_window(sim, clock):
         ({"default_interval": timedelta(hours=1)}, {}),
         ({"default_interval": timedelta(minutes=30)}, INTERVAL),
         ({}, {"partition_key": "2025-07-01T00:00Z/2025-07-01T01:00Z"}),
+        ({}, {"partition_key": "2025-07-01T00:00Z/2025-07-01T01:00Z", "run_type": "asset_triggered"}),
         ({"default_interval": timedelta(hours=1)}, {"partition_key": "x", "partition_date": "2025-07-01T00:00:00Z"}),
     ],
 )
