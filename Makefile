@@ -12,7 +12,7 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-matrix demo bench lint format lock clean
+.PHONY: help venv test test-browser test-matrix demo screenshots bench bench-triggerer lint format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,10 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 	@touch $@
 
 test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the newest.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/browser --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-browser: venv  ## Type into Airflow's connection form; needs Chromium (Debian: chromium).
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-matrix:  ## Run the tests on every Airflow, one after the other.
 	@$(PYTHON) scripts/test_matrix.py $(AIRFLOWS)
@@ -37,8 +40,14 @@ test-matrix:  ## Run the tests on every Airflow, one after the other.
 demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow.
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
+screenshots: venv  ## Renew the documentation's pictures of Airflow; needs Chromium.
+	$(BIN)/python scripts/screenshots.py
+
 bench: venv  ## Measure the operator beside a bare floor.
 	$(BIN)/python benchmarks/year.py $(ARGS)
+
+bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
+	$(BIN)/python benchmarks/triggerer.py $(ARGS)
 
 lint: venv  ## Check style and types.
 	$(BIN)/ruff check .
