@@ -18,7 +18,7 @@ _DEFAULTS = {
 
 def get_provider_info() -> dict[str, Any]:
     """Describe this distribution to Airflow's provider discovery."""
-    from airflow_provider_stem.connection_form import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+    from airflow_provider_stem.connection_form import CONN_FIELDS, METADATA_FIELD_BEHAVIOUR
 
     return {
         "package-name": "airflow-provider-stem",
@@ -36,7 +36,7 @@ def get_provider_info() -> dict[str, Any]:
                 "connection-type": "stem",
                 "hook-class-name": "airflow_provider_stem.hooks.StemHook",
                 "hook-name": "Stem",
-                "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
+                "ui-field-behaviour": METADATA_FIELD_BEHAVIOUR,
                 "conn-fields": CONN_FIELDS,
             }
         ],

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-UI_FIELD_BEHAVIOUR: dict[str, Any] = {
-    # Airflow 3 reads the metadata, where a name has hyphens; Airflow 2 asks the hook, where it has underscores. The
-    # Test button of Airflow 2's edit form does nothing where Extra is hidden.
-    "hidden-fields": ["login", "extra"],
-    "hidden_fields": ["login"],
+_BEHAVIOUR: dict[str, Any] = {
     "relabeling": {"password": "API key"},
     "placeholders": {
         "host": "app.stem.com",
@@ -21,6 +17,11 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
         "extra__stem__verify": "true",
     },
 }
+
+# Airflow 3 reads the metadata, where a name has hyphens; Airflow 2 asks the hook, where it has underscores, and the
+# Test button of its edit form does nothing where Extra is hidden.
+METADATA_FIELD_BEHAVIOUR: dict[str, Any] = {"hidden-fields": ["login", "extra"], **_BEHAVIOUR}
+UI_FIELD_BEHAVIOUR: dict[str, Any] = {"hidden_fields": ["login"], **_BEHAVIOUR}
 
 # Without a minimum: the form of Airflow 3.2 would put it into an empty field, which is to mean the default.
 _FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -111,6 +111,8 @@ def test_the_connection_form_of_airflow_3_shows_our_fields():
     services = pytest.importorskip("airflow.api_fastapi.core_api.services.ui.connections")
     [form] = [meta for meta in services.HookMetaService.hook_meta_data() if meta.connection_type == "stem"]
     assert form.hook_name == "Stem"
+    if form.extra_fields is None and version("apache-airflow").startswith("3.0."):
+        pytest.skip("Airflow 3.0 reads forms from hooks alone, and those need the FAB provider")
     assert set(form.extra_fields) == {"timeout", "max_attempts", "page_size", "verify"}
     assert form.standard_fields.password.title == "API key"
 
