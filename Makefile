@@ -12,10 +12,10 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-matrix demo screenshots bench bench-triggerer lint format lock clean
+.PHONY: help venv test test-browser test-matrix demo screenshots bench bench-triggerer lint package format lock clean
 
 help:  ## Show what there is to make.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 venv: $(VENV)/.installed  ## Make the environment: the pinned requirements and this checkout.
 
@@ -49,10 +49,19 @@ bench: venv  ## Measure the operator beside a bare floor.
 bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
 	$(BIN)/python benchmarks/triggerer.py $(ARGS)
 
-lint: venv  ## Check style and types.
+lint: venv  ## Check style, types, and what would be released.
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --select AIR --preview .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory package
+
+package: venv  ## Build what would be released into dist, and have it judged.
+	rm -rf dist
+	VIRTUAL_ENV=$(VENV) $(UV) build --quiet --no-build-isolation --out-dir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/pyroma --min=10 --skip-tests=AuthorEmail,Url dist/*.tar.gz  # it has no address to give
 
 format: venv  ## Mend what can be mended automatically.
 	$(BIN)/ruff check --fix .

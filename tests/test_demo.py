@@ -178,7 +178,7 @@ def test_changes_of_objects():
 def test_a_signal_amid_a_start_leaves_nothing(signum, start, tmp_path, monkeypatch):
     began = []
 
-    class Interrupted(subprocess.Popen):
+    class Interrupted(subprocess.Popen[bytes]):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             began.append(self)
