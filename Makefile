@@ -5,6 +5,7 @@ NEWEST := $(lastword $(AIRFLOWS))
 AIRFLOW ?= $(NEWEST)
 VENV := .venv$(if $(filter-out $(NEWEST),$(AIRFLOW)),-$(AIRFLOW))
 BIN := $(VENV)/bin
+UP_TO_3_12 := $(filter 2.11 3.0,$(AIRFLOW))
 LOCK := requirements/airflow-$(AIRFLOW).txt
 UV := $(BIN)/uv
 UPGRADE ?= --upgrade
@@ -20,8 +21,8 @@ help:  ## Show what there is to make.
 venv: $(VENV)/.installed  ## Make the environment: the pinned requirements and this checkout.
 
 $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or later is needed: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $(if $(UP_TO_3_12),12,99)))' \
+		|| { echo "Python 3.11 $(if $(UP_TO_3_12),or 3.12,or later) is needed: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip sync --quiet --require-hashes $(LOCK)
