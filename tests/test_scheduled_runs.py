@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from itertools import groupby, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from airflow_server import AirflowServer
 
+from airflow_provider_stem.assets import event_extras
 from tests.support import RUNS_KEY, Lake, expected_rows, landed_rows
 
 # All runs are over before the first test begins, on a machine that may be busy.
@@ -144,7 +146,7 @@ KINDS = [
     Kind("asset_alias", [hours(12, 13)], since=(3, 0)),
     Kind("cron_partition", [None], [hours(6, 8)], since=(3, 2), in_triggerer=True),
     Kind("asset_of_cron_partition", [hours(6, 8)], since=(3, 2)),
-    Kind("partitioned_asset", [hours(14, 16)], since=(3, 3), in_triggerer=True, refused_in_triggerer=True),
+    Kind("partitioned_asset", [hours(14, 16)], since=(3, 3), in_triggerer=True),
     Kind("asset_with_partition_events", [], since=(3, 3)),
 ]
 HERE = [kind for kind in KINDS if kind.since <= AIRFLOW != kind.broken]
@@ -176,6 +178,7 @@ class Runs:
         first, last = FIRST + timedelta(hours=8), FIRST + timedelta(hours=9)
         if not IS_2:
             airflow.backfill("backfill_rest", first, last)
+            airflow.backfill("backfill_cli", first, last, by_command=True)
         airflow.unpause()
         for dag_id in ("manual_rest", "manual_rest_data_interval", *PRODUCERS):
             airflow.trigger(dag_id)
@@ -183,17 +186,13 @@ class Runs:
             airflow.trigger(dag_id, logical_date=DATED)
         airflow.trigger("manual_rest_conf", conf={"start": "2025-07-01T07:00Z", "end": "2025-07-01T09:00Z"})
         date = "--exec-date" if IS_2 else "--logical-date"
-        backfill = (
-            f"dags backfill backfill_cli --start-date {first.isoformat()} --end-date {last.isoformat()}"
-            if IS_2
-            else f"backfill create --dag-id backfill_cli --from-date {first.isoformat()} --to-date {last.isoformat()}"
-        )
         dated = [kind.name for kind in HERE if kind.name in ("manual_cli_dated", "manual_cli_data_interval_dated")]
         airflow.commands(
             ("dags", "trigger", "manual_cli"),
             *(("dags", "trigger", dag_id, date, DATED.isoformat()) for dag_id in dated),
-            backfill.split(),
         )
+        if IS_2:
+            airflow.backfill("backfill_cli", first, last)
 
     def wait(self):
         """Return when all is over, or takes too long: then the tests tell what is missing."""
@@ -286,11 +285,7 @@ def table(runs):
                         ),
                     )
                 )
-    lines += [
-        (kind.name.replace("_", " "), lacking(kind), "", "")
-        for kind in KINDS
-        if kind not in HERE
-    ]
+    lines += [(kind.name.replace("_", " "), lacking(kind), "", "") for kind in KINDS if kind not in HERE]
     return [f"Airflow {version('apache-airflow')}", *("{:<48}{:<32}{:<32}{}".format(*line).rstrip() for line in lines)]
 
 
@@ -409,7 +404,8 @@ def test_events_with_partition_keys_start_no_dag_that_is_scheduled_on_the_asset_
 def test_an_event_tells_what_was_landed(runs):
     for dag_id in ("cron_data_interval", *PRODUCERS):
         receipts = [task["told"] for run in runs.of[dag_id] for task in tasks_of(run, "land")]
-        told = [event["extra"] for event in events_of(runs, dag_id)]
+        events = [SimpleNamespace(extra=event["extra"]) for event in events_of(runs, dag_id)]
+        told = list(event_extras({"triggering_asset_events": {dag_id: events}}))
         assert len(told) == len(receipts) >= 1
         for receipt in receipts:
             assert {name: receipt[name] for name in ("window", "objects", "rows")} in told
@@ -435,7 +431,7 @@ def test_the_second_example_loads_what_the_events_of_the_first_tell_of_and_nothi
         uri: one["rows"] for uri, one in energy.items()
     }
 
-    by_stream: dict[tuple, list[float]] = {}
+    by_stream: dict[tuple[str, str], list[float]] = {}
     types, bounds = ["CONVERTER", "INTERVAL_REVENUE", "MONITOR"], (run["data_interval_start"], run["data_interval_end"])
     for site, stream_type, _, _, _, kw in expected_rows(runs.sim, SITES, types, 900, *bounds):
         by_stream.setdefault((site, stream_type), []).append(kw)
