@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -52,12 +53,30 @@ def combined(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def as_alias_extra(extra: Mapping[str, Any], airflow: str) -> dict[str, Any]:
+    """
+    Give an extra as the event of an ``AssetAlias`` can carry it.
+
+    :param airflow: the version. Before 3.1 it makes a key of the values, so that they must be plain: there what is a
+        list or an object becomes its JSON text, which :func:`event_extras` reads.
+    """
+    if tuple(map(int, airflow.split(".")[:2])) >= (3, 1):
+        return dict(extra)
+    return {name: json.dumps(value) if isinstance(value, (dict, list)) else value for name, value in extra.items()}
+
+
 def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Give the extras of the events that triggered the run, the oldest first."""
     events_by_asset = context.get("triggering_asset_events") or _events_on_airflow_2(context) or {}
     events = [event for events in events_by_asset.values() for event in events]
     events.sort(key=lambda event: getattr(event, "timestamp", None) or _EPOCH)
-    yield from (event.extra or {} for event in events)
+    for event in events:
+        extra = dict(event.extra or {})
+        texts = {name: extra[name] for name in ("window", "objects") if isinstance(extra.get(name), str)}
+        try:
+            yield extra | {name: json.loads(text) for name, text in texts.items()}
+        except ValueError:
+            yield extra  # of another's making
 
 
 def _events_on_airflow_2(context: Mapping[str, Any]) -> Any:

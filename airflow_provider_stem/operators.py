@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_stem.arguments import check_arguments
+from airflow_provider_stem.assets import as_alias_extra
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
@@ -340,11 +341,13 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             raise StemConfigError("partition_events=True needs asset partitions, which Airflow has from 3.3 on.")
 
     def _tell_outlets(self, context: Context, receipt: dict[str, Any], window: Window, prefix: str) -> None:
+        from airflow import __version__ as airflow_version
+
         extra = {name: receipt[name] for name in ("window", "objects", "rows")}
         for outlet in self.outlets:
             event = context["outlet_events"][outlet]
             if isinstance(outlet, AssetAlias):
-                event.add(Asset(prefix), extra=extra)
+                event.add(Asset(prefix), extra=as_alias_extra(extra, airflow_version))
                 continue
             event.extra.update(extra)
             if (self.partition_events or is_partitioned(context)) and hasattr(event, "add_partitions"):
