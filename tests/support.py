@@ -59,10 +59,14 @@ class Event(SimpleNamespace):
         self.partition_keys.add(key)
 
 
-class Events(dict):  # type: ignore[type-arg]
-    def __missing__(self, key):
-        self[key] = Event()
-        return self[key]
+class Events:
+    """Gives an event for each outlet; by name, since Airflow 3.0 cannot hash an asset."""
+
+    def __init__(self):
+        self._events = {}
+
+    def __getitem__(self, outlet):
+        return self._events.setdefault(getattr(outlet, "uri", None) or outlet.name, Event())
 
 
 def run_context(start=None, end=None, **more):

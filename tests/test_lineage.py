@@ -314,6 +314,7 @@ assert "airflow_provider_stem.lineage" not in sys.modules
 DAG = """
 import os, sys
 import pendulum
+from airflow import __version__
 from airflow.providers.common.compat.sdk import DAG, Asset
 from airflow_provider_stem.operators import StemStreamsToS3Operator
 
@@ -326,7 +327,8 @@ with DAG("stem", schedule=None, start_date=pendulum.datetime(2025, 1, 1, tz="UTC
         end="2025-07-01T02:00Z",
         partition="hour",
         s3_bucket=os.environ["LAKE"],
-        outlets=[Asset("s3://lake/stem")],
+        # Airflow 3.0 takes an asset for inactive that only dag.test() has seen.
+        outlets=[] if __version__.startswith("3.0.") else [Asset("s3://lake/stem")],
     )
 
 if __name__ == "__main__":
