@@ -75,9 +75,20 @@ def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -
         except StemConfigError:
             pass  # A key of another form, such as region/plant: the run's date is left.
     date = context.get("partition_date") or getattr(context.get("dag_run"), "partition_date", None)
+    if key and "partition_date" not in context:
+        date = date or _date_in_key(context, key)
     if date is None or default_interval is None:
         return None
     return date.astimezone(UTC), (date + default_interval).astimezone(UTC)
+
+
+def _date_in_key(context: Mapping[str, Any], key: str) -> datetime | None:
+    """Read what CronPartitionTimetable wrote on Airflow 3.2, which keeps the date to itself: it is in UTC."""
+    key_format = getattr(getattr(context.get("dag"), "timetable", None), "key_format", None)
+    try:
+        return datetime.strptime(key, key_format).replace(tzinfo=UTC) if key_format else None
+    except ValueError:
+        return None
 
 
 def _triggering_windows(context: Mapping[str, Any]) -> WallTime | None:

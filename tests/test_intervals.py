@@ -60,6 +60,14 @@ def test_any_other_partition_key_leaves_the_date_and_the_default_interval(key):
     assert got == ("2025-07-01T00:00:00+00:00", "2025-07-02T00:00:00+00:00")
 
 
+@pytest.mark.parametrize(("key", "end"), [("2025-07-01T06", "08:00"), ("plant-7", "10:00")])
+def test_airflow_3_2_has_the_date_of_a_partition_in_its_key_alone(key, end):
+    timetable = SimpleNamespace(key_format="%Y-%m-%dT%H")
+    run = SimpleNamespace(partition_key=key, run_after=instant("2025-07-01T10:00Z"))
+    context = run_context(dag=SimpleNamespace(timetable=timetable), dag_run=run)
+    assert wall_time(context, default_interval=2 * HOUR)[1] == f"2025-07-01T{end}:00+00:00"
+
+
 def test_the_partition_is_found_on_the_run_too():
     run = SimpleNamespace(run_after=None, partition_key="2025-07-01T00:00Z/2025-07-02T00:00Z", partition_date=None)
     assert wall_time(run_context(dag_run=run))[1] == "2025-07-02T00:00:00+00:00"

@@ -143,7 +143,8 @@ KINDS = [
     Kind("backfill_cli", [hours(8, 9), hours(9, 10)]),
     Kind("backfill_rest", [hours(8, 9), hours(9, 10)], since=(3, 0)),
     Kind("assets", [hours(10, 12)], in_triggerer=True, refused_in_triggerer=True),
-    Kind("asset_alias", [hours(12, 13)]),
+    # Airflow 3.0 withholds the events of an alias from the runs that they start.
+    Kind("asset_alias", [None] if AIRFLOW == (3, 0) else [hours(12, 13)]),
     Kind("cron_partition", [None], [hours(6, 8)], since=(3, 2), in_triggerer=True),
     Kind("asset_of_cron_partition", [hours(6, 8)], since=(3, 2)),
     Kind("partitioned_asset", [hours(14, 16)], since=(3, 3), in_triggerer=True),
