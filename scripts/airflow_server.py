@@ -160,6 +160,8 @@ class AirflowServer:
 
     def __enter__(self) -> AirflowServer:
         import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util import Retry
 
         self.home.mkdir(parents=True, exist_ok=True)
         launcher = self.home / "bin" / "airflow"
@@ -193,6 +195,8 @@ class AirflowServer:
             )
         self._session = requests.Session()
         self._session.trust_env = False
+        # An answer 500 ends the connection, which the next call finds out.
+        self._session.mount("http://", HTTPAdapter(max_retries=Retry(3, backoff_factor=0.1)))
         try:
             self.wait_until(self._is_healthy, "Airflow to be healthy")
             if not self._is_2:

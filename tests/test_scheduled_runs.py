@@ -207,7 +207,7 @@ class Runs:
                 goes_on = False
             if all(over[dag_id] >= number for dag_id, number in wanted.items()) and not self.without_energy():
                 return
-            time.sleep(1)
+            time.sleep(2)  # the API server has enough to do
 
     def without_energy(self):
         """Give the objects of the first example that the second one has not read."""
