@@ -30,7 +30,7 @@ def final_errors(stem_conn_id: str) -> Iterator[None]:
         yield
     except StemAuthError as exc:
         remedy = (
-            f"check the Password of connection {stem_conn_id!r}"
+            f"check the API key (Password) of connection {stem_conn_id!r}"
             if exc.status == HTTPStatus.UNAUTHORIZED
             else f"ask Stem to grant the key of connection {stem_conn_id!r} this permission"
         )

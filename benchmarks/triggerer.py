@@ -91,7 +91,7 @@ def main() -> None:
             server.wait_for_run("streams", RUN_ID, within=1200)
             states = sorted({str(task["state"]) for task in server.tasks("streams", RUN_ID)})
         print(f"{given.sensors} waits, each kind watched for {given.seconds:g} s, API latency {given.latency:g} s")
-        print(f"a look every {POKE_INTERVAL} s: {given.sensors * given.seconds / POKE_INTERVAL:g} requests at the most")
+        print(f"a look every {POKE_INTERVAL} s: about {given.sensors * given.seconds / POKE_INTERVAL:g} requests")
         print(f"{'waits':8} {'requests':>8} {'ticks over 110 ms':>18} {'over 200 ms':>12} {'longest':>8} {'MB':>6}")
         for name, requests, late, warned, longest, memory in rows:
             print(f"{name:8} {requests:8} {late:18} {warned:12} {longest:>8} {memory / 1e6:6.0f}")

@@ -75,7 +75,7 @@ def test_listing_is_lazy(stem):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"password": "wrong"}, "refuses the key .*check the Password"),
+        ({"password": "wrong"}, "refuses the key .*check the API key \\(Password\\)"),
         ({"password": ""}, "has no Password"),
         ({"host": "http://127.0.0.1:1"}, "cannot be reached: check Host, Port and network"),
         ({"host": "http://example.com"}, "Plain http to 'example.com'"),

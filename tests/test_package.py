@@ -100,9 +100,12 @@ def test_the_provider_metadata_pass_airflows_schema():
 def test_airflow_lists_the_provider_and_its_connection_type():
     from airflow.providers_manager import ProvidersManager
 
-    manager = ProvidersManager()
-    assert "airflow-provider-stem" in manager.providers
-    hook = manager.hooks["stem"]
+    assert "airflow-provider-stem" in ProvidersManager().providers
+    try:
+        from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime as Hooks
+    except ImportError:  # before Airflow 3.2
+        Hooks = ProvidersManager
+    hook = Hooks().hooks["stem"]
     assert hook is not None
     assert hook.hook_class_name == "airflow_provider_stem.hooks.StemHook"
 

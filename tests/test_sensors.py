@@ -342,7 +342,7 @@ def test_airflows_own_limit_comes_after_the_sensors(sim, clock):
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 FINAL = {
-    401: "check the Password of connection 'stem_default'",
+    401: "check the API key (Password) of connection 'stem_default'",
     403: "grant the key of connection 'stem_default' this permission",
     404: "check the id, and the Host of connection 'stem_default'",
 }
