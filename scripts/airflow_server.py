@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ENDED = frozenset({"success", "failed"})
 _POLL = 0.2
+_LOCK_TIMEOUT = 30  # seconds that one component waits for another to let go of the database
 # Airflow's log servers listen on every interface, on fixed ports, and here every log is a file of this machine.
 _LAUNCHER = """#!/bin/sh
 case "$1" in
@@ -114,7 +115,7 @@ class AirflowServer:
             "AIRFLOW__CORE__DAGS_FOLDER": str(self._dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             # One component writes at a time; on a busy machine the others wait for longer than the 5 s of the default.
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self._database}?timeout=120",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self._database}?timeout={_LOCK_TIMEOUT}",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(self._parallelism),
             # Airflow 3.0 hands out tasks through a pipe while the database is locked. Were it full, it would wait
@@ -412,7 +413,11 @@ class AirflowServer:
         if self._session is None:
             raise RuntimeError("Airflow does not run.")
         address = f"{self.url}/api/{'v1' if self._is_2 else 'v2'}/{path}"
-        answer = self._session.request(method, address, timeout=60, **given)
+        # On SQLite parts of Airflow can wait for each other until one gives up; what that one did is undone.
+        for _ in range(3):
+            answer = self._session.request(method, address, timeout=5 * _LOCK_TIMEOUT, **given)
+            if answer.status_code < 500 or "locked" not in answer.text:
+                break
         if not answer.ok and answer.status_code != but:
             raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:2000]}")
         return answer
