@@ -96,7 +96,10 @@ class StemHook(BaseHook):
             with StemClient(patient) as client:
                 first = next(client.list_clients(), None)
         except StemAuthError as exc:
-            return False, f"The API refuses the key ({exc.message}): check the API key (Password), or ask Stem for access."
+            return (
+                False,
+                f"The API refuses the key ({exc.message}): check the API key (Password), or ask Stem for access.",
+            )
         except StemNotFoundError:
             return False, "There is no Stem API at this address: check the Host and its path (default /api/v1/)."
         except StemTransportError as exc:

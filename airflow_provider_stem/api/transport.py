@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import io
 import json
 import logging
 import threading
@@ -197,14 +198,16 @@ class Transport:
 
 def _read(response: requests.Response, limit: int) -> bytes:
     """Read a body whole, piece by piece as it arrives, so that one without end is noticed."""
-    chunks: list[bytes] = []
-    size = 0
+    length = response.headers.get("Content-Length", "")
+    if length.isdigit() and int(length) <= limit and "Content-Encoding" not in response.headers:
+        # In one piece: one that grows would leave holes in the memory.
+        return bytes(response.raw.read())
+    body = io.BytesIO()
     while chunk := response.raw.read1(_CHUNK, decode_content=True):
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > limit:
+        body.write(chunk)
+        if body.tell() > limit:
             raise StemDataError(f"the body exceeds {limit:,} bytes")
-    return b"".join(chunks)
+    return body.getvalue()  # no copy
 
 
 def _messages(response: requests.Response) -> list[str]:

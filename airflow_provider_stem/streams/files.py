@@ -21,7 +21,7 @@ import pyarrow.parquet
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import Window
 
-ROW_GROUP_ROWS = 2**18
+ROW_GROUP_ROWS = 2**16
 
 _ZSTD_LEVEL = 3
 

@@ -8,7 +8,8 @@ from http import HTTPStatus
 
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.errors import StemRequestError, StemUnavailableError
-from airflow_provider_stem.streams.tables import Streams, StreamsDecoder
+from airflow_provider_stem.streams.decoding import StreamsDecoder
+from airflow_provider_stem.streams.tables import Streams
 from airflow_provider_stem.streams.windows import Window
 
 

@@ -18,15 +18,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.api.payloads import UnreadableAnswerError
 from airflow_provider_stem.errors import StemDataError
-from airflow_provider_stem.streams.tables import (
-    LANDING_SCHEMA,
-    STREAM_SCHEMA,
-    Streams,
-    StreamsDecoder,
-    _read_columnar,
-    _read_plain,
-    landing_batch,
-)
+from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA, STREAM_SCHEMA, Streams, landing_batch
 from airflow_provider_stem.streams.windows import STREAM_TYPES, Window
 
 from .helpers import (
@@ -274,7 +267,7 @@ class TestTheUsualAnswerIsReadInColumns:
         assert columnar["MONITOR"].num_rows == len(rows)
 
     def test_with_unknown_fields_once_they_are_told(self) -> None:
-        body = encoded(answer({"MONITOR": [{**row(end), "quality": {"a": [1]}} for end in ENDS]}))
+        body = encoded(answer({"MONITOR": [{**row(end), "quality": "measured"} for end in ENDS]}))
         assert _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
         columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
         assert columnar is not None
@@ -551,7 +544,7 @@ def test_a_body_that_begins_with_null_does_not_end_the_process(body: bytes) -> N
         import sys
         from datetime import UTC, datetime
         from airflow_provider_stem.errors import StemDataError
-        from airflow_provider_stem.streams.tables import StreamsDecoder
+        from airflow_provider_stem.streams.decoding import StreamsDecoder
         from airflow_provider_stem.streams.windows import Window
         window = Window.covering(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 2, tzinfo=UTC), 900)
         try:

@@ -1,0 +1,73 @@
+"""The operator of this project."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from contenders.work import Work
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def prepare(work: Work) -> Callable[[], None]:
+    """Give ``execute``; what a worker imports with it comes first, as it does for the others."""
+    from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
+
+    import airflow_provider_stem.storage
+    import airflow_provider_stem.streams.landing  # noqa: F401
+    from airflow_provider_stem.operators import StemStreamsToS3Operator
+
+    os.environ["AIRFLOW_CONN_STEM_DEFAULT"] = json.dumps(
+        {"conn_type": "stem", "host": work.api_url, "password": work.api_key}
+    )
+    os.environ["AIRFLOW_CONN_AWS_DEFAULT"] = json.dumps(
+        {
+            "conn_type": "aws",
+            "login": work.s3_access_key,
+            "password": work.s3_secret_key,
+            "extra": {
+                "endpoint_url": work.s3_url,
+                "region_name": "us-east-1",
+                "config_kwargs": {"s3": {"addressing_style": "path"}},
+            },
+        }
+    )
+    task = StemStreamsToS3Operator(
+        task_id="land",
+        sites=work.sites,
+        stream_types=work.stream_types,
+        start=work.start,
+        end=work.end,
+        s3_bucket=work.bucket,
+        s3_key=f"{work.prefix}/all.{{extension}}",
+        file_format=work.file_format,  # type: ignore[arg-type]
+        max_workers=work.workers,
+    )
+    get_hook_lineage_collector()  # loads Airflow's plugins, which a task's process has loaded by then
+    return lambda: task.execute({}) and None
+
+
+def rows(key: str, body: bytes) -> pa.Table:
+    """Give what an object holds."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from contenders.files import read
+
+    table = read(key, body)
+    ends = table["interval_end"]
+    if pa.types.is_string(ends.type):
+        ends = pc.strptime(ends, "%Y-%m-%dT%H:%M:%SZ", "s")
+    ends = ends.cast(pa.timestamp("s", ends.type.tz)).cast(pa.int64())
+    return pa.table(
+        {
+            "site_id": table["site_id"],
+            "stream_type": table["stream_type"],
+            "end": ends,
+            "kw_total_avg": table["kw_total_avg"],
+        }
+    )

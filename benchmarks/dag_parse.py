@@ -1,0 +1,80 @@
+"""
+What our imports cost whoever parses DAGs, and what the example DAG costs beside its twin of EmptyOperators, in turn.
+
+Every measurement is a process of its own in which Airflow is loaded, as it is where DAGs are parsed. Prints medians::
+
+    python benchmarks/dag_parse.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FILES = {
+    "twin of EmptyOperators": ROOT / "benchmarks" / "dags" / "empty_twin.py",
+    "example DAG": ROOT / "example_dags" / "stem_streams_to_s3.py",
+}
+# Its names load when they are asked for.
+COMPAT = "from airflow.providers.common.compat.sdk import Asset, BaseHook, BaseOperator, BaseSensorOperator, conf"
+IMPORTS = {
+    "airflow.providers.common.compat.sdk": ("", COMPAT),
+    "hooks, operators, sensors on top of it": (
+        COMPAT,
+        "import airflow_provider_stem.hooks, airflow_provider_stem.operators, airflow_provider_stem.sensors",
+    ),
+    "amazon's S3 hook on top of it": (COMPAT, "import airflow.providers.amazon.aws.hooks.s3"),
+}
+MEASURED = """
+import json, sys, time
+import airflow.sdk
+from airflow.dag_processing.dagbag import DagBag
+{first}
+before, began = set(sys.modules), time.perf_counter()
+{then}
+seconds, new = time.perf_counter() - began, set(sys.modules) - before
+heavy = sorted({{"boto3", "botocore", "numpy", "pandas", "pyarrow", "requests", "tenacity", "urllib3"}} & new)
+print(json.dumps({{"ms": seconds * 1e3, "modules": len(new), "heavy": heavy}}))
+"""
+PARSE = "bag = DagBag({file!r}); assert len(bag.dags) == 1 and not bag.import_errors, bag.import_errors"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    # What a first parse loads besides (Airflow's settings, the timetables) is Airflow's and the same for both.
+    warm = PARSE.format(file=str(FILES["twin of EmptyOperators"]))
+    programs = {name: MEASURED.format(first=first, then=then) for name, (first, then) in IMPORTS.items()}
+    for name, file in FILES.items():
+        programs[f"parsing the {name}"] = MEASURED.format(first="", then=PARSE.format(file=str(file)))
+        programs[f"parsing the {name}, Airflow warm"] = MEASURED.format(first=warm, then=PARSE.format(file=str(file)))
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+        taken: dict[str, list[dict[str, object]]] = {name: [] for name in programs}
+        for number in range(rounds + 1):
+            for name, program in programs.items():
+                done = subprocess.run(
+                    [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+                )
+                if number:  # the first round writes what Python compiles
+                    taken[name].append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{rounds} rounds, medians")
+    print(f"{'':52} {'ms':>7} {'modules':>8}  heavy ones among them")
+    for name, all_of in taken.items():
+        median = statistics.median(float(str(one["ms"])) for one in all_of)
+        heavy = all_of[0]["heavy"]
+        assert isinstance(heavy, list)
+        print(f"{name:52} {median:7.1f} {all_of[0]['modules']:>8}  {', '.join(heavy) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

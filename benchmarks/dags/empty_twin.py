@@ -1,0 +1,24 @@
+"""The example DAG made of EmptyOperators: what a DAG of this shape costs to parse at least."""
+
+from __future__ import annotations
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, Asset
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+with DAG(
+    dag_id="empty_twin",
+    schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=2,
+    params={"bucket": "stem-telemetry"},
+    default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
+    tags=["stem", "energy"],
+) as dag:
+    list_sites = EmptyOperator(task_id="list_sites")
+    land_streams = EmptyOperator.partial(task_id="land_streams").expand_kwargs(list_sites.output)
+    land_streams >> EmptyOperator(
+        task_id="summarise", outlets=[Asset("s3://stem-telemetry/stem/empty_twin/land_streams")]
+    )
