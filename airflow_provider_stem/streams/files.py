@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import Window
 
 ROW_GROUP_ROWS = 2**16
+"""Almost two years of one stream: readers that look for a site skip the others, and a group takes little memory."""
 
 _ZSTD_LEVEL = 3
+_VALUES = "kw_total_avg"
 
 
 def write_file(
@@ -46,19 +49,50 @@ def write_file(
 
 
 def _write_parquet(batches: Iterable[pa.RecordBatch], file: BinaryIO, compression: str) -> int:
+    groups = _grouped(batches)
+    first = list(itertools.islice(groups, 1))
+    encoding = _value_encoding(first[0], compression) if first else "PLAIN"
     rows = 0
-    with pyarrow.parquet.ParquetWriter(
-        file,
-        LANDING_SCHEMA,
-        compression=compression,
-        compression_level=_ZSTD_LEVEL if compression == "zstd" else None,
-        use_dictionary=["site_id", "stream_type", "resolution"],
-        column_encoding={"interval_start": "DELTA_BINARY_PACKED", "interval_end": "DELTA_BINARY_PACKED"},
-    ) as writer:
-        for table in _grouped(batches):
+    with _parquet_writer(file, LANDING_SCHEMA, compression, encoding) as writer:
+        for table in itertools.chain(first, groups):
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
             rows += table.num_rows
     return rows
+
+
+def _value_encoding(group: pa.Table, compression: str) -> str:
+    """
+    Give the encoding in which a row group's values are smallest.
+
+    No one suits all meters: few distinct values ask for a dictionary, whole numbers for splitting the bytes, and what
+    varies in every digit is best left alone.
+    """
+    values = group.select([_VALUES])
+    sizes = {}
+    for encoding in ("PLAIN", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT"):
+        tried = pa.MockOutputStream()
+        with _parquet_writer(tried, values.schema, compression, encoding) as writer:
+            writer.write_table(values)
+        sizes[encoding] = tried.size()
+    return min(sizes, key=sizes.__getitem__)
+
+
+def _parquet_writer(sink: Any, schema: pa.Schema, compression: str, encoding: str) -> pyarrow.parquet.ParquetWriter:
+    """Make a writer of the landing schema, or of some of its columns; the encoding is that of the values."""
+    dictionaries = ["site_id", "stream_type", "resolution"]
+    encodings = {"interval_start": "DELTA_BINARY_PACKED", "interval_end": "DELTA_BINARY_PACKED"}
+    if encoding == "RLE_DICTIONARY":
+        dictionaries.append(_VALUES)
+    else:
+        encodings[_VALUES] = encoding
+    return pyarrow.parquet.ParquetWriter(
+        sink,
+        schema,
+        compression=compression,
+        compression_level=_ZSTD_LEVEL if compression == "zstd" else None,
+        use_dictionary=[name for name in dictionaries if name in schema.names],
+        column_encoding={name: how for name, how in encodings.items() if name in schema.names},
+    )
 
 
 def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import random
 import struct
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -265,6 +266,44 @@ class TestParquet:
         year = window("2024-01-01", "2025-01-01")
         data = written([batch("site", [50.0 + k % 7 for k in range(year.intervals)], year)], "parquet", "zstd", year)
         assert len(data) < 3 * year.intervals
+
+    @pytest.mark.parametrize(
+        ("values", "encoding"),
+        [
+            pytest.param(lambda draw: draw.gauss(), "BYTE_STREAM_SPLIT", id="any digits"),
+            pytest.param(lambda draw: float(draw.randrange(100_000)), "BYTE_STREAM_SPLIT", id="whole numbers"),
+            pytest.param(lambda draw: draw.randrange(1000) / 10, "RLE_DICTIONARY", id="few distinct ones"),
+            pytest.param(lambda draw: draw.randrange(10**7) / 10**5, "PLAIN", id="five decimals"),
+        ],
+    )
+    def test_values_are_encoded_as_suits_them_best(self, values: Any, encoding: str) -> None:
+        draw = random.Random(7)
+        year = window("2024-01-01", "2025-01-01")
+        rows = batch("site", [values(draw) for _ in range(year.intervals)], year)
+        sizes = {}
+        for one in ("PLAIN", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT"):
+            how = {"use_dictionary": True} if one == "RLE_DICTIONARY" else {"column_encoding": {"kw_total_avg": one}}
+            other = io.BytesIO()
+            pq.write_table(
+                pa.Table.from_batches([rows]).select(["kw_total_avg"]),
+                other,
+                compression="zstd",
+                compression_level=3,
+                **{"use_dictionary": False, **how},
+            )
+            sizes[one] = pq.ParquetFile(other).metadata.row_group(0).column(0).total_compressed_size
+        assert min(sizes, key=sizes.__getitem__) == encoding
+        column = (
+            pq.ParquetFile(pa.BufferReader(written([rows], "parquet", "zstd", year))).metadata.row_group(0).column(5)
+        )
+        assert encoding in column.encodings
+        assert column.total_compressed_size <= sizes[encoding]
+
+    def test_all_but_the_values_takes_next_to_nothing(self) -> None:
+        year = window("2024-01-01", "2025-01-01")
+        rows = batch("a-site-with-a-long-id", [50.0 + k % 7 for k in range(year.intervals)], year)
+        group = pq.ParquetFile(pa.BufferReader(written([rows], "parquet", "zstd", year))).metadata.row_group(0)
+        assert sum(group.column(i).total_compressed_size for i in range(5)) < 0.3 * year.intervals
 
     @pytest.mark.parametrize("chunks", [[1] * 40, [40], [9, 1, 10, 10, 10], [10, 10, 20], [3, 0, 25, 0, 12], [11, 29]])
     def test_rows_are_grouped_however_they_come(self, monkeypatch: pytest.MonkeyPatch, chunks: list[int]) -> None:
