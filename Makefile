@@ -13,7 +13,7 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-matrix demo screenshots bench bench-triggerer lint package format lock clean
+.PHONY: help venv test test-browser test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,8 +44,26 @@ demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflo
 screenshots: venv  ## Renew the documentation's pictures of Airflow; needs Chromium.
 	$(BIN)/python scripts/screenshots.py
 
-bench: venv  ## Measure the operator beside a bare floor.
-	$(BIN)/python benchmarks/year.py $(ARGS)
+# What is measured beside us needs other versions of what we need, so each has its own environment.
+BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
+
+$(BENCH:=/.installed): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench,$*),$(LOCK))
+	$(if $(filter bench,$*),VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .)
+	@touch $@
+
+bench: $(BENCH:=/.installed)  ## Measure the operator beside a bare floor and its peers.
+	.venv-bench/bin/python benchmarks/side_by_side.py --chart docs/images/side-by-side.svg $(ARGS)
+
+bench-growth: .venv-bench/.installed  ## Measure what more sites and more time cost.
+	.venv-bench/bin/python benchmarks/growth.py --chart docs/images/growth.svg $(ARGS)
+
+bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and a small task.
+	.venv-bench/bin/python benchmarks/dag_parse.py
+	.venv-bench/bin/python benchmarks/json_readers.py
+	.venv-bench/bin/python benchmarks/small_task.py
 
 bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
 	$(BIN)/python benchmarks/triggerer.py $(ARGS)
@@ -74,6 +92,9 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 			--output-file requirements/airflow-$$airflow.txt pyproject.toml requirements/build.in || exit 1; \
 	done
 	$(COMPILE) --output-file requirements/uv.txt requirements/uv.in
+	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in
+	$(COMPILE) --output-file requirements/bench-dlt.txt requirements/bench-dlt.in
+	$(COMPILE) --output-file requirements/bench-http-to-s3.txt requirements/bench-http-to-s3.in
 
 clean:  ## Remove what was made here.
 	rm -rf .venv .venv-* .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FILES = {
-    "twin of EmptyOperators": ROOT / "benchmarks" / "dags" / "empty_twin.py",
+    "twin with EmptyOperators": ROOT / "benchmarks" / "dags" / "empty_twin.py",
     "example DAG": ROOT / "example_dags" / "stem_streams_to_s3.py",
 }
 # Its names load when they are asked for.
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     # What a first parse loads besides (Airflow's settings, the timetables) is Airflow's and the same for both.
-    warm = PARSE.format(file=str(FILES["twin of EmptyOperators"]))
+    warm = PARSE.format(file=str(FILES["twin with EmptyOperators"]))
     programs = {name: MEASURED.format(first=first, then=then) for name, (first, then) in IMPORTS.items()}
     for name, file in FILES.items():
         programs[f"parsing the {name}"] = MEASURED.format(first="", then=PARSE.format(file=str(file)))

@@ -113,16 +113,17 @@ def compare(tasks: list[Task], rounds: int) -> Iterator[tuple[Task, dict[str, Ou
                     for name, outcome in outcomes.items():
                         mine = replace(work, prefix=f"{name}/{turn}")
                         sim.reset_requests()
-                        measured = _measured(name, mine)
+                        taken = measured(name, mine)
                         outcome.requests = len(sim.requests)
                         if turn:  # the first round warms the simulator
-                            outcome.rounds.append(measured)
+                            outcome.rounds.append(taken)
                         if turn == rounds:
                             _look_at(client, name, mine, task.expected(sim), outcome)
             yield task, outcomes
 
 
-def _measured(name: str, work: Work) -> dict[str, float]:
+def measured(name: str, work: Work) -> dict[str, float]:
+    """Run a contender in a process of its own; give its seconds and how far the process grew."""
     python = ROOT / ENVIRONMENTS[name] / "bin" / "python" if name in ENVIRONMENTS else sys.executable
     done = subprocess.run(
         [python, "-m", "contenders", name],
@@ -133,8 +134,8 @@ def _measured(name: str, work: Work) -> dict[str, float]:
         text=True,
         check=True,
     )
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    taken: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return taken
 
 
 def _look_at(client: Any, name: str, work: Work, expected: pa.Table, outcome: Outcome) -> None:

@@ -102,10 +102,11 @@ def test_airflow_lists_the_provider_and_its_connection_type():
 
     assert "airflow-provider-stem" in ProvidersManager().providers
     try:
-        from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime as Hooks
+        from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
     except ImportError:  # before Airflow 3.2
-        Hooks = ProvidersManager
-    hook = Hooks().hooks["stem"]
+        hook = ProvidersManager().hooks["stem"]
+    else:
+        hook = ProvidersManagerTaskRuntime().hooks["stem"]
     assert hook is not None
     assert hook.hook_class_name == "airflow_provider_stem.hooks.StemHook"
 

@@ -92,7 +92,8 @@ def rows(key: str, body: bytes) -> pa.Table:
     table = read(key, body)
     ends = table["end_datetime"]
     if pa.types.is_string(ends.type):
-        ends = pc.strptime(pc.utf8_slice_codeunits(ends, 0, 19), "%Y-%m-%dT%H:%M:%S", "s")
+        ends = pc.replace_substring(pc.utf8_slice_codeunits(ends, 0, 19), " ", "T")
+        ends = pc.strptime(ends, "%Y-%m-%dT%H:%M:%S", "s")
     ends = ends.cast(pa.timestamp("s", ends.type.tz)).cast(pa.int64())
     return pa.table(
         {
