@@ -202,7 +202,6 @@ def tasks(peers: bool) -> list[Task]:
         stream_types=["CONVERTER", "MONITOR"],
         start="2025-01-01T00:00:00Z",
         end="2026-01-01T00:00:00Z",
-        **dict.fromkeys(("bucket", "prefix", "api_url", "api_key", "s3_url", "s3_access_key", "s3_secret_key"), ""),
     )
     day = replace(
         year,

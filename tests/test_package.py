@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -104,11 +105,10 @@ def test_airflow_lists_the_provider_and_its_connection_type():
     try:
         from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
     except ImportError:  # before Airflow 3.2
-        hook = ProvidersManager().hooks["stem"]
+        hooks: Any = ProvidersManager().hooks
     else:
-        hook = ProvidersManagerTaskRuntime().hooks["stem"]
-    assert hook is not None
-    assert hook.hook_class_name == "airflow_provider_stem.hooks.StemHook"
+        hooks = ProvidersManagerTaskRuntime().hooks
+    assert hooks["stem"].hook_class_name == "airflow_provider_stem.hooks.StemHook"
 
 
 FORM = """

@@ -115,7 +115,7 @@ def _read_columnar(
         if not isinstance(entry, dict) or entry.get("streams") != [] or not (lenient or entry.keys() <= _ENTRY_FIELDS):
             return None
         name = entry.get("stream_type")
-        if name not in stream_types or name in streams:
+        if not isinstance(name, str) or name not in stream_types or name in streams:
             return None
         try:
             stream = _stream_of(body, begin, end, window, lenient=lenient)

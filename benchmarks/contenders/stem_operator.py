@@ -47,8 +47,13 @@ def prepare(work: Work) -> Callable[[], None]:
         file_format=work.file_format,  # type: ignore[arg-type]
         max_workers=work.workers,
     )
-    get_hook_lineage_collector()  # loads Airflow's plugins, which a task's process has loaded by then
-    return lambda: task.execute({}) and None
+    # Loads Airflow's plugins, which a task's process has loaded by then.
+    get_hook_lineage_collector()  # type: ignore[no-untyped-call]
+
+    def run() -> None:
+        task.execute({})
+
+    return run
 
 
 def rows(key: str, body: bytes) -> pa.Table:

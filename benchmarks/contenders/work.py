@@ -20,13 +20,13 @@ class Work:
     stream_types: list[str]
     start: str
     end: str
-    bucket: str
-    prefix: str
-    api_url: str
-    api_key: str
-    s3_url: str
-    s3_access_key: str
-    s3_secret_key: str
+    bucket: str = ""
+    prefix: str = ""
+    api_url: str = ""
+    api_key: str = ""
+    s3_url: str = ""
+    s3_access_key: str = ""
+    s3_secret_key: str = ""
     file_format: str = "parquet"
     workers: int = 8
 

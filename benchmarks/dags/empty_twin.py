@@ -25,4 +25,4 @@ with DAG(
         """Stand for the example's last task, which is not ours either."""
         return len(receipts)
 
-    summarise(land_streams.output)  # type: ignore[arg-type]
+    summarise(land_streams.output)
