@@ -93,15 +93,15 @@ def _read_columnar(
     """Give the rows, or ``None`` for anything but a right answer whose rows are all written alike."""
     # Quotes inside of strings are escaped, so this finds keys alone, and those of the entries: each has an empty list
     # when what was found is cut out.
-    around, lists, at = b"", [], 0
+    around, lists, at = [], [], 0
     while found := _LIST.search(body, at):
-        around += body[at : found.end()]
+        around.append(body[at : found.end()])
         at = body.find(b"]", found.end())
         if at < 0:
             return None
         lists.append((found.end(), at))
     try:
-        answer = read_object(around + body[at:])
+        answer = read_object(b"".join([*around, body[at:]]))
     except StemDataError:
         return None
     entries = answer.get("stream_types")
@@ -142,7 +142,7 @@ def _stream_of(body: bytes, begin: int, end: int, window: Window, *, lenient: bo
 
     at, upcoming = body.index(b"{", begin) + 1, 0
     positions, values = [], []
-    while at < last:
+    while at <= last:
         upto = body.find(between, at + _BLOCK, last)
         upto = last if upto < 0 else upto
         # The text as it lies in the body, not copied.
@@ -219,6 +219,8 @@ class _Pattern:
     @classmethod
     def of(cls, row: bytes, *, lenient: bool) -> _Pattern | None:
         """Read the pattern off a row, braces included."""
+        if b"\\" in row:  # a key could then look like another
+            return None
         try:
             shown = read_object(row)
         except StemDataError:

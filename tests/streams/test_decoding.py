@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.api.payloads import UnreadableAnswerError
 from airflow_provider_stem.errors import StemDataError
+from airflow_provider_stem.streams import decoding
 from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, STREAM_SCHEMA, Streams, landing_batch
 from airflow_provider_stem.streams.windows import STREAM_TYPES, Window
@@ -272,6 +273,35 @@ class TestTheUsualAnswerIsReadInColumns:
         columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
         assert columnar is not None
         assert columnar["MONITOR"].num_rows == 4
+
+    @pytest.mark.parametrize("block", [1, 110, 250, 1000])
+    def test_in_blocks_of_any_size(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(decoding, "_BLOCK", block)
+        of = window("2025-07-01", "2025-07-02")
+        ends = [end for end in grid(of) if end % 7]
+        body = encoded(answer({name: [row(end, value=end / 7) for end in ends] for name in STREAM_TYPES}))
+        columnar = _read_columnar(body, "site", STREAM_TYPES, of, lenient=False)
+        assert columnar is not None
+        assert exact(columnar, STREAM_TYPES) == exact(_read_plain(body, "site", STREAM_TYPES, of)[0], STREAM_TYPES)
+        for wrong in (b"{}", b"null", b"1", b'{"start_datetime":""}', b""):
+            damaged = body.replace(b"}]", b"}," + wrong + b"]")
+            assert _read_columnar(damaged, "site", STREAM_TYPES, of, lenient=False) is None
+
+    @pytest.mark.parametrize("key", ['a"kw_total_avg', '"start_datetime', 'x"end_datetime', "kw_total_avg "])
+    def test_not_from_a_key_that_looks_like_another(self, key: str) -> None:
+        rows = [{key: 1.0, **row(end, value=2.0)} for end in ENDS]
+        body = encoded(answer({"MONITOR": rows}))
+        columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
+        assert columnar is None or columnar["MONITOR"].column(1).to_pylist() == [2.0] * 4
+        assert _read_plain(body, "site", ["MONITOR"], HOUR)[0]["MONITOR"].column(1).to_pylist() == [2.0] * 4
+
+    @pytest.mark.parametrize(
+        "number", ["01", "+1", ".5", "1.", "-.5", "1.e5", "-01", "nan", "Infinity", "1e400", "0x1", "1,5"]
+    )
+    def test_not_of_what_json_has_no_number_for(self, number: str) -> None:
+        body = encoded(answer({"MONITOR": [row(end, value=5.25) for end in ENDS]}))
+        for one in (body.replace(b"5.25", number.encode()), body.replace(b"5.25", number.encode(), 1)):
+            assert _read_columnar(one, "site", ["MONITOR"], HOUR, lenient=False) is None
 
     def test_a_whole_year_of_all_types(self) -> None:
         of = window("2023-01-02", "2024-01-01")
