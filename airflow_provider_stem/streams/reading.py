@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,7 +11,6 @@ from typing import Generic, Literal, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from airflow_provider_stem.errors import StemError, StemUnavailableError
 from airflow_provider_stem.streams.sites import Site, stream_starts
@@ -171,14 +171,15 @@ class SiteReading(Generic[K]):
     def _take(self, stream_type: str, stream: pa.RecordBatch, part: Window) -> None:
         step = part.resolution
         first = max(self._expected_from(stream_type), part.first_end)
-        ends = _ends(stream)
-        ends = ends.filter(pc.greater_equal(ends, first))
+        ends = stream.column(0)
+        earlier = bisect_left(range(stream.num_rows), from_epoch(first), key=lambda row: ends[row].as_py())
+        received = stream.num_rows - earlier
         account = self._result.accounts.setdefault(stream_type, StreamAccount())
         expected = max(0, (part.last_end - first) // step + 1)
         account.expected += expected
-        account.received += len(ends)
-        if len(ends) < expected and account.first_missing is None:
-            came = set(ends.to_pylist())
+        account.received += received
+        if received < expected and account.first_missing is None:
+            came = set(_ends(stream).to_pylist())
             account.first_missing = from_epoch(next(k for k in range(first, part.last_end + 1, step) if k not in came))
         if stream.num_rows:
             self._result.rows += stream.num_rows

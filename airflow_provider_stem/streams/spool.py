@@ -35,7 +35,8 @@ class Spool:
 
     def append(self, stream: pa.RecordBatch) -> Piece:
         """Keep some rows of one stream."""
-        data = stream.serialize()
+        # Not from Arrow's own pool: there each thread that comes here would keep megabytes for itself.
+        data = stream.serialize(memory_pool=pa.system_memory_pool())
         with self._lock:
             piece = Piece(self._end, len(data))
             self._end += len(data)
