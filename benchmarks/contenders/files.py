@@ -1,4 +1,4 @@
-"""Reads Parquet, CSV and JSON lines back; for the check of the rows."""
+"""Brings Parquet, CSV and JSON lines back into one shape; for the check of the rows."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def read(key: str, body: bytes) -> pa.Table:
         [("site_id", pa.string()), ("stream_type", pa.string()), *times.items(), ("kw_total_avg", pa.float64())]
     )
     return pyarrow.json.read_json(io.BytesIO(plain), parse_options=pyarrow.json.ParseOptions(explicit_schema=schema))
+
+
+def rows(key: str, body: bytes, end: str) -> pa.Table:
+    """
+    Give what an object holds.
+
+    :param end: the column with the ends of the intervals, as times or as ISO 8601 text in UTC.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = read(key, body)
+    ends = table[end]
+    if pa.types.is_string(ends.type):
+        ends = pc.replace_substring(pc.utf8_slice_codeunits(ends, 0, 19), " ", "T")
+        ends = pc.strptime(ends, "%Y-%m-%dT%H:%M:%S", "s")
+    ends = ends.cast(pa.timestamp("s", ends.type.tz)).cast(pa.int64())
+    return table.select(["site_id", "stream_type", "kw_total_avg"]).add_column(2, "end", ends)

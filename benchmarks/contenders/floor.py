@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from contenders import files
 from contenders.work import Work
 
 if TYPE_CHECKING:
@@ -84,22 +85,4 @@ def prepare(work: Work) -> Callable[[], None]:
 
 def rows(key: str, body: bytes) -> pa.Table:
     """Give what an object holds."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from contenders.files import read
-
-    table = read(key, body)
-    ends = table["end_datetime"]
-    if pa.types.is_string(ends.type):
-        ends = pc.replace_substring(pc.utf8_slice_codeunits(ends, 0, 19), " ", "T")
-        ends = pc.strptime(ends, "%Y-%m-%dT%H:%M:%S", "s")
-    ends = ends.cast(pa.timestamp("s", ends.type.tz)).cast(pa.int64())
-    return pa.table(
-        {
-            "site_id": table["site_id"],
-            "stream_type": table["stream_type"],
-            "end": ends,
-            "kw_total_avg": table["kw_total_avg"],
-        }
-    )
+    return files.rows(key, body, "end_datetime")

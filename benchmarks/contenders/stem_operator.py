@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from contenders import files
 from contenders.work import Work
 
 if TYPE_CHECKING:
@@ -58,21 +59,4 @@ def prepare(work: Work) -> Callable[[], None]:
 
 def rows(key: str, body: bytes) -> pa.Table:
     """Give what an object holds."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from contenders.files import read
-
-    table = read(key, body)
-    ends = table["interval_end"]
-    if pa.types.is_string(ends.type):
-        ends = pc.strptime(ends, "%Y-%m-%dT%H:%M:%SZ", "s")
-    ends = ends.cast(pa.timestamp("s", ends.type.tz)).cast(pa.int64())
-    return pa.table(
-        {
-            "site_id": table["site_id"],
-            "stream_type": table["stream_type"],
-            "end": ends,
-            "kw_total_avg": table["kw_total_avg"],
-        }
-    )
+    return files.rows(key, body, "interval_end")
