@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shlex
 import signal
@@ -414,9 +415,9 @@ class AirflowServer:
             raise RuntimeError("Airflow does not run.")
         address = f"{self.url}/api/{'v1' if self._is_2 else 'v2'}/{path}"
         # On SQLite parts of Airflow can wait for each other until one gives up; what that one did is undone.
-        for _ in range(3):
+        for _ in range(4):
             answer = self._session.request(method, address, timeout=5 * _LOCK_TIMEOUT, **given)
-            if answer.status_code < 500 or "locked" not in answer.text:
+            if answer.status_code < 500 or not re.search("database", answer.text, re.IGNORECASE):
                 break
         if not answer.ok and answer.status_code != but:
             raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:2000]}")
