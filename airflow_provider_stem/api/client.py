@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.paging import Pager
-from airflow_provider_stem.api.payloads import read_object
+from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import StemConfigError, StemNotFoundError, StemRequestError, StemUnavailableError
 
@@ -83,7 +83,7 @@ class StemClient:
         end: datetime,
         stream_types: Sequence[str],
         resolution: int,
-        parse: Callable[[bytes], T],
+        parse: Callable[[Body], T],
     ) -> T:
         """
         Ask for the streams of one range and parse the answer.

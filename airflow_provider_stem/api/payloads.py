@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable
 from typing import Any
 
 from airflow_provider_stem.errors import StemDataError
 
 _MESSAGE_LIMIT = 500
+
+Body = bytes | mmap.mmap
+"""What a 200 brought: in memory, or in a file where it is long."""
 
 
 class UnreadableAnswerError(StemDataError):
@@ -19,7 +23,7 @@ class UnreadableAnswerError(StemDataError):
     """
 
 
-def read_object(body: bytes, parse_int: Callable[[str], Any] = int) -> dict[str, Any]:
+def read_object(body: Body, parse_int: Callable[[str], Any] = int) -> dict[str, Any]:
     """
     Parse a body that must be one JSON object and no error payload.
 
@@ -28,11 +32,12 @@ def read_object(body: bytes, parse_int: Callable[[str], Any] = int) -> dict[str,
     :raises UnreadableAnswerError: it is no JSON.
     :raises StemDataError: it is some other JSON, repeats a key, or holds the guide's error payload.
     """
+    text = bytes(body)  # no copy where it is bytes already
     try:
-        payload = json.loads(body, object_pairs_hook=_without_repeats, parse_int=parse_int)
+        payload = json.loads(text, object_pairs_hook=_without_repeats, parse_int=parse_int)
     except (ValueError, RecursionError) as exc:
-        reason = "empty" if not body.strip() else f"no JSON ({type(exc).__name__})"
-        raise UnreadableAnswerError(f"the body of {len(body):,} bytes is {reason}") from None
+        reason = "empty" if not text.strip() else f"no JSON ({type(exc).__name__})"
+        raise UnreadableAnswerError(f"the body of {len(text):,} bytes is {reason}") from None
     if not isinstance(payload, dict):
         raise StemDataError(f"the body is a JSON {type(payload).__name__}, not an object")
     if payload.get("errors"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import email.utils
-import io
 import json
 import logging
+import mmap
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from requests.auth import AuthBase
 from airflow_provider_stem import __version__
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.deadline import WholeAnswerAdapter
-from airflow_provider_stem.api.payloads import UnreadableAnswerError, error_messages, one_line
+from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError, error_messages, one_line
 from airflow_provider_stem.errors import (
     StemApiError,
     StemAuthError,
@@ -45,6 +46,7 @@ BODY_LIMIT = 128 * 2**20
 """Bytes: a year of all types at 900 s is about 13 MB, so what exceeds this is no answer of the API."""
 
 _CHUNK = 256 * 1024
+_IN_MEMORY = 2**20  # a day of all types is 40 kB
 _ERROR_BODY_LIMIT = 64 * 1024
 
 
@@ -94,7 +96,7 @@ class Transport:
         """How many requests went out so far, retries included."""
         return self._requests_sent
 
-    def get(self, path: str, params: Mapping[str, str | int], parse: Callable[[bytes], T]) -> T:
+    def get(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T:
         """
         GET ``path`` below the base URL and parse the body of the 200.
 
@@ -123,14 +125,14 @@ class Transport:
         for session in sessions:
             session.close()
 
-    def _attempt(self, path: str, params: Mapping[str, str | int], parse: Callable[[bytes], T]) -> T:
+    def _attempt(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T:
         answer = self._answer(path, params, parse)
         # Raised out here: no traceback or context leads to a frame that holds the request's header or the body.
         if isinstance(answer, StemError):
             raise answer
         return answer
 
-    def _answer(self, path: str, params: Mapping[str, str | int], parse: Callable[[bytes], T]) -> T | StemError:
+    def _answer(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T | StemError:
         url = self._config.base_url + path
         if self._closed.is_set():
             return StemTransportError(f"the client is closed [GET {self._auth.redact(url)}]")
@@ -196,24 +198,28 @@ class Transport:
         return isinstance(exc, (StemTransportError, UnreadableAnswerError))
 
 
-def _read(response: requests.Response, limit: int) -> bytes:
-    """Read a body whole, piece by piece as it arrives, so that one without end is noticed."""
-    length = response.headers.get("Content-Length", "")
-    if length.isdigit() and int(length) <= limit and "Content-Encoding" not in response.headers:
-        # In one piece: one that grows would leave holes in the memory.
-        return bytes(response.raw.read())
-    body = io.BytesIO()
-    while chunk := response.raw.read1(_CHUNK, decode_content=True):
-        body.write(chunk)
-        if body.tell() > limit:
-            raise StemDataError(f"the body exceeds {limit:,} bytes")
-    return body.getvalue()  # no copy
+def _read(response: requests.Response, limit: int) -> Body:
+    """
+    Read a body whole, piece by piece as it arrives, so that one without end is noticed.
+
+    A long one waits in a file without a name: in memory, answers would be what a run needs most of it for.
+    """
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="stem-answer-") as body:
+        while chunk := response.raw.read1(_CHUNK, decode_content=True):
+            body.write(chunk)
+            if body.tell() > limit:
+                raise StemDataError(f"the body exceeds {limit:,} bytes")
+        if body.tell() > _IN_MEMORY:
+            body.flush()
+            return mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ)
+        body.seek(0)
+        return body.read()
 
 
 def _messages(response: requests.Response) -> list[str]:
     """Give what the API says of its refusal; the status counts, also where the body cannot be read."""
     try:
-        return error_messages(json.loads(_read(response, _ERROR_BODY_LIMIT)))
+        return error_messages(json.loads(bytes(_read(response, _ERROR_BODY_LIMIT))))
     except (
         requests.RequestException,
         urllib3.exceptions.HTTPError,

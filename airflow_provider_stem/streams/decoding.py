@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_provider_stem.api.payloads import one_line, read_object
+from airflow_provider_stem.api.payloads import Body, one_line, read_object
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.tables import INSTANT, SHOWN_ROW, STREAM_SCHEMA, Streams
 from airflow_provider_stem.streams.windows import Window, epoch, from_epoch, iso
@@ -51,7 +51,7 @@ class StreamsDecoder:
         # needed for a table is not given back, so that each thread that decodes would add its own.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stem-decoder")
 
-    def decode(self, body: bytes, site_id: str, stream_types: Sequence[str], window: Window) -> Streams:
+    def decode(self, body: Body, site_id: str, stream_types: Sequence[str], window: Window) -> Streams:
         """
         Give the rows of one answer that lie in the window.
 
@@ -64,13 +64,16 @@ class StreamsDecoder:
         """
         return self._thread.submit(self._decode, body, site_id, stream_types, window).result()
 
-    def _decode(self, body: bytes, site_id: str, stream_types: Sequence[str], window: Window) -> Streams:
+    def _decode(self, body: Body, site_id: str, stream_types: Sequence[str], window: Window) -> Streams:
         streams = _read_columnar(body, site_id, stream_types, window, lenient=bool(self._told))
         if streams is None:
             streams, unknown = _read_plain(body, site_id, stream_types, window)
             if new := unknown - self._told:
                 self._told |= new
                 log.warning("Fields that the API's guide does not know are left out: %s", ", ".join(sorted(new)))
+        if len(body) > _BLOCK:
+            # What the kernels needed by the way; it would stay this thread's, and is several times what they give.
+            pa.default_memory_pool().release_unused()
         return {stream_type: streams.get(stream_type, _EMPTY) for stream_type in stream_types}
 
 
@@ -88,7 +91,7 @@ _NO_NUMBER = r"(?:^|,)(?:\+|-?\.|-?0[0-9])|\.(?:[,eE]|$)"
 
 
 def _read_columnar(
-    body: bytes, site_id: str, stream_types: Sequence[str], window: Window, *, lenient: bool
+    body: Body, site_id: str, stream_types: Sequence[str], window: Window, *, lenient: bool
 ) -> Streams | None:
     """Give the rows, or ``None`` for anything but a right answer whose rows are all written alike."""
     # Quotes inside of strings are escaped, so this finds keys alone, and those of the entries: each has an empty list
@@ -127,7 +130,7 @@ def _read_columnar(
     return streams
 
 
-def _stream_of(body: bytes, begin: int, end: int, window: Window, *, lenient: bool) -> pa.RecordBatch | None:
+def _stream_of(body: Body, begin: int, end: int, window: Window, *, lenient: bool) -> pa.RecordBatch | None:
     """Give the rows of one list, whose text lies between its brackets."""
     first_end = body.find(b"}", begin, end) + 1
     if not first_end:
@@ -140,7 +143,7 @@ def _stream_of(body: bytes, begin: int, end: int, window: Window, *, lenient: bo
     between = separator[0] if separator else b"},{"
     expected = _expected(pattern, window)
 
-    at, upcoming = body.index(b"{", begin) + 1, 0
+    at, upcoming = body.find(b"{", begin) + 1, 0
     positions, values = [], []
     while at <= last:
         upto = body.find(between, at + _BLOCK, last)
@@ -263,7 +266,7 @@ class _Expected:
     ends: pa.TimestampArray
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _expected(pattern: _Pattern, window: Window) -> _Expected:
     """Write down the rows of a padded window."""
     asked = window.padded()
@@ -315,7 +318,7 @@ _ENTRY_FIELDS = frozenset({"stream_type", "streams"})
 _ROW_FIELDS = frozenset(SHOWN_ROW.names)
 
 
-def _read_plain(body: bytes, site_id: str, stream_types: Sequence[str], window: Window) -> tuple[Streams, set[str]]:
+def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: Window) -> tuple[Streams, set[str]]:
     answer = read_object(body, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
     shown_site = one_line(site_id)
     if answer.get("id") not in (None, site_id):

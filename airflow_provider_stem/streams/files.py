@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -50,13 +49,14 @@ def write_file(
 
 def _write_parquet(batches: Iterable[pa.RecordBatch], file: BinaryIO, compression: str) -> int:
     groups = _grouped(batches)
-    first = list(itertools.islice(groups, 1))
-    encoding = _value_encoding(first[0], compression) if first else "PLAIN"
+    group = next(groups, None)
+    encoding = _value_encoding(group, compression) if group else "PLAIN"
     rows = 0
     with _parquet_writer(file, LANDING_SCHEMA, compression, encoding) as writer:
-        for table in itertools.chain(first, groups):
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-            rows += table.num_rows
+        while group:
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            rows += group.num_rows
+            group = next(groups, None)
     return rows
 
 

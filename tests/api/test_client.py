@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_stem.api.client import StemClient
-from airflow_provider_stem.api.payloads import read_object
+from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.errors import (
     StemAuthError,
     StemConfigError,
@@ -31,8 +31,8 @@ SITE = "site-00001"
 CLIENT = Fleet(Settings()).clients[0].id
 
 
-def as_sent(body: bytes) -> bytes:
-    return body
+def as_sent(body: Body) -> bytes:
+    return bytes(body)
 
 
 def paths(simulator: Simulator) -> list[str]:
@@ -285,7 +285,7 @@ def test_an_answer_that_is_no_resource(
 
 
 def test_a_parser_that_refuses_is_heard_at_once(stem_simulator: Simulator, connect: Connect) -> None:
-    def refuse(body: bytes) -> None:
+    def refuse(body: Body) -> None:
         raise StemDataError("row 3 is off the grid")
 
     with pytest.raises(StemDataError, match=r"row 3 is off the grid \[GET http://.*/streams\?"):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gzip
+import mmap
 import os
+import random
 import socket
 import threading
 import time
@@ -20,6 +22,7 @@ import pytest
 
 from airflow_provider_stem.api import transport
 from airflow_provider_stem.api.client import StemClient
+from airflow_provider_stem.api.payloads import Body
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import (
     StemApiError,
@@ -433,6 +436,25 @@ class TestBodies:
     ) -> None:
         monkeypatch.setattr(transport, "BODY_LIMIT", 11)
         assert connect(raw_server(reply(b'{"id": "a"}'))).get_site("a") == {"id": "a"}
+
+    @pytest.mark.parametrize("form", ["length", "chunks", "gzip"])
+    @pytest.mark.parametrize("size", [2**20, 2**20 + 1, 5 * 2**20])
+    def test_a_long_body_comes_whole(self, raw_server: Start, form: str, size: int) -> None:
+        body = random.Random(size).randbytes(size)
+        forms = {
+            "length": reply(body),
+            "chunks": chunked(body[:700_000], body[700_000:]),
+            "gzip": reply(gzip.compress(body, mtime=0), Content_Encoding="gzip"),
+        }
+        client = Transport(config_for(raw_server(forms[form]).url))
+
+        def parse(shown: Body) -> bytes:
+            # What is long waits on disk, where it takes no memory.
+            assert isinstance(shown, mmap.mmap) == (size > 2**20)
+            return bytes(shown)
+
+        assert client.get("sites/a", {}, parse) == body
+        client.close()
 
     def test_the_limit_leaves_room_for_a_year(self) -> None:
         assert transport.BODY_LIMIT >= 64 * 2**20
@@ -888,7 +910,7 @@ class TestClose:
 
 
 def test_a_parser_s_own_errors_pass_unchanged(raw_server: Start) -> None:
-    def parse(body: bytes) -> None:
+    def parse(body: Body) -> None:
         raise LookupError("a bug")
 
     server = raw_server(SITE)
