@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -200,6 +199,8 @@ class StemStreamsTrigger(BaseTrigger):
             self.log.error("%s", exc)  # noqa: TRY400 - it is told whole
 
     async def _ask(self, watch: Watch) -> None:
+        from airflow.providers.common.compat.connection import get_async_connection
+
         from airflow_provider_stem.streams.source import StreamsSource
 
         connection = await get_async_connection(self.stem_conn_id, hook=StemHook)

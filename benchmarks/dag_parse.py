@@ -74,6 +74,11 @@ def main() -> None:
         heavy = all_of[0]["heavy"]
         assert isinstance(heavy, list)
         print(f"{name:52} {median:7.1f} {all_of[0]['modules']:>8}  {', '.join(heavy) or 'none'}")
+    ratios = [
+        float(str(one["ms"])) / float(str(twin["ms"]))
+        for twin, one in zip(*(taken[f"parsing the {name}"] for name in FILES), strict=True)
+    ]
+    print(f"example DAG : twin, median of the rounds' ratios: {statistics.median(ratios):.2f}")
 
 
 if __name__ == "__main__":
