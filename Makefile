@@ -60,10 +60,10 @@ bench: $(BENCH:=/.installed)  ## Measure the operator beside a bare floor and it
 bench-growth: .venv-bench/.installed  ## Measure what more sites and more time cost.
 	.venv-bench/bin/python benchmarks/growth.py --chart docs/images/growth.svg $(ARGS)
 
-bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and a small task.
+bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and the operator's stages.
 	.venv-bench/bin/python benchmarks/dag_parse.py
 	.venv-bench/bin/python benchmarks/json_readers.py
-	.venv-bench/bin/python benchmarks/small_task.py
+	.venv-bench/bin/python benchmarks/stages.py
 
 bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
 	$(BIN)/python benchmarks/triggerer.py $(ARGS)
