@@ -83,7 +83,17 @@ class S3Store:
         Store a file.
 
         :raises StemConfigError: there is another object under the key, and ``replace`` is off.
+        :raises StemTransportError: S3 did not take it, in as many attempts as the connection allows.
         """
+        try:
+            self._put(key, file)
+        except (BotoCoreError, ClientError) as exc:
+            raise StemTransportError(f"{self.uri(key)} was not stored: {exc}") from exc
+        get_hook_lineage_collector().add_output_asset(  # type: ignore[no-untyped-call]
+            context=self._hook, scheme="s3", asset_kwargs={"bucket": self.bucket, "key": key}
+        )
+
+    def _put(self, key: str, file: ShelvedFile) -> None:
         client = self._hook.get_conn()
         condition = {}
         if not self._replace:
@@ -104,9 +114,6 @@ class S3Store:
             # Another run was faster.
             if not (condition and _status(exc) == 412 and self._has_same(client, key, file)):
                 raise
-        get_hook_lineage_collector().add_output_asset(  # type: ignore[no-untyped-call]
-            context=self._hook, scheme="s3", asset_kwargs={"bucket": self.bucket, "key": key}
-        )
 
     def _has_same(self, client: Any, key: str, file: ShelvedFile) -> bool:
         try:

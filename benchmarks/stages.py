@@ -38,12 +38,12 @@ WORKS = {
 def measure() -> None:
     """Do the work twice and print what each stage took; the work comes on standard input."""
     import botocore.httpsession
+    import pyarrow.parquet
     import requests.adapters
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from contenders import stem_operator
 
     from airflow_provider_stem.api import transport
-    from airflow_provider_stem.streams import files
     from airflow_provider_stem.streams.decoding import StreamsDecoder
 
     run = stem_operator.prepare(Work.from_json(sys.stdin.read()))
@@ -66,7 +66,7 @@ def measure() -> None:
     timed(requests.adapters.HTTPAdapter, "send", "API requests")
     timed(transport, "_read", "API requests")
     timed(StreamsDecoder, "_decode", "decoding")
-    timed(files.pyarrow.parquet.ParquetWriter, "write_table", "writing the file")
+    timed(pyarrow.parquet.ParquetWriter, "write_table", "writing the file")
     for _ in range(2):
         spans.clear()
         began = time.perf_counter()

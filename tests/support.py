@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import time
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -14,6 +15,14 @@ import pytest
 TALLIES_KEY = pytest.StashKey[dict[str, str]]()
 RUNS_KEY = pytest.StashKey[list[str]]()
 _NUMBERS = itertools.count(1)
+
+
+def until(condition, within=30.0):
+    """Wait for a condition to come true."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.002)
 
 
 class Lake:

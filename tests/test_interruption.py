@@ -13,7 +13,7 @@ import pytest
 
 from airflow_provider_stem.errors import StemRateLimitError, StemServerError, StemTransportError
 from airflow_provider_stem.streams.extraction import Extraction
-from tests.support import run_context
+from tests.support import run_context, until
 from tests.test_operators import streams_to_s3
 
 INTERVAL = ("2025-07-01T00:00Z", "2025-07-05T00:00Z")
@@ -28,13 +28,6 @@ StemStreamsToS3Operator(
     s3_bucket=sys.argv[1], partition="day", max_workers=2, start=sys.argv[3], end=sys.argv[4],
 ).execute({})
 """
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +55,9 @@ def test_a_killed_task_leaves_nothing_behind_and_its_retry_makes_the_same_object
         stdout=subprocess.DEVNULL,
     )
     if moment == "while uploading":
-        wait_for(lambda: len(lake.client.list_objects_v2(Bucket=lake.bucket).get("Contents", [])) > 1)
+        until(lambda: len(lake.client.list_objects_v2(Bucket=lake.bucket).get("Contents", [])) > 1)
     else:
-        wait_for(lambda: len(sim.requests) >= (3 if "first" in moment else len(sites) - 2))
+        until(lambda: len(sim.requests) >= (3 if "first" in moment else len(sites) - 2))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
@@ -85,7 +78,7 @@ def test_a_kill_ends_waits_between_attempts_at_once(stem, lake):
     killed = []
 
     def kill():
-        wait_for(lambda: len(stem.requests) >= 2)
+        until(lambda: len(stem.requests) >= 2)
         task.on_kill()
         killed.append(time.monotonic())
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from airflow import __version__ as airflow_version
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, Asset, AssetAlias
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, Asset, AssetAlias, BaseHook
 from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -660,3 +660,26 @@ def test_the_configuration_section_names_what_is_in_force():
     assert {name: getattr(config, name) for name in options if name != "max_workers"} == {
         name: value for name, value in options.items() if name != "max_workers"
     }
+
+
+@pytest.mark.parametrize("failing", ["stem_default", "aws_default"])
+def test_a_connection_that_cannot_be_looked_up_for_a_moment(stem, lake, monkeypatch, failing):
+    look_up = BaseHook.get_connection
+    down = [True]
+
+    def get_connection(conn_id):
+        if down and conn_id == failing:
+            raise ConnectionError("the secrets backend does not answer")
+        return look_up(conn_id)
+
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(get_connection))
+    lake.client.put_object(Bucket=lake.bucket, Key="streams.parquet", Body=b"of an earlier run")
+    with pytest.raises(ConnectionError, match="the secrets backend does not answer"):
+        streams_to_s3(lake, s3_key="streams.{extension}").execute(run_context(*DAY))
+    assert stem.requests == []
+    assert lake.objects() == {"streams.parquet": b"of an earlier run"}
+    # Airflow's retry.
+    down.clear()
+    streams_to_s3(lake, s3_key="streams.{extension}").execute(run_context(*DAY))
+    sites = ["site-00001", "site-00002"]
+    assert landed_rows(lake.table()) == expected_rows(stem, sites, ALL_TYPES, 900, *DAY)

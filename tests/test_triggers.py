@@ -54,15 +54,7 @@ def trigger(**arguments):
     return StemStreamsTrigger(**arguments)
 
 
-def wait_for(condition, seconds=30):
-    """Wait in a thread, or fail."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.005)
-
-
-async def until(condition, seconds=30):
+async def until_on_loop(condition, seconds=30):
     """Wait on an event loop, or fail."""
     async with asyncio.timeout(seconds):
         while not condition():
@@ -267,7 +259,7 @@ async def run_until(waiting, condition):
             events.append(event)
 
     task = asyncio.create_task(run())
-    await until(lambda: condition() or task.done())
+    await until_on_loop(lambda: condition() or task.done())
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
@@ -388,7 +380,7 @@ def test_the_first_error_begins_no_further_site(sim, monkeypatch):
 
     async def run():
         events = [event async for event in trigger(sites=list(sim.fleet.site_ids), max_workers=1).run()]
-        await until(lambda: len(asyncio.all_tasks()) == 1)
+        await until_on_loop(lambda: len(asyncio.all_tasks()) == 1)
         return events
 
     (event,) = asyncio.run(run())
@@ -418,7 +410,7 @@ def test_the_event_loop_goes_on_while_an_answer_is_out(sim):
     sim.rewrite = rewrite
 
     async def tick():
-        await until(lambda: sim.requests)
+        await until_on_loop(lambda: sim.requests)
         for _ in range(20):
             await asyncio.sleep(0)
         ticked.set()

@@ -8,7 +8,6 @@ import json
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -28,13 +27,6 @@ KEY = "s3nTinel/Key+9=@:zQ"
 Factory = Callable[..., Simulator]
 Connect = Callable[..., StemClient]
 Answer = bytes | Callable[[socket.socket, bytes], None]
-
-
-def until(condition: Callable[[], object], within: float = 10.0) -> None:
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.002)
 
 
 def config_for(url: str, key: str = KEY, **extra: object) -> ClientConfig:

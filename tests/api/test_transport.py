@@ -36,8 +36,9 @@ from airflow_provider_stem.errors import (
     StemTransportError,
 )
 from airflow_provider_stem.simulator import Simulator
+from tests.support import until
 
-from .conftest import KEY, Answer, Connect, Factory, RawServer, config_for, refusal, reply, until
+from .conftest import KEY, Answer, Connect, Factory, RawServer, config_for, refusal, reply
 
 Start = Callable[..., RawServer]
 SITE = reply({"id": "a"})

@@ -12,19 +12,13 @@ import pytest
 import requests
 
 from airflow_provider_stem.simulator import Simulator
+from tests.support import until
 
 from .conftest import Get, assert_error, ends, streams
 
 Factory = Callable[..., Simulator]
 DAY: dict[str, Any] = {"start_datetime": "2024-05-01T00:00:00Z", "end_datetime": "2024-05-02T00:00:00Z"}
 STREAMS = "sites/site-00001/streams"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 418, 429, 500, 502, 503, 504])
