@@ -18,8 +18,9 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -85,7 +86,8 @@ _SPACE = rb"[ \t\n\r]*"
 _LIST = re.compile(rb'"streams"' + _SPACE + b":" + _SPACE + rb"\[")
 _VALUE = re.compile(rb'"kw_total_avg"' + _SPACE + b":" + _SPACE + rb"([^ \t\n\r,}]+)")
 _BETWEEN = re.compile(rb"\}" + _SPACE + b"," + _SPACE + rb"\{")
-_START, _END = b"\x00", b"\x01"  # stand for the two times of a row; JSON has no such bytes
+# Stand for the two times of a row, and for the dates in them; JSON has no such bytes.
+_START, _END, _DATE, _NEXT_DATE = b"\x00", b"\x01", b"\x02", b"\x03"
 # What Arrow takes for a number and JSON does not, among numbers with commas between.
 _NO_NUMBER = r"(?:^|,)(?:\+|-?\.|-?0[0-9])|\.(?:[,eE]|$)"
 
@@ -266,48 +268,47 @@ class _Expected:
     ends: pa.TimestampArray
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _expected(pattern: _Pattern, window: Window) -> _Expected:
     """Write down the rows of a padded window."""
     asked = window.padded()
-    times = {
-        _START: _shown(asked.first_end - asked.resolution + 1, asked, pattern.zone),
-        _END: _shown(asked.first_end, asked, pattern.zone),
-    }
-    heads, tails = (
-        pc.binary_join_element_wise(
-            *(times.get(piece, piece) for piece in re.split(rb"([\x00\x01])", part)),
-            pa.repeat(pa.scalar(b""), asked.intervals),  # a part may hold no time at all
-            b"",
-        )
-        for part in (pattern.before, pattern.after)
-    )
-    numbers = pa.array(range(asked.intervals), pa.int32())
     return _Expected(
-        numbers, heads, tails if pattern.after else None, _every(asked, asked.first_end).cast(_SECONDS).cast(INSTANT)
+        _counted(0, 1, asked.intervals, pa.int32()),
+        _written(pattern.before, pattern.zone, asked),
+        _written(pattern.after, pattern.zone, asked) if pattern.after else None,
+        _counted(asked.first_end, asked.resolution, asked.intervals, pa.int64()).cast(_SECONDS).cast(INSTANT),
     )
 
 
-def _shown(first: int, asked: Window, zone: str) -> pa.BinaryArray:
-    """Format times; dates and times of day but once each, since that is slow."""
-    seconds = _every(asked, first)
-    days = pc.divide(seconds, _DAY)
-    first_day, last_day = days[0].as_py(), days[-1].as_py()
-    dates = pa.array(range(first_day, last_day + 1), pa.int32()).cast(pa.date32())
-    clocks = pa.array(range(first % asked.resolution, _DAY, asked.resolution), pa.int64()).cast(pa.timestamp("s"))
-    return pc.binary_join_element_wise(
-        pc.strftime(dates, "%Y-%m-%dT").cast(pa.binary()).take(pc.subtract(days, first_day)),
-        pc.strftime(clocks, f"%H:%M:%S{zone}")
-        .cast(pa.binary())
-        .take(pc.divide(pc.subtract(seconds, pc.multiply(days, _DAY)), asked.resolution)),
-        b"",
-    )
+def _written(part: bytes, zone: str, asked: Window) -> pa.BinaryArray:
+    """Write down a part of every row: those of a day with a gap for the date, then each day with its date."""
+    step = asked.resolution
+    rows = []
+    for begin in range(0, _DAY, step):
+        # The last interval of a day ends in the next one.
+        day = _DATE if begin + step < _DAY else _NEXT_DATE
+        rows.append(
+            part.replace(_START, _DATE + _clock(begin + 1, zone)).replace(_END, day + _clock(begin + step, zone))
+        )
+    pieces = b"".join(rows).split(_DATE)
+    first = asked.first_end - step
+    dates = [
+        date.fromordinal(day + date(1970, 1, 1).toordinal()).isoformat().encode() + b"T"
+        for day in range(first // _DAY, (asked.last_end - step) // _DAY + 2)
+    ]
+    text = b"".join(day.join(pieces).replace(_NEXT_DATE, following) for day, following in pairwise(dates))
+    width = len(text) // ((len(dates) - 1) * len(rows))
+    offsets = _counted(first % _DAY // step * width, width, asked.intervals + 1, pa.int32())
+    return pa.BinaryArray.from_buffers(pa.binary(), asked.intervals, [None, offsets.buffers()[1], pa.py_buffer(text)])
 
 
-def _every(asked: Window, first: int) -> pa.Int64Array:
-    """Give as many seconds as there are intervals, a resolution apart."""
-    seconds = array.array("q", range(first, first + asked.intervals * asked.resolution, asked.resolution))
-    return pa.Int64Array.from_buffers(pa.int64(), len(seconds), [None, pa.py_buffer(seconds)])
+def _clock(second: int, zone: str) -> bytes:
+    return f"{timedelta(seconds=second % _DAY)!s:0>8}{zone}".encode()
+
+
+def _counted(first: int, step: int, count: int, kind: pa.DataType) -> pa.Array:
+    """Give ``range(first, first + count * step, step)``."""
+    return pc.cumulative_sum(pa.repeat(pa.scalar(step, kind), count), start=pa.scalar(first - step, kind))
 
 
 # --- plain ----------------------------------------------------------------------------------------------------------
