@@ -13,7 +13,7 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer lint package format lock clean
+.PHONY: help venv test test-browser test-campaigns test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,10 +30,13 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 	@touch $@
 
 test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the newest.
-	$(BIN)/python -m pytest --ignore=tests/browser --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/browser --ignore=tests/campaigns --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-browser: venv  ## Type into Airflow's connection form; needs Chromium (Debian: chromium).
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+test-campaigns: venv  ## Kill two hundred tasks, and look for the key all over an Airflow; about ten minutes.
+	$(BIN)/python -m pytest tests/campaigns $(ARGS)
 
 test-matrix:  ## Run the tests on every Airflow, one after the other.
 	@$(PYTHON) scripts/test_matrix.py $(AIRFLOWS)
