@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,6 @@ def one_line(text: str) -> str:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        raise StemDataError(f"a JSON object repeats the keys {', '.join(repeated[:3])}")
+        repeated = sorted(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise StemDataError(f"a JSON object repeats the keys {one_line(', '.join(repeated[:3]))}")
     return result

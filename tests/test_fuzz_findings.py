@@ -1,0 +1,36 @@
+"""What fuzzing has found, each as the smallest answer that shows it, and what it brought up that is worth keeping."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from airflow_provider_stem.api.payloads import read_object
+from airflow_provider_stem.errors import StemDataError
+from airflow_provider_stem.streams.decoding import StreamsDecoder
+from airflow_provider_stem.streams.windows import Window
+
+HOUR = Window(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 1, 1, tzinfo=UTC), 900)
+YEAR = Window(datetime(2024, 7, 1, tzinfo=UTC), datetime(2025, 6, 29, tzinfo=UTC), 900)
+
+
+def test_a_repeated_key_among_many_is_found_at_once():
+    keys = ",".join(f'"k{number}":1' for number in range(100_000))
+    began = time.process_time()
+    with pytest.raises(StemDataError, match="repeats the keys k7$"):
+        read_object(f'{{{keys},"k7":2}}'.encode())
+    assert time.process_time() - began < 5  # comparing each with each took minutes
+
+
+def test_a_repeated_key_cannot_flood_or_break_a_message():
+    key = "a\\n\\u001b[31m" * 10_000
+    with pytest.raises(StemDataError) as raised:
+        read_object(f'{{"{key}": 1, "{key}": 2}}'.encode())
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
