@@ -17,7 +17,6 @@ from airflow_provider_stem.streams.decoding import StreamsDecoder
 from airflow_provider_stem.streams.windows import Window
 
 HOUR = Window(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 1, 1, tzinfo=UTC), 900)
-YEAR = Window(datetime(2024, 7, 1, tzinfo=UTC), datetime(2025, 6, 29, tzinfo=UTC), 900)
 
 
 def test_a_repeated_key_among_many_is_found_at_once():
@@ -34,3 +33,31 @@ def test_a_repeated_key_cannot_flood_or_break_a_message():
         read_object(f'{{"{key}": 1, "{key}": 2}}'.encode())
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 600
+
+
+def in_little_memory(script: str) -> str:
+    """Run it in a process of its own that may have 2 GB of addresses, of which libraries alone take half."""
+    limit = (2 * 2**30, 2 * 2**30)
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
+    ).stdout
+
+
+def test_one_wide_row_does_not_fill_the_memory():
+    # 60 kB of answer made a pattern of 60 kB for each of the year's 35,000 intervals: 2 GB.
+    script = """if True:
+        from datetime import UTC, datetime
+        from airflow_provider_stem.streams.decoding import StreamsDecoder
+        from airflow_provider_stem.streams.windows import Window
+        window = Window(datetime(2024, 7, 1, tzinfo=UTC), datetime(2025, 6, 29, tzinfo=UTC), 900)
+        row = '"start_datetime":"2025-01-01T00:00:01Z","end_datetime":"2025-01-01T00:15:00Z","kw_total_avg":1.5'
+        for wide in ("{" + row + " " * 60_000 + "}", "{" + " " * 60_000 + row + "}"):
+            body = '{"stream_types":[{"stream_type":"MONITOR","streams":[' + wide + "]}]}"
+            print(StreamsDecoder().decode(body.encode(), "site", ["MONITOR"], window)["MONITOR"].num_rows)
+    """
+    assert in_little_memory(script) == "1\n1\n"

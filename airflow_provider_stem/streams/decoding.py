@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 2**20
 """Bytes of text that are taken apart at a time, so that memory does not grow with the answer."""
+_MAX_ROW = 1_000
+"""Bytes: what a year of rows must look like is written down whole, so of longer ones it would fill the memory."""
 _DAY = 86_400
 _SECONDS = pa.timestamp("s", "UTC")
 
@@ -224,7 +226,7 @@ class _Pattern:
     @classmethod
     def of(cls, row: bytes, *, lenient: bool) -> _Pattern | None:
         """Read the pattern off a row, braces included."""
-        if b"\\" in row:  # a key could then look like another
+        if len(row) > _MAX_ROW or b"\\" in row:  # with a backslash a key could look like another
             return None
         try:
             shown = read_object(row)
