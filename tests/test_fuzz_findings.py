@@ -49,15 +49,25 @@ def in_little_memory(script: str) -> str:
 
 
 def test_one_wide_row_does_not_fill_the_memory():
-    # 60 kB of answer made a pattern of 60 kB for each of the year's 35,000 intervals: 2 GB.
+    # 45 kB of answer made a pattern of 45 kB for each of the year's 35,000 intervals: 1.6 GB, twice.
     script = """if True:
         from datetime import UTC, datetime
         from airflow_provider_stem.streams.decoding import StreamsDecoder
         from airflow_provider_stem.streams.windows import Window
         window = Window(datetime(2024, 7, 1, tzinfo=UTC), datetime(2025, 6, 29, tzinfo=UTC), 900)
         row = '"start_datetime":"2025-01-01T00:00:01Z","end_datetime":"2025-01-01T00:15:00Z","kw_total_avg":1.5'
-        for wide in ("{" + row + " " * 60_000 + "}", "{" + " " * 60_000 + row + "}"):
+        for wide in ("{" + row + " " * 45_000 + "}", "{" + " " * 45_000 + row + "}"):
             body = '{"stream_types":[{"stream_type":"MONITOR","streams":[' + wide + "]}]}"
             print(StreamsDecoder().decode(body.encode(), "site", ["MONITOR"], window)["MONITOR"].num_rows)
     """
     assert in_little_memory(script) == "1\n1\n"
+
+
+def test_unknown_fields_without_end_do_not_flood_the_log(caplog: pytest.LogCaptureFixture):
+    decoder = StreamsDecoder()
+    with caplog.at_level(logging.WARNING):
+        for answer in range(50):
+            fields = "".join(f',"{"x" * 400}{answer}-{number}":1' for number in range(200))
+            decoder.decode(f'{{"stream_types":[]{fields}}}'.encode(), "site", ["MONITOR"], HOUR)
+    assert len(caplog.messages) == 1
+    assert len(caplog.messages[0]) < 1000

@@ -37,6 +37,7 @@ _BLOCK = 2**20
 """Bytes of text that are taken apart at a time, so that memory does not grow with the answer."""
 _MAX_ROW = 1_000
 """Bytes: what a year of rows must look like is written down whole, so of longer ones it would fill the memory."""
+_MAX_TOLD = 20
 _DAY = 86_400
 _SECONDS = pa.timestamp("s", "UTC")
 
@@ -71,9 +72,10 @@ class StreamsDecoder:
         streams = _read_columnar(body, site_id, stream_types, window, lenient=bool(self._told))
         if streams is None:
             streams, unknown = _read_plain(body, site_id, stream_types, window)
-            if new := unknown - self._told:
-                self._told |= new
-                log.warning("Fields that the API's guide does not know are left out: %s", ", ".join(sorted(new)))
+            # A few make the point; where each answer has other ones, they are neither remembered nor told without end.
+            if new := sorted(unknown - self._told)[: _MAX_TOLD - len(self._told)]:
+                self._told |= set(new)
+                log.warning("Fields that the API's guide does not know are left out: %s", one_line(", ".join(new)))
         if len(body) > _BLOCK:
             # What the kernels needed by the way; it would stay this thread's, and is several times what they give.
             pa.default_memory_pool().release_unused()
