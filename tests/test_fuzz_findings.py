@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from airflow_provider_stem.api.payloads import read_object
-from airflow_provider_stem.errors import StemDataError
+from airflow_provider_stem.errors import StemConfigError, StemDataError, StemError
 from airflow_provider_stem.streams.decoding import StreamsDecoder
+from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import Window
 
 HOUR = Window(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 1, 1, tzinfo=UTC), 900)
@@ -62,3 +64,28 @@ def test_unknown_fields_without_end_do_not_flood_the_log(caplog: pytest.LogCaptu
             decoder.decode(f'{{"stream_types":[]{fields}}}'.encode(), "site", ["MONITOR"], HOUR)
     assert len(caplog.messages) == 1
     assert len(caplog.messages[0]) < 1000
+
+
+@pytest.mark.parametrize(
+    "times", [{"a\n\x1b[31m" * 1000: "soon"}, {"MONITOR": ["\n\x1b" * 1000]}, {"\u202eMONITOR": 5}, "\n"]
+)
+@pytest.mark.parametrize("site_id", ["site", "a\nERROR b\x1b[31m" * 1000])
+def test_what_a_site_says_of_its_streams_cannot_break_or_flood_a_message(times: Any, site_id: str):
+    for read in (
+        lambda: stream_starts({"stream_start_times": times}, site_id),
+        lambda: read_sites({"site_id": site_id, "stream_start_times": times}),
+    ):
+        with pytest.raises(StemError, match="stream_start_times") as raised:
+            read()
+        assert str(raised.value).isprintable()
+        assert len(str(raised.value)) < 1300
+
+
+@pytest.mark.parametrize(
+    "sites", ["\n" * 10_000, [["\n" * 10_000]], 10**4000, [{"id": "\x1b" * 10_000, "x": 1} | {"id": 5}]]
+)
+def test_what_is_no_site_cannot_flood_a_message(sites: Any):
+    with pytest.raises(StemConfigError) as raised:
+        read_sites(sites)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 700

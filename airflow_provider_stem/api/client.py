@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.paging import Pager
-from airflow_provider_stem.api.payloads import Body, read_object
+from airflow_provider_stem.api.payloads import Body, one_line, read_object
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import StemConfigError, StemNotFoundError, StemRequestError, StemUnavailableError
 
@@ -128,8 +128,8 @@ class StemClient:
 def _segment(argument: str, identifier: object) -> str:
     """Quote an opaque id whole, so that no character of it can lead to another path."""
     if not isinstance(identifier, str) or identifier in {"", ".", ".."}:
-        raise StemConfigError(f"{argument} is {identifier!r}: give the identifier that the API lists.")
+        raise StemConfigError(f"{argument} is {one_line(repr(identifier))}: give the identifier that the API lists.")
     try:
         return quote(identifier, safe="")
     except UnicodeEncodeError:
-        raise StemConfigError(f"{argument} is {identifier!r}, which is not valid Unicode.") from None
+        raise StemConfigError(f"{argument} is {one_line(repr(identifier))}, which is not valid Unicode.") from None

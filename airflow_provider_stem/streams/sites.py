@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.windows import first_expected_end
 
@@ -45,7 +46,9 @@ def read_sites(argument: Any) -> list[Site]:
     """
     entries = [argument] if isinstance(argument, (str, Mapping)) else argument
     if not isinstance(entries, Iterable):
-        raise StemConfigError(f"sites is {argument!r}: give a site id, a site record, or a list of either.")
+        raise StemConfigError(
+            f"sites is {one_line(repr(argument))}: give a site id, a site record, or a list of either."
+        )
     sites: dict[str, Site] = {}
     for entry in entries:
         site = _read_site(entry)
@@ -68,7 +71,7 @@ def stream_starts(payload: Mapping[str, Any], site_id: str) -> StreamStarts | No
     if times is None:
         return None
     if not isinstance(times, Mapping):
-        raise StemDataError(f"site {site_id}: stream_start_times is no object")
+        raise StemDataError(f"site {one_line(site_id)}: stream_start_times is no object")
     return {stream_type: _read_start(text, site_id, stream_type) for stream_type, text in times.items()}
 
 
@@ -81,7 +84,8 @@ def _read_start(text: Any, site_id: str, stream_type: str) -> datetime | None:
         return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         raise StemDataError(
-            f"site {site_id}: stream_start_times of {stream_type} is {str(text)[:60]!r}, not an ISO 8601 time"
+            f"site {one_line(site_id)}: stream_start_times of {one_line(stream_type)} is {one_line(repr(text))[:60]}, "
+            "not an ISO 8601 time"
         ) from None
 
 
@@ -95,10 +99,10 @@ def _read_site(entry: Any) -> Site:
                 return Site(_checked_id(site_id), stream_starts(entry, site_id))
             except StemDataError as exc:
                 raise StemConfigError(f"sites holds a wrong record: {exc}.") from None
-    raise StemConfigError(f"sites holds {str(entry)[:100]!r}: give site ids, or records with a 'site_id'.")
+    raise StemConfigError(f"sites holds {one_line(repr(entry))[:100]}: give site ids, or records with a 'site_id'.")
 
 
 def _checked_id(site_id: str) -> str:
     if site_id.strip() in {"", ".", ".."}:
-        raise StemConfigError(f"sites holds {site_id!r}, which is no site id.")
+        raise StemConfigError(f"sites holds {site_id[:100]!r}, which is no site id.")
     return site_id
