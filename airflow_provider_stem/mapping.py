@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.arguments import check_arguments
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
+
+_MAX_NAME = 250  # the column that Airflow keeps it in; databases refuse a longer one, and with it the task
 
 
 class MappedOverSites:
@@ -28,8 +31,12 @@ class MappedOverSites:
     @property
     def batch_name(self) -> str:
         """Name this task's sites: the batch, else the site, else how many there are."""
+        name = one_line(self._full_name())
+        return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+
+    def _full_name(self) -> str:
         if self.batch is not None:
-            return self.batch
+            return str(self.batch)
         if isinstance(self.sites, str):
             return self.sites
         if isinstance(self.sites, Mapping):

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.arguments import check_arguments
 from airflow_provider_stem.assets import as_alias_extra
 from airflow_provider_stem.errors import StemConfigError
@@ -275,7 +276,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         for findings in ("incomplete", "unavailable", "failed_sites"):
             self._log_group(
                 f"{findings} ({receipt[_COUNTS[findings]]:,})",
-                (" ".join(f"{name}={value}" for name, value in one.items()) for one in receipt[findings]),
+                (one_line(" ".join(f"{name}={value}" for name, value in one.items())) for one in receipt[findings]),
             )
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"No row came for {window}: nothing was uploaded (on_empty='skip').")

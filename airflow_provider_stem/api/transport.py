@@ -135,7 +135,7 @@ class Transport:
     def _answer(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T | StemError:
         url = self._config.base_url + path
         if self._closed.is_set():
-            return StemTransportError(f"the client is closed [GET {self._auth.redact(url)}]")
+            return StemTransportError(f"the client is closed [GET {self._shown(url)}]")
         try:
             with self._session().get(
                 url,
@@ -145,13 +145,13 @@ class Transport:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                url = self._auth.redact(str(response.url))
+                url = self._shown(str(response.url))
                 if response.status_code != HTTPStatus.OK:
                     return self._refusal(response, url)
                 return parse(_read(response, BODY_LIMIT))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             return StemTransportError(
-                f"no whole answer from GET {self._auth.redact(url)}: {self._shown(_root_cause(exc))}"
+                f"no whole answer from GET {self._shown(url)}: {self._shown(_root_cause(exc))}"
             )
         except StemDataError as exc:
             return type(exc)(f"{self._shown(str(exc))} [GET {url}]")

@@ -13,6 +13,7 @@ from typing import Generic, Literal, TypeGuard, TypeVar
 import pyarrow as pa
 
 from airflow_provider_stem.api.client import StemClient
+from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.errors import StemApiError, StemAuthError, StemDataError, StemError, StemNotFoundError
 from airflow_provider_stem.streams.reading import SiteReading, SiteResult
 from airflow_provider_stem.streams.sites import Site
@@ -88,7 +89,7 @@ class Extraction(Generic[K]):
             return self._reading(site).run()
         except Exception as exc:
             if self._on_site_error == "skip" and _is_of_one_site(exc):
-                log.warning("Site %s is left out: %s", site.site_id, exc)
+                log.warning("Site %s is left out: %s", one_line(site.site_id), exc)
                 return SiteResult(site.site_id, error=exc)
             # The others need not finish, and what they raise once the client is closed is no cause.
             with self._lock:

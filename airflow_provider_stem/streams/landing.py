@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, Protocol, cast
 import pyarrow as pa
 
 from airflow_provider_stem.api.client import StemClient
+from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompleteError
 from airflow_provider_stem.streams.extraction import Extraction
 from airflow_provider_stem.streams.files import write_file
@@ -178,7 +179,7 @@ class Landing:
             message = (
                 f"{receipt['missing']:,} of {receipt['expected']:,} rows are missing in "
                 f"{_count(receipt['incomplete_count'], 'stream')}, first {first['stream_type']} of site "
-                f"{first['site_id']} for the interval that ends at {first['first_missing']}"
+                f"{one_line(first['site_id'])} for the interval that ends at {first['first_missing']}"
             )
             if self.on_incomplete == "fail":
                 raise StemIncompleteError(f"{message}; nothing was uploaded (on_incomplete='fail').")

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
+from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.errors import StemError, StemUnavailableError
 from airflow_provider_stem.streams.sites import Site, stream_starts
 from airflow_provider_stem.streams.source import StreamsSource
@@ -162,8 +163,8 @@ class SiteReading(Generic[K]):
         if lacking and self._on_unavailable == "fail":
             raise StemUnavailableError(
                 HTTPStatus.BAD_REQUEST,
-                f"site {self._site.site_id} has no stream of type {', '.join(lacking)}",
-                f"{self._source.client.base_url}sites/{quote(self._site.site_id, safe='')}/streams",
+                f"site {one_line(self._site.site_id)} has no stream of type {', '.join(lacking)}",
+                one_line(f"{self._source.client.base_url}sites/{quote(self._site.site_id, safe='')}/streams"),
                 stream_types=lacking,
             )
         self._result.unavailable += lacking
