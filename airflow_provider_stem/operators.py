@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
@@ -18,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.arguments import check_arguments
 from airflow_provider_stem.assets import as_alias_extra
-from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
@@ -26,8 +27,8 @@ from airflow_provider_stem.links import LandedObjectsLink
 from airflow_provider_stem.mapping import MappedOverSites
 from airflow_provider_stem.streams.formats import check_format, extension
 from airflow_provider_stem.streams.keys import DEFAULT_KEY, common_prefix
-from airflow_provider_stem.streams.sites import read_sites
-from airflow_provider_stem.streams.windows import Partition, Window, check_end, check_stream_types
+from airflow_provider_stem.streams.sites import read_sites, stream_starts
+from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, check_stream_types
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
 
 _MAX_LINES = 100
+_MAX_ID = 1_024  # a key of S3 has no room for more
 _COUNTS = {"incomplete": "incomplete_count", "unavailable": "unavailable_count", "failed_sites": "failed_count"}
 
 
@@ -104,12 +106,7 @@ class StemSiteListOperator(BaseOperator):
             raise StemConfigError("client_id is empty: give at least one client id, or leave it out for every client.")
         for client_id in client_ids:
             for site in client.list_sites(client_id, self.name):
-                yield {
-                    "site_id": site["id"],
-                    "name": site.get("name"),
-                    "client_id": client_id,
-                    "stream_start_times": site.get("stream_start_times"),
-                }
+                yield _record(site, client_id)
 
     def _described(self) -> str:
         return f"client_id={self.client_id!r}, name={self.name!r}, stream_types={self.stream_types!r}"
@@ -353,6 +350,25 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             event.extra.update(extra)
             if (self.partition_events or is_partitioned(context)) and hasattr(event, "add_partitions"):
                 event.add_partitions(str(window))
+
+
+def _record(site: Mapping[str, Any], client_id: str) -> dict[str, Any]:
+    """Give what XCom is to hold of a site: bounded, and nothing that a database refuses in JSON."""
+    for identifier in (site["id"], client_id):
+        if len(identifier) > _MAX_ID or re.search("[\0\ud800-\udfff]", identifier):
+            raise StemDataError(
+                f"the id {one_line(repr(identifier[:100]))} of {len(identifier):,} characters cannot be kept: "
+                f"it has more than {_MAX_ID:,}, a NUL, or is not valid Unicode"
+            )
+    name = site.get("name")
+    stream_starts(site, site["id"])  # what does not read here would fail every task that is mapped over it
+    times = site.get("stream_start_times")
+    return {
+        "site_id": site["id"],
+        "name": one_line(name) if isinstance(name, str) else None,
+        "client_id": client_id,
+        "stream_start_times": times and {t: text for t, text in times.items() if t in STREAM_TYPES},
+    }
 
 
 def _in_batches(sites: Sequence[dict[str, Any]], batches: int) -> list[dict[str, Any]]:

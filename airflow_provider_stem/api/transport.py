@@ -150,9 +150,7 @@ class Transport:
                     return self._refusal(response, url)
                 return parse(_read(response, BODY_LIMIT))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            return StemTransportError(
-                f"no whole answer from GET {self._shown(url)}: {self._shown(_root_cause(exc))}"
-            )
+            return StemTransportError(f"no whole answer from GET {self._shown(url)}: {self._shown(_root_cause(exc))}")
         except StemDataError as exc:
             return type(exc)(f"{self._shown(str(exc))} [GET {url}]")
 

@@ -14,6 +14,8 @@ from airflow_provider_stem.streams.windows import first_expected_end
 StreamStarts = Mapping[str, datetime | None]
 """When each stream of a site began; ``None`` where the API does not say."""
 
+_MAX_TIME = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -79,7 +81,8 @@ def _read_start(text: Any, site_id: str, stream_type: str) -> datetime | None:
     if text is None:
         return None
     try:
-        instant = datetime.fromisoformat(text)
+        # Python takes any number of digits after the seconds; a record is to be of bounded size.
+        instant = datetime.fromisoformat(text if len(text) <= _MAX_TIME else "")
         # All times of the API are UTC, so one that does not say so is not refused here.
         return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
