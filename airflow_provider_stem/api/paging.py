@@ -8,6 +8,7 @@ from airflow_provider_stem.errors import StemDataError
 
 # Beyond this a server is handing out new ids without end, not listing sites.
 _MAX_PAGES = 100_000
+_MAX_ITEMS = 1_000_000
 
 
 class Pager:
@@ -55,6 +56,8 @@ class Pager:
             if identifier not in self._seen:
                 self._seen.add(identifier)
                 new.append(item)
+        if len(self._seen) > _MAX_ITEMS:
+            raise StemDataError(f"the listing of {self._collection!r} does not end after {_MAX_ITEMS:,} entries")
         self.done = not new
         self.page += 1
         if self.page > _MAX_PAGES and not self.done:
