@@ -360,12 +360,15 @@ def _record(site: Mapping[str, Any], client_id: str) -> dict[str, Any]:
                 f"the id {one_line(repr(identifier[:100]))} of {len(identifier):,} characters cannot be kept: "
                 f"it has more than {_MAX_ID:,}, a NUL, or is not valid Unicode"
             )
-    name = site.get("name")
+    name, times = site.get("name"), site.get("stream_start_times")
+    if not isinstance(name, str):
+        name = None
+    elif not name.isprintable() or len(name) > _MAX_ID:
+        name = one_line(name)
     stream_starts(site, site["id"])  # what does not read here would fail every task that is mapped over it
-    times = site.get("stream_start_times")
     return {
         "site_id": site["id"],
-        "name": one_line(name) if isinstance(name, str) else None,
+        "name": name,
         "client_id": client_id,
         "stream_start_times": times and {t: text for t, text in times.items() if t in STREAM_TYPES},
     }
