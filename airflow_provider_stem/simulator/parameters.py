@@ -45,10 +45,10 @@ def only(*names: str) -> Callable[[Request], Awaitable[None]]:
 
 
 def _whole_number(value: Any) -> Any:
-    """Take plain digits only, where pydantic would also take ``1.0`` or `` 1``."""
+    """Take plain digits only, where pydantic would also take ``1.0`` or `` 1``; nine, which is plenty."""
     if isinstance(value, str):
         if not re.fullmatch(r"[0-9]{1,9}", value):
-            raise ValueError(f"{value!r} is not a whole number")
+            raise ValueError(f"{value!r} is not a whole number of at most nine digits")
         return int(value)
     return value
 
@@ -89,14 +89,14 @@ Page = Annotated[
     int,
     BeforeValidator(_whole_number),
     AfterValidator(_positive),
-    WithJsonSchema({"type": "integer", "minimum": 1}),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 999_999_999}),
     Query(description="Number of the page, from 1."),
 ]
 PerPage = Annotated[
     int,
     BeforeValidator(_whole_number),
     AfterValidator(_positive),
-    WithJsonSchema({"type": "integer", "minimum": 1}),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 999_999_999}),
     Query(description="Items on a page. The server may cap it."),
 ]
 Resolution = Annotated[
@@ -106,22 +106,22 @@ Resolution = Annotated[
     WithJsonSchema({"type": "integer", "enum": list(RESOLUTIONS)}),
     Query(description="Seconds of each interval."),
 ]
+_ANY_TYPE = "|".join(STREAM_TYPES)
 _INSTANT_SCHEMA = {
     "type": "string",
     "format": "date-time",
     "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
-    "examples": ["2014-12-31T00:00:01Z"],
 }
 StartDatetime = Annotated[
     int,
     BeforeValidator(_instant),
-    WithJsonSchema(_INSTANT_SCHEMA),
+    WithJsonSchema({**_INSTANT_SCHEMA, "examples": ["2014-12-31T00:00:01Z"]}),
     Query(description="UTC time from which data is wanted, rounded to the nearest stream."),
 ]
 EndDatetime = Annotated[
     int,
     BeforeValidator(_instant),
-    WithJsonSchema(_INSTANT_SCHEMA),
+    WithJsonSchema({**_INSTANT_SCHEMA, "examples": ["2015-01-01T00:00:00Z"]}),
     Query(
         description="UTC time up to which data is wanted, rounded to the nearest stream. At least one"
         " resolution and at most 365 days after start_datetime."
@@ -130,6 +130,13 @@ EndDatetime = Annotated[
 StreamTypes = Annotated[
     list[str],
     AfterValidator(_stream_types),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "string", "pattern": f"^({_ANY_TYPE})(,({_ANY_TYPE}))*$"},
+            "minItems": 1,
+        }
+    ),
     Query(
         description=f"One or many of {', '.join(STREAM_TYPES)}: the parameter repeated, or its values"
         " separated by commas. A type that the site lacks makes the whole request a 400."
