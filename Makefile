@@ -13,7 +13,7 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-campaigns test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer lint package format lock clean
+.PHONY: help venv test test-browser test-campaigns test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -50,7 +50,7 @@ screenshots: venv  ## Renew the documentation's pictures of Airflow; needs Chrom
 # What is measured beside us needs other versions of what we need, so each has its own environment.
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
 
-$(BENCH:=/.installed): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+$(BENCH:=/.installed) .venv-fuzz/.installed .venv-openapi/.installed: .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench,$*),$(LOCK))
@@ -70,6 +70,15 @@ bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and th
 
 bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
 	$(BIN)/python benchmarks/triggerer.py $(ARGS)
+
+SECONDS ?= 300
+
+fuzz: .venv-fuzz/.installed  ## Search for answers that break decoding, SECONDS=300 for each kind.
+	PYTHONPATH=. .venv-fuzz/bin/python fuzz/fuzz_streams.py -max_total_time=$(SECONDS) $(ARGS)
+	PYTHONPATH=. .venv-fuzz/bin/python fuzz/fuzz_listings.py -max_total_time=$(SECONDS) $(ARGS)
+
+test-openapi: venv .venv-openapi/.installed  ## Hold the simulator to its own OpenAPI.
+	$(BIN)/python scripts/test_openapi.py .venv-openapi/bin/schemathesis $(ARGS)
 
 lint: venv  ## Check style, types, and what would be released.
 	$(BIN)/ruff check .
@@ -96,8 +105,10 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 	done
 	$(COMPILE) --output-file requirements/uv.txt requirements/uv.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in
+	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/fuzz.txt requirements/fuzz.in
+	$(COMPILE) --output-file requirements/openapi.txt requirements/openapi.in
 	$(COMPILE) --output-file requirements/bench-dlt.txt requirements/bench-dlt.in
 	$(COMPILE) --output-file requirements/bench-http-to-s3.txt requirements/bench-http-to-s3.in
 
 clean:  ## Remove what was made here.
-	rm -rf .venv .venv-* .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-* .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

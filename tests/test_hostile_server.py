@@ -9,6 +9,7 @@ import resource
 import socket
 from contextlib import ExitStack
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import pytest
@@ -190,7 +191,8 @@ def test_what_comes_through_xcom_is_no_template(serve):
     with DAG("hostile", schedule=None):
         listing = StemSiteListOperator(task_id="list")
         operator = StemStreamsToS3Operator(task_id="land", sites=listing.output, s3_bucket="b", batch="{{ 6 * 7 }}")
-    operator.render_template_fields({"ti": SimpleNamespace(xcom_pull=lambda **_: records)})
+    context: Any = {"ti": SimpleNamespace(xcom_pull=lambda **_: records)}
+    operator.render_template_fields(context)
     assert (operator.sites, operator.batch) == (records, "42")
 
 
