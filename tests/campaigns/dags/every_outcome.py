@@ -19,7 +19,7 @@ from airflow_provider_stem.sensors import StemStreamsSensor
 
 BUCKET = os.environ["STEM_TEST_BUCKET"]
 FROM_3_3 = tuple(map(int, version("apache-airflow").split(".")[:2])) >= (3, 3)
-HOUR = {"start": "2025-07-01T00:00Z", "end": "2025-07-01T01:00Z"}
+HOUR: Any = {"start": "2025-07-01T00:00Z", "end": "2025-07-01T01:00Z"}
 # Beyond the end of all data: these wait until their time is over.
 NEVER = {"start": "2035-07-01T00:00Z", "end": "2035-07-01T01:00Z"}
 FAULTS = (
