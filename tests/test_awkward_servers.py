@@ -171,7 +171,7 @@ def check(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         site_id = sites[0].site_id
         monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", simulator.connection)
         hook = StemHook()
-        hook.client = StemClient(config, sleep=lambda _: None)  # type: ignore[misc]
+        hook.client = StemClient(config, sleep=lambda _: None)
         table = hook.get_streams(
             site_id, past.start, past.end, stream_types=STREAM_TYPES, resolution=resolution, on_unavailable="skip"
         )

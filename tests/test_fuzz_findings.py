@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_stem.api.payloads import read_object
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemError
-from airflow_provider_stem.streams.decoding import StreamsDecoder
+from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import Window
 
@@ -89,3 +91,34 @@ def test_what_is_no_site_cannot_flood_a_message(sites: Any):
         read_sites(sites)
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 700
+
+
+# The shortest body for each way through the readers that fuzzing found; bytes, written as characters.
+DATA = Path(__file__).with_name("data")
+KEPT = [body.encode("latin-1") for body in json.loads((DATA / "fuzz_streams.json").read_text())]
+
+
+@pytest.mark.parametrize("body", KEPT, ids=range(len(KEPT)))
+@pytest.mark.parametrize("lenient", [False, True])
+def test_the_readers_agree_on_what_fuzzing_kept(body: bytes, lenient: bool):
+    columnar = _read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=lenient)
+    try:
+        plain, _ = _read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
+    except StemDataError as error:
+        assert columnar is None
+        assert len(str(error)) < 2000
+    else:
+        assert columnar is None or {n: rows for n, rows in columnar.items() if rows.num_rows} == {
+            n: rows for n, rows in plain.items() if rows.num_rows
+        }
+
+
+def test_what_fuzzing_kept_goes_every_way():
+    taken, refused = 0, 0
+    for body in KEPT:
+        taken += _read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=True) is not None
+        try:
+            _read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
+        except StemDataError:
+            refused += 1
+    assert min(taken, refused, len(KEPT) - taken - refused) >= 3
