@@ -104,9 +104,8 @@ def test_the_readers_agree_on_what_fuzzing_kept(body: bytes, lenient: bool):
     columnar = _read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=lenient)
     try:
         plain, _ = _read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
-    except StemDataError as error:
+    except StemDataError:
         assert columnar is None
-        assert len(str(error)) < 2000
     else:
         assert columnar is None or {n: rows for n, rows in columnar.items() if rows.num_rows} == {
             n: rows for n, rows in plain.items() if rows.num_rows
