@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.arguments import check_arguments
+from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.mappedoperator import OperatorPartial

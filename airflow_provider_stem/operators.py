@@ -16,7 +16,6 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.arguments import check_arguments
 from airflow_provider_stem.assets import as_alias_extra
 from airflow_provider_stem.errors import StemConfigError, StemDataError
@@ -29,6 +28,7 @@ from airflow_provider_stem.streams.formats import check_format, extension
 from airflow_provider_stem.streams.keys import DEFAULT_KEY, common_prefix
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, check_stream_types
+from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

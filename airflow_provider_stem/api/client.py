@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.paging import Pager
-from airflow_provider_stem.api.payloads import Body, one_line, read_object
+from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import StemConfigError, StemNotFoundError, StemRequestError, StemUnavailableError
+from airflow_provider_stem.text import one_line
 
 T = TypeVar("T")
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow_provider_stem.errors import StemDataError
-
-_MESSAGE_LIMIT = 500
+from airflow_provider_stem.text import one_line
 
 Body = bytes | mmap.mmap
 """What a 200 brought: in memory, or in a file where it is long."""
@@ -54,13 +53,6 @@ def error_messages(payload: Any) -> list[str]:
     return [
         error["message"] for error in errors[:10] if isinstance(error, dict) and isinstance(error.get("message"), str)
     ]
-
-
-def one_line(text: str) -> str:
-    """Make a foreign text fit for a log: no line breaks, no terminal escapes, no flood."""
-    clean = "".join(c if c.isprintable() else " " for c in text[: 2 * _MESSAGE_LIMIT])
-    clean = " ".join(clean.split())
-    return clean if len(clean) <= _MESSAGE_LIMIT else clean[: _MESSAGE_LIMIT - 1] + "…"
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from requests.auth import AuthBase
 from airflow_provider_stem import __version__
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.deadline import WholeAnswerAdapter
-from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError, error_messages, one_line
+from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError, error_messages
 from airflow_provider_stem.errors import (
     StemApiError,
     StemAuthError,
@@ -34,6 +34,7 @@ from airflow_provider_stem.errors import (
     StemServerError,
     StemTransportError,
 )
+from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, Literal, Protocol, cast
 import pyarrow as pa
 
 from airflow_provider_stem.api.client import StemClient
-from airflow_provider_stem.api.payloads import one_line
 from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompleteError
 from airflow_provider_stem.streams.extraction import Extraction
 from airflow_provider_stem.streams.files import write_file
@@ -28,6 +27,7 @@ from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.spool import Piece, Shelf, ShelvedFile, Spool
 from airflow_provider_stem.streams.tables import landing_batch
 from airflow_provider_stem.streams.windows import Partition, Window, iso
+from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 

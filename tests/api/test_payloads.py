@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_stem.api.payloads import UnreadableAnswerError, error_messages, one_line, read_object
+from airflow_provider_stem.api.payloads import UnreadableAnswerError, error_messages, read_object
 from airflow_provider_stem.errors import StemDataError
+from airflow_provider_stem.text import one_line
 
 
 @pytest.mark.parametrize(
