@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+import os
+import subprocess
+import sys
 import time
 from datetime import datetime
 from types import SimpleNamespace
@@ -23,6 +27,20 @@ def until(condition, within=30.0):
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.002)
+
+
+def printed_by(program, *arguments, **environment):
+    """Run a Python program in a process of its own, and give the JSON that it prints last."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 class Lake:

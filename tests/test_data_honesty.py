@@ -187,7 +187,7 @@ def test_what_lies_outside_of_the_window_is_dropped_and_what_lacks_is_missing(
 def test_days_of_a_local_schedule_tile_when_the_clocks_change(simulated, lake, zone, first, intervals, resolution):
     sim = simulated()
     timetable = CronDataIntervalTimetable("0 0 * * *", timezone=zone)
-    start = pendulum.parse(first, tz=zone)
+    start = pendulum.from_format(first, "YYYY-MM-DD", tz=zone)
     landed = []
     for number, _ in enumerate(intervals):
         interval = timetable.infer_manual_data_interval(run_after=start.add(days=number + 1))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from tests.support import printed_by
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "example_dags").glob("*.py"))
@@ -61,16 +59,8 @@ def found(tmp_path_factory):
     one, two = folder / "imports.py", folder / "warns.py"
     one.write_text(f"{DEPRECATED}\n")
     two.write_text("import warnings\nwarnings.warn('of old', FutureWarning)\n")
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, *map(str, [*EXAMPLES, one, two])],
-        env={**os.environ, "AIRFLOW_HOME": str(folder), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    files = map(str, [*EXAMPLES, one, two])
+    return printed_by(IMPORTS, *files, AIRFLOW_HOME=str(folder), PYTHONPATH=str(ROOT))
 
 
 def test_importing_the_package_warns_of_nothing(found):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
-import subprocess
-import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +14,7 @@ import jsonschema
 import pytest
 
 from airflow_provider_stem import __version__, get_provider_info
+from tests.support import printed_by
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 NAME = "airflow-provider-stem"
@@ -98,16 +96,7 @@ def test_the_component_check_finds_nothing_in_a_class(module, checker):
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     commands = ["list", GET, "hooks", "behaviours", "widgets", "links", "triggers", "configs"]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        env={**os.environ, "AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow"))},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed_by(COMMANDS, json.dumps(commands), AIRFLOW_HOME=str(tmp_path_factory.mktemp("airflow")))
 
 
 def as_text(value):

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import subprocess
-import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,14 @@ import pytest
 
 import airflow_provider_stem
 from airflow_provider_stem import errors
+from tests.support import printed_by
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "airflow_provider_stem"
 
 
 def modules_after(statement):
-    code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    return set(json.loads(printed.stdout.splitlines()[-1]))
+    return set(printed_by(f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"))
 
 
 def test_the_package_root_is_light():
@@ -121,8 +118,7 @@ print(form.model_dump_json())
 def test_the_connection_form_of_airflow_3_shows_our_fields():
     pytest.importorskip("airflow.api_fastapi.core_api.services.ui.connections")
     # As the API server asks: on Airflow 3.1 whoever asked for hooks first would change the answer.
-    printed = subprocess.run([sys.executable, "-c", FORM], capture_output=True, text=True, check=True, env=os.environ)
-    form = json.loads(printed.stdout.splitlines()[-1])
+    form = printed_by(FORM)
     assert form["hook_name"] == "Stem"
     if form["extra_fields"] is None and version("apache-airflow").startswith("3.0."):
         pytest.skip("Airflow 3.0 reads forms from hooks alone, and those need the FAB provider")
