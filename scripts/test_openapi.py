@@ -40,7 +40,15 @@ def main(schemathesis: str, *options: str) -> int:
             with Simulator(Settings(**settings), keep_requests=False) as simulator:
                 address = simulator.url.replace("/api/v1/", "/openapi.json")
                 key = f"Authorization: APIKEY {simulator.settings.api_key}"
-                command = [schemathesis, "--config-file", str(config), "run", address, "--header", key]
+                command = [
+                    str(Path(schemathesis).absolute()),
+                    "--config-file",
+                    str(config),
+                    "run",
+                    address,
+                    "--header",
+                    key,
+                ]
                 command += ["--max-examples", "150", "--seed", "1", "--no-color", *options]
                 failed += subprocess.run(command, check=False, cwd=folder).returncode != 0
     return failed
