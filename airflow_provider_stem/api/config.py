@@ -84,7 +84,9 @@ def _api_key(password: str | None) -> str:
 
 def _base_url(host: str, schema: str, port: int | None) -> str:
     if schema.lower() not in {"", "http", "https"}:
-        raise StemConfigError(f"Schema {schema!r} of the connection is neither 'http' nor 'https'.")
+        raise StemConfigError(
+            f"Schema {schema!r} of the connection is neither 'http' nor 'https': clear it, or choose one of them."
+        )
     schema = schema.lower()
     if port is not None and not 1 <= port <= 65535:
         raise StemConfigError(f"Port {port} of the connection is not in 1..65535: leave it empty for the default.")
@@ -111,7 +113,8 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
         name = url_port = None
     if not name or not _is_host(name) or url.scheme not in {"http", "https"} or url_port == 0:
         raise StemConfigError(
-            f"Host {host!r} of the connection is not a host, host:port or http(s) URL such as {DEFAULT_BASE_URL}"
+            f"Host {host!r} of the connection is not a host, host:port or http(s) URL: give one such as "
+            f"{DEFAULT_BASE_URL}"
         )
     if schema and schema != url.scheme:
         raise StemConfigError(
@@ -155,7 +158,7 @@ def _extra(extra: str | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
-        raise StemConfigError('Extra of the connection is not a JSON object such as {"timeout": 60}.')
+        raise StemConfigError('Extra of the connection is not a JSON object: give one such as {"timeout": 60}.')
     # The Test button of Airflow 2's form sends each option twice, once with the name that its field has in the form.
     options = {name.removeprefix("extra__stem__"): value for name, value in options.items()}
     if unknown := sorted(set(options) - set(_OPTIONS)):
@@ -167,7 +170,7 @@ def _read(options: Mapping[str, Any], place: str) -> dict[str, Any]:
     read = {name: _OPTIONS[name](value) for name, value in options.items() if value is not None and value != ""}
     for name, value in read.items():
         if value is None:
-            raise StemConfigError(f"{place.format(name)} is {options[name]!r}, not {_EXPECTED[name]}.")
+            raise StemConfigError(f"{place.format(name)} is {options[name]!r}: give {_EXPECTED[name]}.")
     return read
 
 

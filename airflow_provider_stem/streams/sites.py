@@ -47,7 +47,7 @@ def read_sites(argument: Any) -> list[Site]:
     :raises StemConfigError: names the entry and the remedy.
     """
     entries = [argument] if isinstance(argument, (str, Mapping)) else argument
-    if not isinstance(entries, Iterable):
+    if not isinstance(entries, Iterable) or isinstance(entries, (bytes, bytearray)):
         raise StemConfigError(
             f"sites is {one_line(repr(argument))}: give a site id, a site record, or a list of either."
         )
@@ -107,5 +107,5 @@ def _read_site(entry: Any) -> Site:
 
 def _checked_id(site_id: str) -> str:
     if site_id.strip() in {"", ".", ".."}:
-        raise StemConfigError(f"sites holds {site_id[:100]!r}, which is no site id.")
+        raise StemConfigError(f"sites holds {site_id[:100]!r}, which is no site id: give the ids that the API lists.")
     return site_id
