@@ -22,7 +22,15 @@ def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
         :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` triggered.
     :return: ``{"uri", "rows", "bytes", "start", "end"}`` of each, by uri; ISO 8601 in UTC.
     """
-    objects = {landed["uri"]: dict(landed) for extra in event_extras(context) for landed in extra.get("objects", ())}
+    objects: dict[str, dict[str, Any]] = {}
+    for extra in event_extras(context):
+        told = extra.get("objects", ())
+        if not isinstance(told, list | tuple) or not all(isinstance(one, Mapping) and "uri" in one for one in told):
+            raise StemConfigError(
+                f"objects of a triggering asset event is {str(told)[:100]!r}: schedule the DAG on assets whose events "
+                "StemStreamsToS3Operator makes."
+            )
+        objects |= {one["uri"]: dict(one) for one in told}
     return [objects[uri] for uri in sorted(objects)]
 
 
@@ -35,7 +43,15 @@ def combined(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     :return: ``window`` from the earliest start to the latest end, ``objects`` of all, ``rows`` in sum.
     :raises StemConfigError: there is no receipt, or they are of several resolutions.
     """
-    told = [receipt for receipt in receipts if receipt]
+    given: Any = receipts
+    if not isinstance(given, Iterable) or isinstance(given, (str, Mapping)):
+        raise StemConfigError(f"receipts is {str(receipts)[:100]!r}: give a list of what the tasks returned.")
+    told: list[Any] = [receipt for receipt in given if receipt]
+    for receipt in told:
+        if not isinstance(receipt, Mapping) or not {"window", "objects", "rows"} <= receipt.keys():
+            raise StemConfigError(
+                f"receipts holds {str(receipt)[:100]!r}: give what StemStreamsToS3Operator returned, or None."
+            )
     resolutions = {receipt["window"]["resolution"] for receipt in told}
     if len(resolutions) != 1:
         raise StemConfigError(
@@ -67,6 +83,8 @@ def as_alias_extra(extra: Mapping[str, Any], airflow: str) -> dict[str, Any]:
 
 def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Give the extras of the events that triggered the run, the oldest first."""
+    if not isinstance(context, Mapping):
+        raise StemConfigError(f"context is {str(context)[:100]!r}: give the context of a running task.")
     events_by_asset = context.get("triggering_asset_events") or _events_on_airflow_2(context) or {}
     events = [event for events in events_by_asset.values() for event in events]
     events.sort(key=lambda event: getattr(event, "timestamp", None) or _EPOCH)
