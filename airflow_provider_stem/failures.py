@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 
+from airflow_provider_stem.arguments import check_connection_id
 from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemNotFoundError
 
 FINAL_ERRORS = (StemAuthError, StemConfigError, StemNotFoundError)
@@ -27,6 +28,7 @@ def final_errors(stem_conn_id: str) -> Iterator[None]:
         there. Whatever may pass goes through as it is, for Airflow to retry.
     """
     try:
+        check_connection_id("stem_conn_id", stem_conn_id)
         yield
     except StemAuthError as exc:
         remedy = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseHook, conf
 
+from airflow_provider_stem.arguments import check_connection_id, check_id
 from airflow_provider_stem.errors import (
     StemAuthError,
     StemConfigError,
@@ -46,6 +47,7 @@ class StemHook(BaseHook):
 
     def __init__(self, stem_conn_id: str = default_conn_name) -> None:
         super().__init__()
+        check_connection_id("stem_conn_id", stem_conn_id)
         self.stem_conn_id = stem_conn_id
 
     @classmethod
@@ -79,6 +81,11 @@ class StemHook(BaseHook):
         """
         from airflow_provider_stem.api.client import StemClient
 
+        if not hasattr(connection, "password"):
+            # Its type alone: a connection that is written as text holds the key.
+            raise StemConfigError(
+                f"connection is a {type(connection).__name__}: give a Connection, as get_connection does."
+            )
         return StemClient(cls._config_of(connection))
 
     @cached_property
@@ -158,12 +165,13 @@ class StemHook(BaseHook):
         :raises StemUnavailableError: the site lacks a type.
         :raises StemDataError: the answer is not what the API's guide describes ("Reading stream Data").
         """
+        check_id("site_id", site_id)
         until = parse_instant("end", end)
         window = Window.covering(parse_instant("start", start), until, resolution)
         check_end(until, resolution)
         types = check_stream_types(stream_types)
         if on_unavailable not in ("fail", "skip"):
-            raise StemConfigError(f"on_unavailable is {on_unavailable!r}: choose 'fail' or 'skip'.")
+            raise StemConfigError(f"on_unavailable is {on_unavailable!r}: choose one of fail, skip.")
 
         import pyarrow as pa
 

@@ -16,16 +16,16 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_stem.arguments import check_arguments
+from airflow_provider_stem.arguments import check_templated
 from airflow_provider_stem.assets import as_alias_extra
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import LandedObjectsLink
-from airflow_provider_stem.mapping import MappedOverSites
+from airflow_provider_stem.mapping import CheckedWhenParsed, MappedOverSites
 from airflow_provider_stem.streams.formats import check_format, extension
-from airflow_provider_stem.streams.keys import DEFAULT_KEY, common_prefix
+from airflow_provider_stem.streams.keys import DEFAULT_KEY, common_prefix, split_address
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, check_stream_types
 from airflow_provider_stem.text import one_line
@@ -43,7 +43,7 @@ _MAX_ID = 1_024  # a key of S3 has no room for more
 _COUNTS = {"incomplete": "incomplete_count", "unavailable": "unavailable_count", "failed_sites": "failed_count"}
 
 
-class StemSiteListOperator(BaseOperator):
+class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
     """
     List the sites that the key may see, for tasks to be mapped over.
 
@@ -59,6 +59,7 @@ class StemSiteListOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("client_id", "name", "stem_conn_id")
+    _may_be_none = ("stream_types",)
 
     def __init__(
         self,
@@ -71,16 +72,18 @@ class StemSiteListOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.check(
+            client_id=client_id, name=name, stream_types=stream_types, batches=batches, stem_conn_id=stem_conn_id
+        )
         self.client_id = client_id
         self.name = name
         self.stream_types = None if stream_types is None else check_stream_types(stream_types)
-        check_arguments(batches=batches)
         self.batches = batches
         self.stem_conn_id = stem_conn_id
 
     def execute(self, context: Context) -> list[dict[str, Any]]:  # noqa: ARG002
         """List, filter, group."""
-        with final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as client:
+        with final_errors(self.stem_conn_id), self._client() as client:
             records = {record["site_id"]: record for record in self._records(client)}
         sites = [records[site_id] for site_id in sorted(records)]
         if self.stream_types:
@@ -98,12 +101,14 @@ class StemSiteListOperator(BaseOperator):
             )
         return listed
 
+    def _client(self) -> StemClient:
+        check_templated(client_id=self.client_id, name=self.name, stem_conn_id=self.stem_conn_id)
+        return StemHook(self.stem_conn_id).get_conn()
+
     def _records(self, client: StemClient) -> Iterator[dict[str, Any]]:
         client_ids = [self.client_id] if isinstance(self.client_id, str) else self.client_id
         if client_ids is None:
             client_ids = [listed["id"] for listed in client.list_clients()]
-        elif not client_ids:
-            raise StemConfigError("client_id is empty: give at least one client id, or leave it out for every client.")
         for client_id in client_ids:
             for site in client.list_sites(client_id, self.name):
                 yield _record(site, client_id)
@@ -188,20 +193,29 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_arguments(
+        self.check(
+            sites=sites,
             stream_types=stream_types,
             resolution=resolution,
+            start=start,
+            end=end,
             default_interval=default_interval,
             lookback=lookback,
             partition=partition,
+            s3_bucket=s3_bucket,
             s3_key=s3_key,
+            batch=batch,
             file_format=file_format,
             compression=compression,
             on_incomplete=on_incomplete,
             on_unavailable=on_unavailable,
             on_empty=on_empty,
             on_site_error=on_site_error,
+            partition_events=partition_events,
+            replace=replace,
             max_workers=max_workers,
+            stem_conn_id=stem_conn_id,
+            aws_conn_id=aws_conn_id,
         )
         self.sites = sites
         self.stream_types = check_stream_types(stream_types)
@@ -235,6 +249,13 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
 
         with final_errors(self.stem_conn_id):
             sites = read_sites(self.sites)
+            check_templated(
+                s3_bucket=self.s3_bucket,
+                s3_key=self.s3_key,
+                batch=self.batch,
+                stem_conn_id=self.stem_conn_id,
+                aws_conn_id=self.aws_conn_id,
+            )
             window = self._window(context)
             if not window.intervals:
                 raise AirflowSkipException(
@@ -310,14 +331,12 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         return window
 
     def _bucket_and_key(self) -> tuple[str | None, str]:
-        if not self.s3_key.startswith("s3://"):
-            return self.s3_bucket or None, self.s3_key
-        if self.s3_bucket:
+        bucket, key = split_address(self.s3_key)
+        if bucket and self.s3_bucket:
             raise StemConfigError(
                 f"s3_bucket is {self.s3_bucket!r} and s3_key {self.s3_key!r} names a bucket too: give one of them."
             )
-        bucket, _, key = self.s3_key.removeprefix("s3://").partition("/")
-        return bucket, key
+        return bucket or self.s3_bucket or None, key
 
     def _batch_of(self, context: Context) -> str:
         if self.batch is not None:

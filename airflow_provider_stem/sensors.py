@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.triggers.base import BaseTrigger, StartTriggerArgs
 
 from airflow_provider_stem import errors
-from airflow_provider_stem.arguments import check_arguments
+from airflow_provider_stem.arguments import check_templated
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
@@ -94,13 +94,20 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_arguments(
+        self.check(
+            sites=sites,
             stream_types=stream_types,
             resolution=resolution,
+            start=start,
+            end=end,
             default_interval=default_interval,
             min_completeness=min_completeness,
             settle=settle,
+            batch=batch,
+            deferrable=deferrable,
+            start_from_trigger=start_from_trigger,
             max_workers=max_workers,
+            stem_conn_id=stem_conn_id,
         )
         self.sites = sites
         self.stream_types = check_stream_types(stream_types)
@@ -204,7 +211,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Begin a mapped task."""
-        if kwargs.get("start_from_trigger"):
+        if kwargs.get("start_from_trigger") is True:
             raise StemConfigError("start_from_trigger is True: mapped tasks begin in a worker, so leave it out.")
         return super().partial(**kwargs)
 
@@ -234,6 +241,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
     def _watch_of(self, context: Context) -> Watch:
         from airflow_provider_stem.streams.watch import Watch
 
+        check_templated(batch=self.batch, stem_conn_id=self.stem_conn_id)
         window = Window.covering(
             *wall_time_of_run(context, start=self.start, end=self.end, default_interval=self.default_interval),
             self.resolution,
@@ -268,9 +276,9 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             "min_completeness": self.min_completeness,
             "settle": (self.settle or timedelta()).total_seconds(),
             "poke_interval": self.poke_interval,
-            "exponential_backoff": self.exponential_backoff,
+            "exponential_backoff": bool(self.exponential_backoff),
             "max_wait": self.max_wait.total_seconds() if self.max_wait else None,
-            "silent_fail": self.silent_fail,
+            "silent_fail": bool(self.silent_fail),
             "max_workers": self.max_workers,
             "stem_conn_id": self.stem_conn_id,
         }

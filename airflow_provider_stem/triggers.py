@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_stem.arguments import check_templated, check_trigger_arguments
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import FINAL_ERRORS
 from airflow_provider_stem.hooks import StemHook
@@ -78,6 +79,24 @@ class StemStreamsTrigger(BaseTrigger):
         stem_conn_id: str = StemHook.default_conn_name,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        # Not the sites, of which there can be thousands: it is made in the triggerer's event loop.
+        check_trigger_arguments(
+            stream_types=stream_types,
+            resolution=resolution,
+            start=start,
+            end=end,
+            default_interval=default_interval,
+            min_completeness=min_completeness,
+            settle=settle,
+            poke_interval=poke_interval,
+            exponential_backoff=exponential_backoff,
+            max_wait=max_wait,
+            silent_fail=silent_fail,
+            deadline=deadline,
+            progress=progress,
+            max_workers=max_workers,
+            stem_conn_id=stem_conn_id,
+        )
         self.sites = sites
         self.stream_types = stream_types
         self.resolution = resolution
@@ -181,6 +200,7 @@ class StemStreamsTrigger(BaseTrigger):
         # Imported here, in a thread: pyarrow takes its time.
         from airflow_provider_stem.streams.watch import Watch
 
+        check_templated(stem_conn_id=self.stem_conn_id)
         window = Window.covering(parse_instant("start", self.start), parse_instant("end", self.end), self.resolution)
         return Watch(read_sites(self.sites), self.stream_types, window, self.progress)
 

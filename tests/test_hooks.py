@@ -80,7 +80,7 @@ def test_listing_is_lazy(stem):
         ({"host": "http://127.0.0.1:1"}, "cannot be reached: check Host, Port and network"),
         ({"host": "http://example.com"}, "Plain http to 'example.com'"),
         ({"extra": {"tiemout": 5}}, r"unknown keys \['tiemout'\]"),
-        ({"extra": {"timeout": "soon"}}, "'timeout' .* is 'soon', not a number of seconds above 0"),
+        ({"extra": {"timeout": "soon"}}, "'timeout' .* is 'soon': give a number of seconds above 0"),
     ],
 )
 def test_the_connection_test_says_what_to_mend_and_never_raises(change, message, stem, monkeypatch):
@@ -160,8 +160,8 @@ def test_get_streams_of_a_window_that_ends_now_is_whole(reading, stem_simulator_
         (("site-00001", *DAY), {"resolution": 300}, "resolution is 300"),
         (("site-00001", *DAY), {"stream_types": ()}, "stream_types"),
         (("site-00001", *DAY), {"on_unavailable": "warn"}, "on_unavailable is 'warn'"),
-        (("", *DAY), {}, "no site id"),
-        (("..", *DAY), {}, "no site id"),
+        (("", *DAY), {}, "site_id is .*give the identifier"),
+        (("..", *DAY), {}, "site_id is .*give the identifier"),
     ],
 )
 def test_get_streams_refuses_bad_arguments_before_any_request(arguments, options, message, stem):

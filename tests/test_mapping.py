@@ -111,7 +111,9 @@ def test_a_mapped_sensor_waits(stem):
 
 def test_a_name_never_hides_why_the_task_failed(stem):
     """Airflow makes the name after a failure too, and an error of the name would take the failure's place."""
-    sensor = StemStreamsSensor(task_id="wait", sites=17)  # type: ignore[arg-type]
+    with DAG("dag", schedule=None):
+        mapping = StemStreamsSensor.partial(task_id="wait").expand(sites=["site-00001"])
+    sensor: Any = mapping.unmap({"sites": 17})
     with pytest.raises(AirflowFailException, match="sites is 17: give a site id"):
         sensor.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
     assert sensor.batch_name == "17"

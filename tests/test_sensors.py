@@ -448,7 +448,7 @@ def test_a_mistake_fails_at_once_with_the_remedy_and_without_a_request(wait, sim
     arguments = dict(arguments)
     context = wait.context(*arguments.pop("context", HOUR))
     with pytest.raises(AirflowSkipException if "never_fail" in flags else AirflowFailException) as error:
-        wait(context, **arguments, **flags)
+        wait(context, rendered=arguments, **flags)
     error.match("never_fail" if "never_fail" in flags else remedy)
     assert sim.requests == []
     assert wait.clock.sleeps == []

@@ -125,10 +125,14 @@ class Waiting:
             monkeypatch.setattr(BASE, "_orig_start_date", lambda **_: self._first_start)
             monkeypatch.setattr(BASE, "_is_metadatabase_mysql", lambda: False)
 
-    def sensor(self, **arguments):
+    def sensor(self, *, rendered=None, **arguments):
+        """Give a sensor; what is ``rendered`` comes from templates, once the sensor is made."""
         arguments = {"task_id": "wait", "sites": "site-00001", "poke_interval": 600, "timeout": RUN, **arguments}
         mode = "reschedule" if self.mode.startswith("reschedule") else "poke"
-        return StemStreamsSensor(mode=mode, deferrable=self.mode == "deferred", **arguments)
+        sensor = StemStreamsSensor(mode=mode, deferrable=self.mode == "deferred", **arguments)
+        for name, value in (rendered or {}).items():
+            setattr(sensor, name, value)
+        return sensor
 
     def context(self, start=HOUR[0], end=HOUR[1], **more):
         ti = SimpleNamespace(

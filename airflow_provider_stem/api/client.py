@@ -63,6 +63,7 @@ class StemClient:
 
     def list_sites(self, client_id: str | None = None, name: str | None = None) -> Iterator[dict[str, Any]]:
         """Give every site of a client, or of every client, once, as the API sent it."""
+        _check_name(name)
         if client_id is not None:
             yield from self._listing(f"clients/{_segment('client_id', client_id)}/sites", "sites", name)
             return
@@ -113,6 +114,7 @@ class StemClient:
             raise
 
     def _listing(self, path: str, collection: str, name: str | None) -> Iterator[dict[str, Any]]:
+        _check_name(name)
         pager = Pager(collection, self._config.page_size, name)
         while not pager.done:
             page = pager.page
@@ -126,6 +128,11 @@ class StemClient:
             yield from pager.take(payload)
 
 
+def _check_name(name: object) -> None:
+    if not (name is None or isinstance(name, str)):
+        raise StemConfigError(f"name is {name!r}: give a part of a name as text, or leave it out.")
+
+
 def _segment(argument: str, identifier: object) -> str:
     """Quote an opaque id whole, so that no character of it can lead to another path."""
     if not isinstance(identifier, str) or identifier in {"", ".", ".."}:
@@ -133,4 +140,7 @@ def _segment(argument: str, identifier: object) -> str:
     try:
         return quote(identifier, safe="")
     except UnicodeEncodeError:
-        raise StemConfigError(f"{argument} is {one_line(repr(identifier))}, which is not valid Unicode.") from None
+        raise StemConfigError(
+            f"{argument} is {one_line(repr(identifier))}, which is not valid Unicode: give the identifier that the API "
+            "lists."
+        ) from None

@@ -12,15 +12,15 @@ _COMPRESSIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_format(file_format: str, compression: str) -> str:
+def check_format(file_format: object, compression: object) -> str:
     """
     Give the compression that is meant.
 
     :raises StemConfigError: names the argument, its value and what there is.
     """
-    choices = _COMPRESSIONS.get(file_format)
-    if choices is None:
+    if not isinstance(file_format, str) or file_format not in _COMPRESSIONS:
         raise StemConfigError(f"file_format is {file_format!r}: choose one of {', '.join(_COMPRESSIONS)}.")
+    choices = _COMPRESSIONS[file_format]
     if compression == "default":
         return choices[0]
     if compression not in choices:

@@ -21,6 +21,9 @@ PLACEHOLDERS = ("start", "end", "resolution", "batch", "dag_id", "task_id", "ext
 
 _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _MAX_KEY_BYTES = 1024
+_SCHEME = "s3://"
+# As boto3 checks them: a name, or the address of an access point.
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
 
 
 class _KeyFormatter(string.Formatter):
@@ -46,13 +49,41 @@ _EXAMPLE = Window.covering(
 )
 
 
-def check_key_template(s3_key: str) -> None:
+def check_bucket(argument: str, bucket: object) -> None:
+    """Refuse what is no bucket's name; an empty one stands for the connection's."""
+    if bucket != "" and not (isinstance(bucket, str) and _BUCKET.fullmatch(bucket)):
+        raise StemConfigError(
+            f"{argument} is {bucket!r}: give the name of a bucket alone, such as 'my-lake', or leave it out."
+        )
+
+
+def split_address(s3_key: str) -> tuple[str | None, str]:
     """
-    Refuse a key template with unknown placeholders, before anything runs.
+    Part a full ``s3://bucket/key`` address; a key alone has no bucket.
+
+    :raises StemConfigError: the address has no good bucket.
+    """
+    if not s3_key.startswith(_SCHEME):
+        return None, s3_key
+    bucket, _, key = s3_key.removeprefix(_SCHEME).partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise StemConfigError(f"s3_key is {s3_key!r}: give a key, or a full address such as 's3://my-lake/key'.")
+    return bucket, key
+
+
+def check_key_template(s3_key: object) -> None:
+    """
+    Refuse a key template with unknown placeholders, and one that can give no good key, before anything runs.
 
     :param s3_key: may still hold Jinja, which is passed over.
     """
-    _format(_JINJA.sub("", s3_key), _values(_EXAMPLE, "batch", "dag", "task", "parquet"))
+    if not isinstance(s3_key, str):
+        raise StemConfigError(f"s3_key is {s3_key!r}: give a key or a full s3:// address as text.")
+    without_jinja = _JINJA.sub("", s3_key)
+    example = {"batch": "batch", "dag_id": "dag", "task_id": "task", "extension": "parquet"}
+    _format(without_jinja, _values(_EXAMPLE, **example))
+    if without_jinja == s3_key:
+        object_key(split_address(s3_key)[1], _EXAMPLE, **example)
 
 
 def object_key(s3_key: str, period: Window, *, batch: str, dag_id: str, task_id: str, extension: str) -> str:

@@ -61,9 +61,7 @@ class Window:
                 raise StemConfigError(
                     f"{name} is {value.isoformat()}, which has no time zone: add an offset such as Z."
                 )
-        # In UTC: Python compares two times of one zone by the clock on the wall, which goes back once a year.
-        if end.astimezone(UTC) <= start.astimezone(UTC):
-            raise StemConfigError(f"end {end.isoformat()} is not after start {start.isoformat()}.")
+        check_order(start, end)
         return cls(_floor(start, resolution), _floor(end, resolution), resolution)
 
     @property
@@ -151,6 +149,15 @@ class Window:
             following = min(_period_end(edge, partition), self.end)
             yield Window(edge, following, self.resolution)
             edge = following
+
+
+def check_order(start: datetime, end: datetime) -> None:
+    """Refuse a time that ends before it begins."""
+    # In UTC: Python compares two times of one zone by the clock on the wall, which goes back once a year.
+    if end.astimezone(UTC) <= start.astimezone(UTC):
+        raise StemConfigError(
+            f"end {end.isoformat()} is not after start {start.isoformat()}: give an end later than the start."
+        )
 
 
 def check_lookback(lookback: timedelta | None, partition: str) -> None:
