@@ -11,9 +11,10 @@ UV := $(BIN)/uv
 UPGRADE ?= --upgrade
 COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
+PARALLEL := --ignore=tests/browser --ignore=tests/campaigns --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-campaigns test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
+.PHONY: help venv test test-browser test-campaigns test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,13 +31,16 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 	@touch $@
 
 test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the newest.
-	$(BIN)/python -m pytest --ignore=tests/browser --ignore=tests/campaigns --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-browser: venv  ## Type into Airflow's connection form; needs Chromium (Debian: chromium).
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-campaigns: venv  ## Kill two hundred tasks, and look for the key all over an Airflow; about ten minutes.
 	$(BIN)/python -m pytest tests/campaigns $(ARGS)
+
+test-lowest: .venv-lowest/.installed  ## Run the tests with the lowest versions that pyproject.toml allows (Python 3.11).
+	.venv-lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-matrix:  ## Run the tests on every Airflow, one after the other.
 	@$(PYTHON) scripts/test_matrix.py $(AIRFLOWS)
@@ -47,14 +51,15 @@ demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflo
 screenshots: venv  ## Renew the documentation's pictures of Airflow; needs Chromium.
 	$(BIN)/python scripts/screenshots.py
 
-# What is measured beside us needs other versions of what we need, so each has its own environment.
+# What needs other versions than the tests' own has an environment of its own.
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
+WITH_US := bench lowest
 
-$(BENCH:=/.installed) .venv-fuzz/.installed .venv-openapi/.installed: .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+$(addsuffix /.installed,$(BENCH) .venv-fuzz .venv-lowest .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench,$*),$(LOCK))
-	$(if $(filter bench,$*),VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .)
+	$(if $(filter $(WITH_US),$*),VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .)
 	@touch $@
 
 bench: $(BENCH:=/.installed)  ## Measure the operator beside a bare floor and its peers.
@@ -85,6 +90,7 @@ lint: venv  ## Check style, types, and what would be released.
 	$(BIN)/ruff check --select AIR --preview .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive airflow_provider_stem
 	$(MAKE) --no-print-directory package
 
 package: venv  ## Build what would be released into dist, and have it judged.
@@ -103,6 +109,8 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 		$(COMPILE) --extra simulator --group dev --constraint requirements/airflow-$$airflow.in \
 			--output-file requirements/airflow-$$airflow.txt pyproject.toml requirements/build.in || exit 1; \
 	done
+	$(COMPILE) --resolution lowest-direct --extra simulator --group test --constraint requirements/lowest.in \
+		--output-file requirements/lowest.txt pyproject.toml requirements/build.in
 	$(COMPILE) --output-file requirements/uv.txt requirements/uv.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/fuzz.txt requirements/fuzz.in

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 _BEHAVIOUR: dict[str, Any] = {
-    "relabeling": {"password": "API key"},
+    "relabeling": {"password": "API key"},  # nosec B105 # what the form calls it
     "placeholders": {
         "host": "app.stem.com",
         "schema": "https",
         "port": "443",
-        "password": "as Stem sent it to you",
+        "password": "as Stem sent it to you",  # nosec B105 # a hint
         "extra__stem__timeout": "60",
         "extra__stem__max_attempts": "5",
         "extra__stem__page_size": "100",

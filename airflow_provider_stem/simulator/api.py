@@ -305,12 +305,12 @@ def _error(status: int, messages: Iterable[str] = (), headers: Any = None) -> Re
 
 
 async def _on_api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # noqa: S101 - as registered
+    assert isinstance(error, ApiError)  # nosec B101 # noqa: S101 - as registered
     return _error(error.status, error.messages)
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - as registered
+    assert isinstance(error, RequestValidationError)  # nosec B101 # noqa: S101 - as registered
     messages = []
     for item in error.errors():
         name = item["loc"][1]
@@ -322,5 +322,5 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - as registered
+    assert isinstance(error, HTTPException)  # nosec B101 # noqa: S101 - as registered
     return _error(error.status_code, headers=error.headers)

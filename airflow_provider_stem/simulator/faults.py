@@ -92,7 +92,7 @@ class FaultPlan:
 
     def __init__(self, randoms: tuple[tuple[Fault, float], ...] = (), seed: int = 0) -> None:
         self._randoms = randoms
-        self._dice = random.Random(f"faults/{seed}")  # noqa: S311 - repeatable on purpose
+        self._dice = random.Random(f"faults/{seed}")  # nosec B311 # noqa: S311 - repeatable on purpose
         self._rules: list[_Rule] = []
         self._lock = Lock()
 

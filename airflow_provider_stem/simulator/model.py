@@ -179,7 +179,7 @@ class Fleet:
 
     def _site(self, site_id: str) -> Site:
         index = self.site_index(site_id)
-        draw = random.Random(f"site/{self.settings.seed}/{index}")  # noqa: S311 - repeatable on purpose
+        draw = random.Random(f"site/{self.settings.seed}/{index}")  # nosec B311 # noqa: S311 - repeatable on purpose
         has_battery = index < _UNIFORM_SITES or index % 10 != 7
         return Site(
             index=index,
