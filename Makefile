@@ -11,7 +11,9 @@ UV := $(BIN)/uv
 UPGRADE ?= --upgrade
 COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
-PARALLEL := --ignore=tests/browser --ignore=tests/campaigns --numprocesses auto --maxprocesses 4 --dist loadfile
+# One more than there are cores: much of a test's time is waiting for a server.
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+PARALLEL := --ignore=tests/browser --ignore=tests/campaigns --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-browser test-campaigns test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
@@ -109,7 +111,7 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 		$(COMPILE) --extra simulator --group dev --constraint requirements/airflow-$$airflow.in \
 			--output-file requirements/airflow-$$airflow.txt pyproject.toml requirements/build.in || exit 1; \
 	done
-	$(COMPILE) --resolution lowest-direct --extra simulator --group test --constraint requirements/lowest.in \
+	$(COMPILE) --resolution lowest-direct --extra simulator --group test --group demo --constraint requirements/lowest.in \
 		--output-file requirements/lowest.txt pyproject.toml requirements/build.in
 	$(COMPILE) --output-file requirements/uv.txt requirements/uv.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in

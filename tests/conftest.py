@@ -36,6 +36,12 @@ def pytest_report_header():
     return f"airflow: {version('apache-airflow')}"
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that wait for an Airflow most of the time; begun last, they would be waited for alone."""
+    long = {item.path for item in items if item.get_closest_marker("airflow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 class _Tallies:
     """Gathers what is to be told at the end from other processes, where the tests are spread over several."""
 

@@ -140,7 +140,9 @@ def listed(**arguments):
 
 def land(lake, sites, **arguments):
     arguments = {"s3_key": "stem/{batch}.{extension}", "on_site_error": "skip", **arguments}
-    operator = StemStreamsToS3Operator(task_id="land", sites=sites, s3_bucket=lake.bucket, **arguments)
+    operator = StemStreamsToS3Operator(task_id="land", sites="listed", s3_bucket=lake.bucket)
+    for name, value in {"sites": sites, **arguments}.items():
+        setattr(operator, name, value)  # as templates and XCom give it: unknown when the DAG is parsed
     receipt = operator.execute(run_context(*HOUR))
     json.dumps(receipt, allow_nan=False)
     return receipt
