@@ -13,6 +13,7 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
 # One more than there are cores: much of a test's time is waiting for a server.
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+EXTRAS := --extra simulator --extra duckdb --extra postgres
 PARALLEL := --ignore=tests/browser --ignore=tests/campaigns --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -108,10 +109,10 @@ format: venv  ## Mend what can be mended automatically.
 
 lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps what is pinned.
 	for airflow in $(AIRFLOWS); do \
-		$(COMPILE) --extra simulator --group dev --constraint requirements/airflow-$$airflow.in \
+		$(COMPILE) $(EXTRAS) --group dev --constraint requirements/airflow-$$airflow.in \
 			--output-file requirements/airflow-$$airflow.txt pyproject.toml requirements/build.in || exit 1; \
 	done
-	$(COMPILE) --resolution lowest-direct --extra simulator --group test --group demo --constraint requirements/lowest.in \
+	$(COMPILE) --resolution lowest-direct $(EXTRAS) --group test --group demo --constraint requirements/lowest.in \
 		--output-file requirements/lowest.txt pyproject.toml requirements/build.in
 	$(COMPILE) --output-file requirements/uv.txt requirements/uv.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in

@@ -69,7 +69,8 @@ with DAG(
     land("land_fails_bad_connection", stem_conn_id="stem_bad")
     land("land_fails_no_bucket", s3_bucket="no-such-bucket")
     land("land_fails_without_rows", on_empty="fail", start="2001-01-01T00:00Z", end="2001-01-01T01:00Z")
-    land("land_fails_bad_interval", start="2025-07-01T01:00Z", end="2025-07-01T00:00Z")
+    # Of templates, since else the DAG itself would fail.
+    land("land_fails_bad_interval", start="{{ '2025-07-01T01:00Z' }}", end="{{ '2025-07-01T00:00Z' }}")
 
     @task
     def shows_all_that_it_has() -> None:
