@@ -50,7 +50,7 @@ class AirflowApi(ABC):
         """The environment of every component, for programs that must see the same Airflow."""
 
     @abstractmethod
-    def _ended(self) -> list[str]:
+    def ended(self) -> list[str]:
         """Name the components that have ended but should not have."""
 
     @abstractmethod
@@ -88,7 +88,7 @@ class AirflowApi(ABC):
         """
         deadline = time.monotonic() + (within or self.within)
         while time.monotonic() < deadline:
-            if ended := self._ended():
+            if ended := self.ended():
                 raise RuntimeError(
                     f"{', '.join(ended)} ended while waiting for {what}. The log ends with:\n{self._tail()}"
                 )

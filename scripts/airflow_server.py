@@ -176,7 +176,8 @@ class AirflowServer(AirflowApi):
         """Give the process ids of all components and tasks."""
         return [] if self._standalone is None else self._standalone.processes()
 
-    def _ended(self) -> list[str]:
+    def ended(self) -> list[str]:
+        """Name the components that have ended."""
         if self._ends.exists():
             return self._ends.read_text().split()
         return [] if self._standalone is not None and self._standalone.is_running else ["Airflow"]
