@@ -14,10 +14,10 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 # One more than there are cores: much of a test's time is waiting for a server.
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 EXTRAS := --extra simulator --extra duckdb --extra postgres
-PARALLEL := --ignore=tests/browser --ignore=tests/campaigns --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := --ignore=tests/browser --ignore=tests/campaigns --ignore=tests/cluster --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-campaigns test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
+.PHONY: help venv test test-browser test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -41,6 +41,12 @@ test-browser: venv  ## Type into Airflow's connection form; needs Chromium (Debi
 
 test-campaigns: venv  ## Kill two hundred tasks, and look for the key all over an Airflow; about ten minutes.
 	$(BIN)/python -m pytest tests/campaigns $(ARGS)
+
+cluster: venv  ## Bring up an Airflow with PostgreSQL, Redis and Celery workers, beside ten thousand simulated sites, until Ctrl-C.
+	@$(BIN)/python scripts/airflow_cluster.py $(ARGS)
+
+test-cluster: venv  ## Load ten thousand sites on such a cluster, while parts of it are killed; needs Debian's postgresql and redis-server.
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 test-lowest: .venv-lowest/.installed  ## Run the tests with the lowest versions that pyproject.toml allows (Python 3.11).
 	.venv-lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
@@ -122,4 +128,4 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 	$(COMPILE) --output-file requirements/bench-http-to-s3.txt requirements/bench-http-to-s3.in
 
 clean:  ## Remove what was made here.
-	rm -rf .venv .venv-* .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-* .cluster .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -12,9 +12,12 @@ import time
 from datetime import datetime
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
 TALLIES_KEY = pytest.StashKey[dict[str, str]]()
 RUNS_KEY = pytest.StashKey[list[str]]()
@@ -125,6 +128,31 @@ def expected_rows(sim, sites, types, resolution, start, end):
                 for k, v, null in zip(shown.ends, shown.values, shown.nulls, strict=True)
             ]
     return rows
+
+
+def expected_table(sim, sites, types, resolution, start, end):
+    """Give what :func:`expected_rows` gives as a table in the landing schema, for rows by the million."""
+    first = int(instant(start).timestamp()) // resolution * resolution + resolution
+    last = int(instant(end).timestamp()) // resolution * resolution
+    view = sim.fleet.view(resolution, instant("2100-01-01T00:00Z").timestamp())
+    ids, names, ends, values, nulls = [], [], [], [], []
+    for site_id in sorted(sites):
+        has = sorted(set(types) & set(sim.fleet.site(site_id).stream_start_times))
+        for stream_type, shown in sim.fleet.rows(site_id, has, resolution, first, last, view).items() if has else ():
+            ids.append(pa.repeat(site_id, len(shown.ends)))
+            names.append(pa.repeat(stream_type, len(shown.ends)))
+            ends.append(shown.ends)
+            values.append(shown.values)
+            nulls.append(shown.nulls)
+    seconds = np.concatenate(ends)
+    columns = [
+        pa.chunked_array(ids),
+        pa.chunked_array(names),
+        pa.repeat(pa.scalar(resolution, pa.int32()), len(seconds)),
+        *(pa.array(edge * 1_000_000).cast(pa.timestamp("us", "UTC")) for edge in (seconds - resolution, seconds)),
+        pa.array(np.concatenate(values), pa.float64(), mask=np.concatenate(nulls)),
+    ]
+    return pa.table(columns, schema=LANDING_SCHEMA).combine_chunks()
 
 
 def landed_rows(table):

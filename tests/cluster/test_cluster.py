@@ -1,0 +1,287 @@
+"""Ten thousand sites (or ``CLUSTER_SITES``) through PostgreSQL, Redis and Celery workers, while parts are killed."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from airflow_cluster import Cluster, missing_programs
+
+from airflow_provider_stem.simulator import Settings, Simulator
+from tests.support import RUNS_KEY, Lake, expected_table
+
+pytestmark = [
+    pytest.mark.airflow,
+    pytest.mark.s3,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(bool(missing_programs()), reason=missing_programs()),
+]
+
+SITES = int(os.environ.get("CLUSTER_SITES", "10000"))
+FEW = int(os.environ.get("CLUSTER_FEW", "5"))
+DAYS = int(os.environ.get("CLUSTER_DAYS", "30"))
+TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
+POOL, SLOTS, MAX_WORKERS = "stem", 3, 8
+ROOT = Path(__file__).parents[2]
+TODAY = datetime.now(UTC).date()
+YESTERDAY = TODAY - timedelta(days=1)
+START = YESTERDAY - timedelta(days=DAYS)
+# An hour's wait is right for an API that is down, not for a test. Such a policy is read from Airflow's home.
+POLICY = """
+from datetime import timedelta
+
+def task_policy(task):
+    task.retry_delay = timedelta(seconds=2)
+"""
+SETTINGS = {
+    # What is killed says nothing: the scheduler misses its heartbeat, after minutes by default.
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Simulator]:
+    with Simulator(Settings(sites=SITES, clients=5, latency=0.02)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def few() -> Iterator[Simulator]:
+    """The same API when it had few sites."""
+    with Simulator(Settings(sites=FEW, clients=5, latency=0.02)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def late() -> Iterator[Simulator]:
+    """An API whose streams come late."""
+    with Simulator(Settings(sites=20, api_key="late")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lake(s3_server: Any) -> Lake:
+    return Lake(s3_server)
+
+
+@pytest.fixture(scope="module")
+def older_lake(s3_server: Any) -> Lake:
+    return Lake(s3_server)
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    late: Simulator, lake: Lake, older_lake: Lake, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    dags = folder / "dags"
+    dags.mkdir()
+    example = ROOT / "example_dags" / "stem_daily.py"
+    for path in (example, Path(__file__).parent / "dags" / "waiting.py"):
+        (dags / path.name).symlink_to(path)
+    # The same DAG again, as of someone who began a month ago.
+    others = {"STEM_START": START.isoformat(), "STEM_BUCKET": older_lake.bucket}
+    again = example.read_text().replace('dag_id="stem_daily"', 'dag_id="stem_older"')
+    (dags / "stem_older.py").write_text(again.replace("import os\n", f"import os\n\nos.environ |= {others}\n", 1))
+    environment = {
+        "AIRFLOW_CONN_AWS_DEFAULT": lake.server.connection,
+        "AIRFLOW_CONN_STEM_LATE": late.connection,
+        "STEM_BUCKET": lake.bucket,
+        "STEM_POOL": POOL,
+        "STEM_START": YESTERDAY.isoformat(),
+        **SETTINGS,
+    }
+    policies = folder / "airflow" / "config" / "airflow_local_settings.py"
+    policies.parent.mkdir(parents=True)
+    policies.write_text(POLICY)
+    preload = [
+        "airflow_provider_stem.operators",
+        "airflow_provider_stem.streams.landing",
+        "airflow_provider_stem.storage",
+    ]
+    with Cluster(folder / "airflow", dags, environment=environment, preload=preload, within=600) as running:
+        running.wait_for_dags("stem_daily", "stem_older", "waiting")
+        running.call("POST", "pools", json={"name": POOL, "slots": SLOTS})
+        yield running
+
+
+def connect(cluster: Cluster, sim: Simulator) -> None:
+    """Let the DAGs read from this simulator."""
+    fields = {"connection_id": "stem_default", "conn_type": "stem", "host": sim.url, "password": sim.settings.api_key}
+    known = {one["connection_id"] for one in cluster.call("GET", "connections")["connections"]}
+    if "stem_default" in known:
+        cluster.call("PATCH", "connections/stem_default", json=fields)
+    else:
+        cluster.call("POST", "connections", json=fields)
+
+
+def landed(lake: Lake, keys: list[str]) -> pa.Table:
+    """Give the rows of objects in the order of sites, types and time."""
+    with ThreadPoolExecutor(4) as pool:
+        tables = list(pool.map(lambda key: pq.read_table(io.BytesIO(lake.read(key))), keys))
+    order = [(name, "ascending") for name in ("site_id", "stream_type", "interval_end")]
+    return pa.concat_tables(tables).sort_by(order).combine_chunks()
+
+
+def without_rows(_: Any, payload: Any) -> Any:
+    """Make an answer one of streams that have not come yet."""
+    for one in payload.get("stream_types", ()):
+        one["streams"] = []
+    return payload
+
+
+def keys_of(lake: Lake) -> list[str]:
+    pages = lake.client.get_paginator("list_objects_v2").paginate(Bucket=lake.bucket, Prefix="stem/daily/")
+    return [one["Key"] for page in pages for one in page.get("Contents", [])]
+
+
+class Gauge(threading.Thread):
+    """Looks again and again at how much memory each part takes, tasks included."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(daemon=True)
+        self._cluster = cluster
+        self._over = threading.Event()
+        self.peaks: dict[str, int] = {}
+        self._began = time.monotonic()
+        self._cpu = sum(psutil.cpu_times()[:3])
+
+    def run(self) -> None:
+        while not self._over.wait(1):
+            for component in self._cluster.components:
+                held = 0
+                for pid in self._cluster.processes(component):
+                    try:
+                        held += psutil.Process(pid).memory_full_info().pss
+                    except psutil.Error:  # it has ended since
+                        continue
+                self.peaks[component] = max(self.peaks.get(component, 0), held)
+
+    def stop(self) -> str:
+        """Tell wall time, CPU of the whole machine, and the peaks."""
+        wall, cpu = time.monotonic() - self._began, sum(psutil.cpu_times()[:3]) - self._cpu
+        self._over.set()
+        self.join()
+        peaks = ", ".join(f"{part} {peak >> 20:,}" for part, peak in self.peaks.items())
+        return f"{wall:.0f} s, {cpu:.0f} CPU s; peak memory in MB: {peaks}"
+
+
+def metadata(cluster: Cluster) -> str:
+    """Tell how much the metadata database holds."""
+    import psycopg2  # type: ignore[import-untyped]
+
+    with closing(psycopg2.connect(cluster.database)) as database, database.cursor() as cursor:
+        counts = {}
+        for table in ("task_instance", "task_instance_history", "xcom", "rendered_task_instance_fields", "log"):
+            cursor.execute(f"SELECT count(*), pg_total_relation_size('{table}') FROM {table}")
+            counts[table] = cursor.fetchone()
+        cursor.execute("SELECT max(length(value::text)), sum(length(value::text)) FROM xcom")
+        largest, total = cursor.fetchone()
+    told = ", ".join(f"{table} {rows:,} rows {size / 1e6:.1f} MB" for table, (rows, size) in counts.items())
+    return f"{told}; XCom at most {largest:,} bytes, {total:,} together"
+
+
+def more_than(sim: Simulator, requests: float) -> bool:
+    return len(sim.requests) > requests
+
+
+def test_a_backfill(cluster: Cluster, few: Simulator, older_lake: Lake, request: pytest.FixtureRequest) -> None:
+    connect(cluster, few)
+    gauge = Gauge(cluster)
+    gauge.start()
+    cluster.cli(
+        "backfill",
+        "create",
+        "--dag-id=stem_older",
+        f"--from-date={START}",
+        f"--to-date={YESTERDAY - timedelta(days=1)}",
+        "--max-active-runs=4",
+    )
+    (backfill,) = cluster.call("GET", "backfills", params={"dag_id": "stem_older"})["backfills"]
+    runs = cluster.runs("stem_older")
+    assert [run["run_type"] for run in runs] == ["backfill"] * DAYS
+    # From now on the scheduler makes runs of its own too: of the days that have none, which is the last.
+    cluster.unpause("stem_older")
+    cluster.wait_until(
+        lambda: cluster.call("GET", f"backfills/{backfill['id']}")["completed_at"], "the end of the backfill"
+    )
+    scheduled = cluster.wait_until(
+        lambda: [run for run in cluster.runs("stem_older") if run["run_type"] == "scheduled"], "a scheduled run"
+    )
+    for run in [*runs, *scheduled]:
+        assert cluster.wait_for_run("stem_older", run["dag_run_id"]) == "success"
+    told = gauge.stop()
+    assert len(scheduled) == 1
+    assert few.peak_concurrency <= SLOTS * MAX_WORKERS
+    expected = expected_table(few, few.fleet.site_ids, TYPES, 900, f"{START}T00:00Z", f"{TODAY}T00:00Z")
+    keys = keys_of(older_lake)
+    found = landed(older_lake, keys)
+    assert found.equals(expected)
+    request.config.stash[RUNS_KEY].append(
+        f"a backfill on a cluster: {DAYS} days of {FEW} sites, {found.num_rows:,} rows, all right, in {len(keys)} "
+        f"objects; {len(few.requests):,} requests; {told}"
+    )
+
+
+def test_ten_thousand_sites_while_parts_are_killed(
+    cluster: Cluster, sim: Simulator, late: Simulator, lake: Lake, request: pytest.FixtureRequest
+) -> None:
+    connect(cluster, sim)
+    sites = list(sim.fleet.site_ids)
+    cluster.unpause("waiting")
+    late.rewrite = without_rows
+    waiting = cluster.trigger("waiting")
+    cluster.wait_until(
+        lambda: [task["state"] for task in cluster.tasks("waiting", waiting)].count("deferred") == 5,
+        "deferred sensors",
+        within=120,
+    )
+
+    gauge = Gauge(cluster)
+    gauge.start()
+    cluster.unpause("stem_daily")  # the scheduler makes the run of the last day by itself
+    (run,) = cluster.wait_until(lambda: cluster.runs("stem_daily"), "a scheduled run")
+    for share, part in ((0.2, "worker-1"), (0.4, "triggerer"), (0.6, "scheduler")):
+        cluster.wait_until(partial(more_than, sim, share * SITES), f"{share:.0%} of the sites")
+        cluster.kill(part)
+        cluster.start(part)
+    cluster.wait_until(lambda: cluster.tasks("waiting", waiting) and cluster.is_healthy(), "a healthy cluster")
+    late.rewrite = None
+    assert cluster.wait_for_run("stem_daily", run["dag_run_id"], within=1500) == "success"
+    assert cluster.wait_for_run("waiting", waiting) == "success"
+    told = gauge.stop()
+
+    assert run["run_type"] == "scheduled"
+    expected = expected_table(sim, sites, TYPES, 900, f"{YESTERDAY}T00:00Z", f"{TODAY}T00:00Z")
+    keys = keys_of(lake)
+    assert len(keys) <= 100
+    found = landed(lake, keys)
+    assert found.equals(expected)
+    assert lake.uploads() == []
+    assert 1 < sim.peak_concurrency <= SLOTS * MAX_WORKERS
+    tasks = cluster.tasks("stem_daily", run["dag_run_id"])
+    again = sum(task["try_number"] > 1 for task in tasks)
+    assert again
+    request.config.stash[RUNS_KEY].append(
+        f"{SITES:,} sites on a cluster: {found.num_rows:,} rows, all right, in {len(keys)} objects; worker, triggerer "
+        f"and scheduler killed, {again} tasks tried again; {len(sim.requests):,} requests, {sim.peak_concurrency} of "
+        f"{SLOTS * MAX_WORKERS} at once; {told}; {metadata(cluster)}"
+    )
