@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
 
@@ -26,6 +27,8 @@ from airflow_api import AirflowApi
 from processes import Guarded, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".cluster"
+"""Keeps the logs and the lake until the next start."""
 _MAIN = "from airflow.__main__ import main; main()"
 
 
@@ -278,8 +281,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--slots", type=int, default=4, help="tasks that a worker runs at a time")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds that each answer of the API waits")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".cluster", help="keeps the logs and the lake")
     given = parser.parse_args()
+    shutil.rmtree(FOLDER, ignore_errors=True)
 
     over = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -288,34 +291,37 @@ def main() -> int:
         simulator = stack.enter_context(
             Simulator(Settings(sites=given.sites, clients=given.clients, latency=given.latency))
         )
-        s3 = stack.enter_context(S3Server(given.folder / "lake"))
+        s3 = stack.enter_context(S3Server(FOLDER / "lake"))
         s3.client().create_bucket(Bucket="lake")  # type: ignore[attr-defined]
         environment = {
             "AIRFLOW_CONN_STEM_DEFAULT": simulator.connection,
             "AIRFLOW_CONN_AWS_DEFAULT": s3.connection,
             "AWS_EC2_METADATA_DISABLED": "true",
             "STEM_BUCKET": "lake",
+            "STEM_START": str(datetime.now(UTC).date() - timedelta(days=1)),
         }
         print("Starting PostgreSQL, Redis, Airflow and its workers; this takes about a minute.", flush=True)
         cluster = stack.enter_context(
             Cluster(
-                given.folder / "airflow",
+                FOLDER / "airflow",
                 ROOT / "example_dags",
                 environment=environment,
                 workers=given.workers,
                 slots=given.slots,
             )
         )
+        cluster.call("POST", "pools", json={"name": "stem_api", "slots": given.workers * given.slots // 2 or 1})
         print(f"Airflow    {cluster.url}")
         print(f"database   {cluster.database}")
         print(f"API        {simulator.url} ({given.sites:,} sites of {given.clients} clients)")
         print(f"S3         {s3.url}")
-        print(f"logs       {given.folder / 'airflow'}: {', '.join(f'{one}.log' for one in cluster.components)}")
-        print("Ctrl-C takes it all down.", flush=True)
+        print(f"logs       {FOLDER / 'airflow'}: {', '.join(f'{one}.log' for one in cluster.components)}")
+        print("Unpause stem_daily, and it loads yesterday. Ctrl-C takes it all down.", flush=True)
         while not over.wait(1):
             if ended := cluster.ended():
                 print(f"{', '.join(ended)} ended; see the log.", file=sys.stderr)
                 return 1
+    print("All is down.")
     return 0
 
 

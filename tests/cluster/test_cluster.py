@@ -154,13 +154,14 @@ def keys_of(lake: Lake) -> list[str]:
 
 
 class Gauge(threading.Thread):
-    """Looks again and again at how much memory each part takes, tasks included."""
+    """Looks again and again at the memory and the CPU that each part takes, tasks included."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(daemon=True)
         self._cluster = cluster
         self._over = threading.Event()
-        self.peaks: dict[str, int] = {}
+        self._peaks: dict[str, int] = {}
+        self._seconds: dict[str, dict[int, float]] = {}
         self._began = time.monotonic()
         self._cpu = sum(psutil.cpu_times()[:3])
 
@@ -170,18 +171,22 @@ class Gauge(threading.Thread):
                 held = 0
                 for pid in self._cluster.processes(component):
                     try:
-                        held += psutil.Process(pid).memory_full_info().pss
+                        process = psutil.Process(pid)
+                        held += process.memory_full_info().pss
+                        self._seconds.setdefault(component, {})[pid] = sum(process.cpu_times()[:2])
                     except psutil.Error:  # it has ended since
                         continue
-                self.peaks[component] = max(self.peaks.get(component, 0), held)
+                self._peaks[component] = max(self._peaks.get(component, 0), held)
 
     def stop(self) -> str:
-        """Tell wall time, CPU of the whole machine, and the peaks."""
+        """Tell wall time, CPU of the whole machine, and what each part took."""
         wall, cpu = time.monotonic() - self._began, sum(psutil.cpu_times()[:3]) - self._cpu
         self._over.set()
         self.join()
-        peaks = ", ".join(f"{part} {peak >> 20:,}" for part, peak in self.peaks.items())
-        return f"{wall:.0f} s, {cpu:.0f} CPU s; peak memory in MB: {peaks}"
+        parts = ", ".join(
+            f"{part} {peak >> 20:,} MB {sum(self._seconds[part].values()):.0f} s" for part, peak in self._peaks.items()
+        )
+        return f"{wall:.0f} s, {cpu:.0f} CPU s on the whole; peak memory and CPU of each part: {parts}"
 
 
 def metadata(cluster: Cluster) -> str:
