@@ -1,11 +1,12 @@
-"""The example DAGs as they are, for the same Airflow."""
+"""Example DAGs as they are, for the same Airflow; the others have tests of their own."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
-for path in sorted((Path(__file__).parents[2] / "example_dags").glob("*.py")):
+for name in ("stem_streams_to_s3", "stem_energy_from_asset"):
+    path = Path(__file__).parents[2] / "example_dags" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
