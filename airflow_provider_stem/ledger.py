@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
@@ -19,8 +19,9 @@ from itertools import groupby
 from typing import Any
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
+from airflow_provider_stem.streams.keys import object_key
 from airflow_provider_stem.streams.sites import stream_starts
-from airflow_provider_stem.streams.windows import iso
+from airflow_provider_stem.streams.windows import Partition, Window, iso
 from airflow_provider_stem.text import one_line
 
 Batches = Iterable[Mapping[str, Any]]
@@ -31,6 +32,7 @@ EARLIEST = date(2010, 1, 1)
 
 _DAY = timedelta(days=1)
 _MONTHS = 11  # a year together with the interval that is asked for on each side would take two requests
+_PATIENCE = timedelta(days=7)
 _ATTEMPTS = 50  # in each of them another run was faster
 
 
@@ -121,33 +123,43 @@ class Ledger:
                     first, *_, last = [*piece] * 2
                     yield {"sites": sites, "batch": batch["batch"], **_bounds(first, last + _DAY)}
 
-    def history(self, batches: Batches, settle: timedelta) -> Iterator[dict[str, Any]]:
+    def history(
+        self, batches: Batches, settle: timedelta, key: str, there: Collection[str]
+    ) -> Iterator[dict[str, Any]]:
         """
         Tell what lies before the days that the daily load holds, for ``StemStreamsToS3Operator`` to be mapped over.
 
-        Sites that were entered together share objects, so that what an object holds is settled once and for all.
+        Sites that were entered together share objects, so that what an object holds is settled once and for all. While
+        one of them is not listed the others wait, for a week: it may have been a mishap of the list.
 
         :param batches: the sites that are listed.
         :param settle: how long after its end a day may still be restated: what is younger has to wait.
-        :return: ``{"sites", "batch", "start", "end", "partition"}``: whole months, at most eleven of them, and the
-            days of the month that the daily load begins in.
+        :param key: the template of the history's keys, of resolution 900 and in Parquet.
+        :param there: the keys that are there. A piece is left out where all of its objects are.
+        :return: ``{"sites", "batch", "start", "end", "partition"}``: whole months, at most eleven of them, and
+            as one object the days of the month that the daily load begins in.
         """
-        groups: dict[tuple[int, str], list[Mapping[str, Any]]] = defaultdict(list)
-        for batch in batches:
-            for site in batch["sites"]:
-                if entry := self.sites.get(site["site_id"]):
-                    groups[entry.cohort, entry.batch].append(site)
-        for (cohort, name), sites in sorted(groups.items()):
+        listed = {site["site_id"]: site for batch in batches for site in batch["sites"]}
+        groups: dict[tuple[int, str], list[str]] = defaultdict(list)
+        for site_id, entry in sorted(self.sites.items()):
+            groups[entry.cohort, entry.batch].append(site_id)
+        for (cohort, name), members in sorted(groups.items()):
+            sites = [listed[site_id] for site_id in members if site_id in listed]
+            if not sites or any(self._may_return(site_id) for site_id in members if site_id not in listed):
+                continue
             began = min(map(_began, sites))
-            since = self.sites[sites[0]["site_id"]].since
-            for start, end, partition in _chunks(began, since):
-                if self.end and end + settle <= self.end:
-                    yield {
-                        "sites": sites,
-                        "batch": f"{cohort:05d}_{name}",
-                        **_bounds(start, end),
-                        "partition": partition,
-                    }
+            for start, end, partition in _chunks(began, self.sites[members[0]].since):
+                if self.end is None or end + settle > self.end:
+                    continue
+                group = f"{cohort:05d}_{name}"
+                periods = Window.covering(_midnight(start), _midnight(end), 900).periods(partition)
+                names = {"batch": group, "dag_id": "", "task_id": "", "extension": "parquet"}
+                if not all(object_key(key, period, **names) in there for period in periods):
+                    yield {"sites": sites, "batch": group, **_bounds(start, end), "partition": partition}
+
+    def _may_return(self, site_id: str) -> bool:
+        gone = self.sites[site_id].gone
+        return gone is None or self.end is None or gone + _PATIENCE > self.end
 
 
 class LedgerStore:
@@ -245,11 +257,11 @@ def _began(site: Mapping[str, Any]) -> date:
     return min((start.date() for start in starts.values() if start), default=date.max)
 
 
-def _chunks(began: date, since: date) -> Iterator[tuple[date, date, str]]:
+def _chunks(began: date, since: date) -> Iterator[tuple[date, date, Partition]]:
     """Cut the days from one to another into pieces of one request a site, the newest first."""
     month = since.replace(day=1)
     if max(began, month) < since:
-        yield month, since, "day"
+        yield month, since, "interval"
     while began < month:
         earlier = month
         for _ in range(_MONTHS):
@@ -260,4 +272,8 @@ def _chunks(began: date, since: date) -> Iterator[tuple[date, date, str]]:
 
 
 def _bounds(start: date, end: date) -> dict[str, str]:
-    return {"start": f"{start.isoformat()}T00:00:00Z", "end": f"{end.isoformat()}T00:00:00Z"}
+    return {"start": iso(_midnight(start)), "end": iso(_midnight(end))}
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)

@@ -53,7 +53,7 @@ with DAG(
     # A run by itself keeps the pool busy. A backfill has a bound of its own; each of its days is read by one run only.
     max_active_runs=1,
     # An API or a network that is down for an hour; what is over in a minute is retried inside the task.
-    default_args={"retries": 5, "retry_delay": timedelta(minutes=15)},
+    default_args={"retries": 5, "retry_delay": timedelta(minutes=15), "priority_weight": 10},
     tags=["stem", "energy"],
 ) as dag:
     sites = StemSiteListOperator(task_id="list_sites", batches=BATCHES, retry_delay=timedelta(minutes=1))

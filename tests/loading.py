@@ -1,0 +1,121 @@
+"""The two DAGs that load a fleet, run task by task on the simulator and the S3 server."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections import Counter
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support import expected_rows, landed_rows, run_context
+
+ROOT = Path(__file__).parent.parent
+TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
+START = date(2023, 3, 3)
+# Their streams begin within the year before, in the middle of months and of intervals, some after the daily load.
+SITES = ["site-00047", "site-00126", "site-00190"]
+LATE = "site-00079"
+_DAY = timedelta(days=1)
+
+
+class Loading:
+    """
+    The example DAGs, and a fleet whose list of sites can be changed.
+
+    :param sim: a simulator of 200 sites or more, of which only :attr:`listed` are listed.
+    """
+
+    def __init__(self, sim, lake, monkeypatch):
+        self.sim = sim
+        self.lake = lake
+        self.listed = list(SITES)
+        sim.rewrite = self._rewrite
+        for name, value in {"BUCKET": lake.bucket, "START": START.isoformat(), "BATCHES": "1"}.items():
+            monkeypatch.setenv(f"STEM_{name}", value)
+        self.daily, self.history = load("stem_daily"), load("stem_history")
+
+    def _rewrite(self, _, payload):
+        if isinstance(payload, dict) and "sites" in payload:
+            payload["sites"] = [site for site in payload["sites"] or () if site["id"] in self.listed]
+        return payload
+
+    def begin_day(self, day, run_type="scheduled"):
+        """Run the tasks of a daily run up to those that read; give what these are mapped over."""
+        context = context_of(day, run_type)
+        due = datetime.fromisoformat(f"{day + _DAY}T01:00:00+00:00")
+        self.sim.now = max(due, self.sim.now or due)
+        tasks = self.daily.dag
+        return tasks.get_task("enter_sites").python_callable(tasks.get_task("list_sites").execute(context), **context)
+
+    def land(self, module, piece, context=None):
+        """Run one of the mapped tasks."""
+        return module.dag.get_task("land_streams").unmap(piece).execute(context or run_context())
+
+    def run_day(self, day, run_type="scheduled"):
+        """Run all of a daily run; give its event's extra."""
+        receipts = [self.land(self.daily, piece) for piece in self.begin_day(day, run_type)]
+        context = context_of(day, run_type)
+        if receipts:
+            self.daily.dag.get_task("tell").python_callable(receipts, **context)
+        return context["outlet_events"][self.daily.TELEMETRY].extra
+
+    def lacking(self):
+        """Run the history's tasks up to those that read; give what these are mapped over."""
+        tasks = self.history.dag
+        return tasks.get_task("find_history").python_callable(tasks.get_task("list_sites").execute(run_context()))
+
+    def run_history(self):
+        """Run all of a history run; give its receipts."""
+        return [self.land(self.history, piece) for piece in self.lacking()]
+
+    def asked(self):
+        """Count the requests for streams since the last look."""
+        count = sum(request.path.endswith("/streams") for request in self.sim.requests)
+        self.sim.reset_requests()
+        return count
+
+    def rows(self, prefix="stem/"):
+        """Give every row that a reader of the lake finds."""
+        tables = [
+            pq.read_table(io.BytesIO(self.lake.read(key))) for key in self.keys(prefix) if key.endswith(".parquet")
+        ]
+        return landed_rows(pa.concat_tables(tables))
+
+    def keys(self, prefix):
+        pages = self.lake.client.get_paginator("list_objects_v2").paginate(Bucket=self.lake.bucket, Prefix=prefix)
+        return [one["Key"] for page in pages for one in page.get("Contents", ())]
+
+    def check(self, end, sites=None, start=date(2022, 1, 1)):
+        """Hold the lake against what the simulator has up to the end of a day: every row once, and no other."""
+        expected = expected_rows(
+            self.sim, sites or self.listed, TYPES, 900, f"{start}T00:00:00+00:00", f"{end + _DAY}T00:00:00+00:00"
+        )
+        found = Counter(self.rows())
+        assert [row for row, times in found.items() if times > 1] == []
+        assert found.keys() == set(expected)
+        return len(expected)
+
+
+def context_of(day, run_type="scheduled"):
+    bounds = (f"{datetime.combine(at, time())}+00:00" for at in (day, day + _DAY))
+    return run_context(*bounds, dag_run=SimpleNamespace(run_after=None, run_type=run_type))
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "example_dags" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def loading(stem, lake, monkeypatch):
+    return Loading(stem, lake, monkeypatch)
