@@ -9,6 +9,7 @@ same sites. What lies before a site's day is nobody's but the history's, for goo
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -191,7 +192,8 @@ class LedgerStore:
         ]
         if not keys:
             return Ledger()
-        kept = json.loads(self._client.get_object(Bucket=self._bucket, Key=max(keys))["Body"].read())
+        body = self._client.get_object(Bucket=self._bucket, Key=max(keys))["Body"].read()
+        kept = json.loads(gzip.decompress(body))
         return Ledger(
             kept["number"],
             date.fromisoformat(kept["end"]),
@@ -220,11 +222,12 @@ class LedgerStore:
             entered = ledger.with_run(batches, end, first)
             if entered is ledger:
                 return ledger
+            text = json.dumps(asdict(entered), default=str, sort_keys=True)
             try:
                 self._client.put_object(
                     Bucket=self._bucket,
-                    Key=f"{self._prefix}{entered.number:08d}.json",
-                    Body=json.dumps(asdict(entered), default=str, sort_keys=True).encode(),
+                    Key=f"{self._prefix}{entered.number:08d}.json.gz",
+                    Body=gzip.compress(text.encode(), mtime=0),
                     IfNoneMatch="*",
                 )
             except ClientError as exc:

@@ -194,7 +194,7 @@ def test_what_is_kept_is_what_was_entered(lake):
     assert entered.sites["site-2"].gone == day(1)
     assert LedgerStore(lake.bucket, "ledger/").read() == entered
     assert store.enter(listed(2), day(2), FIRST) == entered
-    assert sorted(lake.objects()) == ["ledger/00000001.json", "ledger/00000002.json"]
+    assert sorted(lake.objects()) == ["ledger/00000001.json.gz", "ledger/00000002.json.gz"]
 
 
 @pytest.mark.s3
