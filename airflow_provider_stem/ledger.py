@@ -76,8 +76,13 @@ class Ledger:
         :param end: where its window ends.
         :param first: the day on which the daily load begins, for the sites that are there from the start.
         :return: the next state, or this one where nothing is new.
-        :raises StemConfigError: a site is in another batch than before.
+        :raises StemConfigError: a site is in another batch than before, or the first day has moved past what was read.
         """
+        if self.end and first > self.end:
+            raise StemConfigError(
+                f"the daily load is to begin on {first}, but has come to {self.end} already: nobody would read "
+                "what is between. Leave its first day as it was."
+            )
         since = max(self.end or first, first)
         listed = {site["site_id"]: batch["batch"] for batch in batches for site in batch["sites"]}
         sites = {}

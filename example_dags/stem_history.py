@@ -31,7 +31,7 @@ BUCKET = os.environ.get("STEM_BUCKET", "stem-telemetry")
 BATCHES = int(os.environ.get("STEM_BATCHES", "100"))
 POOL = os.environ.get("STEM_HISTORY_POOL", "stem_history")
 
-TASKS = 200  # a run: each is told its hundred sites, and all of that is one XCom
+TASKS = 100  # a run: each is told its hundred sites, and all of that is one XCom
 SETTLE = timedelta(days=3)  # as long as stem_daily looks back: what may still be restated has to wait
 KEY = "stem/history/month={start:%Y-%m}/{start:%Y-%m-%d}_{end:%Y-%m-%d}_{resolution}s_{batch}.{extension}"
 TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")

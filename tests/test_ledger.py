@@ -184,6 +184,13 @@ def test_a_site_does_not_change_its_batch():
         ledger.with_run(moved, day(2), FIRST)
 
 
+def test_the_first_day_does_not_move_past_what_was_read():
+    ledger = Ledger().with_run(listed(1), day(1), FIRST)
+    assert ledger.with_run(listed(1), day(2), day(1)).end == day(2)
+    with pytest.raises(StemConfigError, match="Leave its first day as it was"):
+        ledger.with_run(listed(1), day(3), day(2))
+
+
 @pytest.mark.s3
 def test_what_is_kept_is_what_was_entered(lake):
     store = LedgerStore(lake.bucket, "ledger")
