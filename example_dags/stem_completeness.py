@@ -1,0 +1,59 @@
+"""
+Every morning: publish how complete the telemetry of the last days is, as one HTML page in S3.
+
+Reads the view ``stem.completeness`` through the connection ``stem_warehouse``, of any type that Airflow has an SQL hook
+for, and writes the page through ``aws_default``. The page needs nothing else: open it in a browser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, BaseHook, task
+from airflow.timetables.interval import CronDataIntervalTimetable
+
+with DAG(
+    dag_id="stem_completeness",
+    description="Completeness of Stem's telemetry, sites by days, as a page",
+    schedule=CronDataIntervalTimetable("0 6 * * *", timezone="UTC"),
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    params={"bucket": "stem-telemetry", "key": "stem/completeness.html", "days": 90},
+    default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
+    tags=["stem", "energy"],
+) as dag:
+
+    @task
+    def publish_page(**context: Any) -> dict[str, Any]:
+        """Read the last days that are over, and put the page in the place of the one before."""
+        from datetime import UTC, datetime, timedelta
+        from tempfile import TemporaryFile
+
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        from airflow_provider_stem.completeness import COLUMNS, CONTENT_TYPE, write_page
+
+        params = context["params"]
+        warehouse: Any = BaseHook.get_hook("stem_warehouse")
+        made = datetime.now(UTC)
+        days = [made.date() - timedelta(days=back) for back in range(params["days"], 0, -1)]
+
+        def rows() -> Iterator[Any]:
+            # A day at a time: what a database gives at once is held in memory.
+            for day in days:
+                yield from warehouse.get_records(
+                    f"SELECT {', '.join(COLUMNS)} FROM stem.completeness WHERE day = DATE '{day}'"  # noqa: S608 - ours
+                )
+
+        with TemporaryFile() as page:
+            summary = write_page(rows(), page, first_day=days[0], last_day=days[-1], made=made)
+            size = page.tell()
+            page.seek(0)
+            s3 = S3Hook(extra_args={"ContentType": CONTENT_TYPE})
+            s3.load_file_obj(page, params["key"], params["bucket"], replace=True)
+        return {"uri": f"s3://{params['bucket']}/{params['key']}", "bytes": size, **summary.as_json()}
+
+    publish_page()

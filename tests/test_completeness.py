@@ -1,0 +1,327 @@
+"""The page of completeness: what is in it, what it refuses, and the DAG that publishes it."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import random
+import re
+import tracemalloc
+import zlib
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_stem.completeness import COLUMNS, CONTENT_TYPE, STATUSES, Summary, write_page
+from airflow_provider_stem.errors import StemConfigError
+from tests.support import printed_by
+
+ROOT = Path(__file__).parent.parent
+FIRST, LAST = date(2025, 7, 1), date(2025, 7, 10)
+MADE = datetime(2025, 7, 11, 6, 0, 5, tzinfo=UTC)
+NAIVE = MADE.replace(tzinfo=None)
+ROW = ("site-00001", "MONITOR", 900, FIRST, 96, 96, 0, "complete")
+
+
+def page_of(rows, first=FIRST, last=LAST, made=MADE):
+    file = BytesIO()
+    summary = write_page(rows, file, first_day=first, last_day=last, made=made)
+    return file.getvalue().decode(), summary
+
+
+def rows_in(page):
+    """Read the rows back out of a page."""
+    (data,) = re.findall(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]*)</script>', page)
+    raw = zlib.decompress(base64.b64decode(data, validate=True))
+    begin = 4 + int.from_bytes(raw[:4], "little")
+    head = json.loads(raw[4:begin])
+    rows = []
+    for site, lines in zip(head["sites"], head["lines"], strict=True):
+        for kind in lines:
+            for n in range(head["days"]):
+                status, *counts = raw[begin : begin + 4]
+                begin += 4
+                if status:
+                    day = date.fromisoformat(head["first"]) + timedelta(n)
+                    rows.append((site, *head["kinds"][kind], day, *counts, STATUSES[status - 1]))
+    assert begin == len(raw)
+    return rows
+
+
+class Reader(HTMLParser):
+    """What a page is made of: its tags, and the text of its table."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.cells, self._in = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._in.append(tag)
+        if tag in ("th", "td"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        while self._in and self._in.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if {"th", "td"} & {*self._in}:
+            self.cells[-1] += data
+
+
+def worst_in(page):
+    cells = [cell.strip() for cell in Reader(page).cells]
+    return [tuple(cells[n : n + 7]) for n in range(7, len(cells), 7)]
+
+
+COUNTS = st.integers(0, 96)
+KEYS = st.tuples(
+    st.text(min_size=1, max_size=5).filter(str.isprintable),
+    st.sampled_from(["MONITOR", "CONVERTER", "INTERVAL_REVENUE"]),
+    st.sampled_from([900, 1800, 3600]),
+    st.dates(FIRST, LAST),
+)
+
+
+@given(st.dictionaries(KEYS, st.tuples(COUNTS, COUNTS, COUNTS, st.sampled_from(STATUSES)), max_size=40), st.randoms())
+def test_every_row_is_in_the_page_whatever_the_order(told, rand):
+    rows = [(*key, *value) for key, value in told.items()]
+    page, summary = page_of(rows)
+    assert sorted(rows_in(page)) == sorted(rows)
+    missing = {row: max(0, row[4] - row[5]) for row in rows}
+    assert summary == Summary(
+        sites=len({row[0] for row in rows}),
+        streams=len({row[:3] for row in rows}),
+        expected=sum(row[4] for row in rows),
+        received=sum(row[5] for row in rows),
+        missing=sum(missing.values()),
+        late=sum(row[6] for row in rows),
+    )
+    by_site = {site: sum(missing[row] for row in rows if row[0] == site) for site in {row[0] for row in rows}}
+    order = list(dict.fromkeys(row[0] for row in rows_in(page)))
+    assert [by_site[site] for site in order] == sorted(by_site.values(), reverse=True)
+    rand.shuffle(rows)
+    assert page_of(rows)[0] == page
+
+
+def test_the_page_says_when_it_was_made_and_which_days_it_covers():
+    page, _ = page_of([ROW], made=datetime(2025, 7, 11, 1, 2, 3, tzinfo=timezone(timedelta(hours=-5))))
+    assert "<title>Completeness of Stem telemetry, 2025-07-01 to 2025-07-10 (UTC days)</title>" in page
+    assert "<time>2025-07-11 06:02:03 UTC</time>" in page
+
+
+def test_the_table_tells_the_worst_sites_and_no_other():
+    rows = [(f"site-{n:02}", "MONITOR", 900, FIRST, 96, 96 - n, 0, "missing" if n else "complete") for n in range(30)]
+    rows.append(("site-29", "CONVERTER", 1800, FIRST + timedelta(1), 48, 40, 0, "missing"))
+    rows.append(("site-00", "CONVERTER", 1800, FIRST, 0, 5, 0, "not expected"))
+    told = worst_in(page_of(rows)[0])
+    assert told[0] == ("site-29", "144", "107", "37", "25.69 %", "0", "2")
+    assert [row[0] for row in told] == [f"site-{n:02}" for n in range(29, 9, -1)]
+
+
+def test_the_table_says_so_where_nothing_is_amiss():
+    page, _ = page_of([ROW])
+    assert "Nothing is missing, and nothing came late." in page
+    assert "1 sites, 1 streams. 0 % of 96 expected intervals are missing, 0 came late." in page
+    assert rows_in(page_of([])[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "share"), [(1, "under 0.01 %"), (250, "1 %"), (24999, "over 99.99 %"), (25000, "100 %")]
+)
+def test_only_all_is_100_per_cent_and_only_nothing_0(missing, share):
+    rows, left = [], missing
+    for n in range(100):
+        lacking = min(250, left)
+        left -= lacking
+        rows.append((f"s{n}", "MONITOR", 900, FIRST, 250, 250 - lacking, 0, "missing" if lacking else "complete"))
+    assert f"{share} of 25,000 expected" in page_of(rows)[0]
+
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    '"><img src=x onerror=alert(1)>',
+    "'); alert(1); ('",
+    "{{script}}{{data}}",
+    "\\u003cscript\\u003e \\x3c",
+    "a\u2028b\u2029c\r\nd\x1b[31m\x00\x7f",
+    "\u202eetis\u2066",
+    "\ud800",
+    "]]>&lt;&amp;</table></main>",
+]
+
+
+def test_foreign_text_stays_text():
+    plain = Reader(page_of([(f"site-{n}", *ROW[1:5], 90, 0, "missing") for n in range(len(HOSTILE))])[0])
+    page, _ = page_of([(site, *ROW[1:5], 90, 0, "missing") for site in HOSTILE])
+    reader = Reader(page)
+    assert [tag for tag, _ in reader.tags] == [tag for tag, _ in plain.tags]
+    shown = {row[0] for row in worst_in(page)}
+    assert len(shown) == len(HOSTILE)
+    assert {"a\\u2028b\\u2029c\\r\\nd\\x1b[31m\\x00\\x7f", "\\u202eetis\\u2066", "\\ud800", HOSTILE[0]} <= shown
+    assert {row[0] for row in rows_in(page)} == shown
+    page, _ = page_of([("a", site, *ROW[2:]) for site in HOSTILE])
+    assert {row[1] for row in rows_in(page)} == shown
+
+
+def test_the_page_loads_nothing_and_runs_its_own_script_alone():
+    page, _ = page_of([ROW])
+    reader = Reader(page)
+    addresses = [v for _, attrs in reader.tags for k, v in attrs.items() if k in ("src", "href", "action", "data")]
+    assert addresses == ["data:,"]
+    assert not re.search(r"https?:|@import|url\(|innerHTML|eval\(", page)
+    (policy,) = [a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+    assert "unsafe" not in policy
+
+
+def test_memory_does_not_grow_with_the_rows():
+    def rows():
+        rand = random.Random(1)
+        for day in range(90):
+            for site in range(300):
+                for stream_type in ("MONITOR", "CONVERTER", "INTERVAL_REVENUE"):
+                    received = rand.randrange(97)
+                    yield (f"site-{site}", stream_type, 900, FIRST + timedelta(day), 96, received, 0, "missing")
+
+    tracemalloc.start()
+    try:
+        with Path("/dev/null").open("wb") as file:
+            write_page(rows(), file, first_day=FIRST, last_day=FIRST + timedelta(89), made=MADE)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # 81,000 rows are 0.3 MB of cells; as tuples they would be over 10 MB.
+    assert peak < 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"site_id": None}, "site_id is None: give a text"),
+        ({"site_id": 17}, "site_id is 17: give a text"),
+        ({"stream_type": b"MONITOR"}, "stream_type is b'MONITOR': give a text"),
+        ({"resolution": 60}, "resolution is 60: the API knows 900, 1800, 3600"),
+        ({"day": date(2025, 7, 11)}, r"day is datetime.date\(2025, 7, 11\) in a row of site site-00001: give dates"),
+        ({"day": NAIVE}, "day is datetime.datetime"),
+        ({"day": "2025-07-01"}, "day is '2025-07-01' in a row"),
+        ({"expected": None}, "expected is None: give the whole number of a day's intervals, 0 to 255"),
+        ({"expected": 256}, "expected is 256"),
+        ({"received": -1}, "received is -1"),
+        ({"received": "96"}, "received is '96'"),
+        ({"late": 0.5}, "late is 0.5"),
+        ({"late": float("nan")}, "late is nan"),
+        ({"late": Decimal("NaN")}, r"rows holds \('site-00001', .*: give site_id, stream_type, "),
+        ({"status": "Complete"}, "status is 'Complete': give one of complete, late, missing, not expected"),
+        ({"status": ["late"]}, r"rows holds \('site-00001'"),
+        ({"site_id": []}, r"rows holds \(\[\], 'MONITOR'"),
+    ],
+)
+def test_a_wrong_value_is_named(wrong, says):
+    row = {**dict(zip(COLUMNS, ROW, strict=True)), **wrong}
+    with pytest.raises(StemConfigError, match=says):
+        page_of([tuple(row.values())])
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([ROW[:7]], r"rows holds \('site-00001', .*: give site_id, stream_type"),
+        ([17], "rows holds 17: give"),
+        ([ROW, (*ROW[:5], 95, 0, "missing")], "rows holds site site-00001, MONITOR, 900, 2025-07-01 twice"),
+    ],
+)
+def test_wrong_rows_are_named(rows, says):
+    with pytest.raises(StemConfigError, match=says):
+        page_of(rows)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"first": "2025-07-01"}, "first_day is '2025-07-01': give a date"),
+        ({"last": NAIVE}, "last_day is datetime"),
+        ({"last": date(2025, 6, 30)}, "first_day is 2025-07-01, last_day is 2025-06-30, 0 days: give from 1 to 3,660"),
+        ({"last": date(2045, 6, 30)}, "give from 1 to 3,660 days"),
+        ({"made": NAIVE}, "made is .*: give a datetime with a time zone"),
+        ({"made": FIRST}, "made is"),
+    ],
+)
+def test_wrong_times_are_named(wrong, says):
+    with pytest.raises(StemConfigError, match=says):
+        page_of([], **wrong)
+
+
+def test_decimals_of_a_database_are_counts():
+    page, _ = page_of([(*ROW[:4], Decimal(96), Decimal("90.0"), 0, "missing")])
+    assert rows_in(page) == [(*ROW[:4], 96, 90, 0, "missing")]
+
+
+def test_importing_it_loads_nothing_heavy():
+    loaded = printed_by("import sys, json, airflow_provider_stem.completeness\nprint(json.dumps(sorted(sys.modules)))")
+    heavy = {"airflow", "boto3", "botocore", "duckdb", "numpy", "pandas", "pyarrow", "requests"}
+    assert not {name.partition(".")[0] for name in loaded} & heavy
+
+
+def test_the_parts_of_the_page_are_in_the_wheel():
+    from hatchling.builders.wheel import WheelBuilder
+
+    released = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    parts = {f"airflow_provider_stem/completeness/{name}" for name in ("page.html", "page.css", "page.js")}
+    assert parts <= released
+
+
+@pytest.fixture
+def publish():
+    """The task of the example DAG, as a function."""
+    spec = importlib.util.spec_from_file_location("stem_completeness", ROOT / "example_dags" / "stem_completeness.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.dag.get_task("publish_page").python_callable
+
+
+@pytest.mark.s3
+def test_the_example_publishes_what_the_view_tells_of_the_last_days(publish, lake, tmp_path, monkeypatch):
+    today = datetime.now(UTC).date()
+    shown = [
+        (site, stream_type, 900, today - timedelta(back), 96, 96 - back * n, n, "missing" if back * n else "complete")
+        for n, site in enumerate(["whole", "o'clock", "</script>"])
+        for stream_type in ("CONVERTER", "MONITOR")
+        for back in range(3, 0, -1)
+    ]
+    others = [("old", "MONITOR", 900, today - timedelta(back), 96, 0, 0, "missing") for back in (0, 4)]
+    with duckdb.connect(tmp_path / "warehouse.duckdb") as warehouse:
+        warehouse.execute("CREATE SCHEMA stem")
+        warehouse.execute(
+            "CREATE TABLE stem.told (status text, late bigint, received hugeint, expected bigint, day date, "
+            "resolution integer, stream_type text, site_id text)"
+        )
+        warehouse.executemany(
+            "INSERT INTO stem.told VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [r[::-1] for r in shown + others]
+        )
+        warehouse.execute("CREATE VIEW stem.completeness AS SELECT * FROM stem.told")
+    connection = {"conn_type": "duckdb", "host": str(tmp_path / "warehouse.duckdb")}
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_WAREHOUSE", json.dumps(connection))
+    params = {"bucket": lake.bucket, "key": "stem/completeness.html", "days": 3}
+
+    lake.client.put_object(Bucket=lake.bucket, Key="stem/completeness.html", Body=b"of yesterday")
+    told = publish(params=params)
+
+    (body,) = lake.objects().values()
+    assert sorted(rows_in(body.decode())) == sorted(shown)
+    assert told == {
+        "uri": f"s3://{lake.bucket}/stem/completeness.html", "bytes": len(body), "sites": 3, "streams": 6,
+        "expected": 18 * 96, "received": 18 * 96 - 36, "missing": 36, "late": 18,
+    }  # fmt: skip
+    assert lake.client.head_object(Bucket=lake.bucket, Key="stem/completeness.html")["ContentType"] == CONTENT_TYPE
