@@ -110,7 +110,8 @@
     extent.style.width = `${labels + data.days * cell + 12}px`;
     extent.style.height = `${whole}px`;
     width = map.clientWidth;
-    height = Math.min(whole, Math.floor(window.innerHeight * 0.68));
+    // No higher than what is seen of it, or it would slip at the end.
+    height = Math.min(whole, map.clientHeight);
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
     canvas.width = Math.round(width * ratio);
