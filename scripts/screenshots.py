@@ -1,14 +1,16 @@
-"""Renew the documentation's pictures of Airflow, from a real one on the simulator and an S3 server."""
+"""Renew the documentation's pictures of what Airflow shows, from a real one on the simulator and an S3 server."""
 
 from __future__ import annotations
 
 import io
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -131,6 +133,52 @@ def mapped_run_grid(scene: Scene) -> Image:
     )
 
 
+def completeness(scene: Scene) -> Image:
+    """Show the page of completeness, pointing at a day that lacks a part of its intervals."""
+    from airflow_provider_stem.completeness import write_page
+
+    first = date(2025, 7, 1)
+    days = [first + timedelta(n) for n in range(90)]
+    with tempfile.NamedTemporaryFile(suffix=".html") as file:
+        made = datetime(2025, 9, 29, 6, 0, 12, tzinfo=UTC)
+        write_page(completeness_rows(days), file.file, first_day=first, last_day=days[-1], made=made)
+        file.flush()
+        scene.page.set_viewport_size({"width": 1320, "height": 900})
+        scene.page.goto(f"file://{file.name}")
+        scene.page.locator("#canvas[data-ready]").wait_for()
+        scene.page.locator("#canvas").hover(position={"x": 480, "y": 319})
+        scene.page.locator("#tip").wait_for()
+        return picture_of(scene.page.screenshot(animations="disabled"))
+
+
+def completeness_rows(days: list[date]) -> Iterator[tuple[str, str, int, date, int, int, int, str]]:
+    """Give rows of simulated sites of which some are out, lose a part or come late, with a day that is bad for all."""
+    from airflow_provider_stem.simulator import Settings
+    from airflow_provider_stem.simulator.model import Fleet
+
+    drawn = random.Random(7)  # noqa: S311 - a picture is no secret
+    fleet = Fleet(Settings(sites=400))
+    bad_day = days[57]
+    for site_id in fleet.site_ids:
+        begin = days[drawn.randrange(len(days))] if drawn.random() < 0.04 else days[0]
+        out = drawn.randrange(len(days)) if drawn.random() < 0.12 else len(days)
+        back = out + drawn.choice([1, 2, 2, 4, 9, 20])
+        lossy, tardy = drawn.random() < 0.06, drawn.random() < 0.1
+        for stream_type in sorted(fleet.site(site_id).stream_start_times):
+            for number, day in enumerate(days):
+                expected = 96 if day >= begin else 0
+                lost = 96 if out < number < back else drawn.randrange(97) if number in (out, back) else 0
+                if (lossy and drawn.random() < 0.12) or (day == bad_day and drawn.random() < 0.3):
+                    lost = max(lost, drawn.randrange(1, 24))
+                received = max(0, expected - lost)
+                late = drawn.randrange(1, 20) if received and drawn.random() < (0.15 if tardy else 0.002) else 0
+                late = min(late, received)
+                status = "missing" if received < expected else "late" if late else "complete"
+                yield (
+                    site_id, stream_type, 900, day, expected, received, late, status if expected else "not expected",
+                )  # fmt: skip
+
+
 def picture_of(png: bytes) -> Image:
     """Decode a screenshot."""
     import PIL.Image
@@ -150,6 +198,7 @@ SCREENSHOTS: dict[str, Callable[[Scene], Image]] = {
     "connection-test-passed": connection_test_passed,
     "connection-test-failed": connection_test_failed,
     "mapped-run-grid": mapped_run_grid,
+    "completeness": completeness,
 }
 
 

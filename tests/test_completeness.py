@@ -132,7 +132,7 @@ def test_the_table_tells_the_worst_sites_and_no_other():
 def test_the_table_says_so_where_nothing_is_amiss():
     page, _ = page_of([ROW])
     assert "Nothing is missing, and nothing came late." in page
-    assert "1 sites, 1 streams. 0 % of 96 expected intervals are missing, 0 came late." in page
+    assert "1 site, 1 stream. 0 % of 96 expected intervals are missing, 0 came late." in page
     assert rows_in(page_of([])[0]) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from airflow_server import AirflowServer
@@ -152,7 +154,7 @@ KINDS = [
 ]
 HERE = [kind for kind in KINDS if kind.since <= AIRFLOW != kind.broken]
 PRODUCERS = ["produces_earlier", "produces_later", "produces_alias"] + ["produces_partitions"] * (AIRFLOW >= (3, 3))
-EXAMPLES = ["stem_streams_to_s3", "stem_energy_from_asset"]
+EXAMPLES = ["stem_streams_to_s3", "stem_energy_from_asset", "stem_completeness"]
 EXAMPLE_PREFIX = "stem/stem_streams_to_s3/land_streams/"
 DECOY = f"{EXAMPLE_PREFIX}left_by_another_run.parquet"
 
@@ -245,11 +247,20 @@ def runs(s3_server, tmp_path_factory, request):
 
     lake, examples, home = Lake(s3_server), Lake(s3_server, "stem-telemetry"), tmp_path_factory.mktemp("airflow")
     examples.client.put_object(Bucket=examples.bucket, Key=DECOY, Body=b"no event tells of this")
+    warehouse = home / "warehouse.duckdb"
+    with duckdb.connect(warehouse) as made:
+        made.execute("CREATE SCHEMA stem")
+        made.execute(
+            "CREATE TABLE stem.completeness AS SELECT 'site-00001' AS site_id, 'MONITOR' AS stream_type, "
+            "900 AS resolution, (current_date - 7)::date AS day, 96 AS expected, 90 AS received, 0 AS late, "
+            "'missing' AS status"
+        )
     times = [time.monotonic()]
     with Simulator(Settings(sites=len(SITES), clients=1, api_key=API_KEY)) as sim:
         environment = {
             "AIRFLOW_CONN_STEM_DEFAULT": sim.connection,
             "AIRFLOW_CONN_AWS_DEFAULT": s3_server.connection,
+            "AIRFLOW_CONN_STEM_WAREHOUSE": json.dumps({"conn_type": "duckdb", "host": str(warehouse)}),
             "AWS_EC2_METADATA_DISABLED": "true",
             "STEM_TEST_BUCKET": lake.bucket,
             "STEM_TEST_BEGAN": (datetime.now(UTC) - timedelta(hours=3)).isoformat(),
@@ -438,6 +449,17 @@ def test_the_second_example_loads_what_the_events_of_the_first_tell_of_and_nothi
         assert told[stream]["kwh_import_sum"] == pytest.approx(sum(max(kw, 0.0) for kw in values) / 4)
         assert told[stream]["kwh_export_sum"] == pytest.approx(-sum(min(kw, 0.0) for kw in values) / 4)
         assert (told[stream]["peak_kw_max"], told[stream]["peak_kw_count"]) == (max(values), 96)
+
+
+def test_the_third_example_publishes_what_the_warehouse_tells(runs):
+    (run,) = runs.of["stem_completeness"]
+    (told,) = told_by(run, "publish_page")
+    page = runs.examples.objects()["stem/completeness.html"]
+    assert told == {
+        "uri": f"s3://{runs.examples.bucket}/stem/completeness.html", "bytes": len(page),
+        "sites": 1, "streams": 1, "expected": 96, "received": 90, "missing": 6, "late": 0,
+    }  # fmt: skip
+    assert b"1 site, 1 stream. 6.25 % of 96 expected intervals are missing, 0 came late." in page
 
 
 def test_a_task_links_to_what_it_landed_and_is_named_after_its_batch(runs):

@@ -221,7 +221,8 @@ def _parts(summary: Summary, sites: Sequence[_Site], first_day: date, last_day: 
     return {
         "days": f"{first_day} to {last_day} (UTC days)",
         "made": f"{made.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "sum": f"{summary.sites:,} sites, {summary.streams:,} streams. {share}, {summary.late:,} came late.",
+        "sum": f"{_count(summary.sites, 'site')}, {_count(summary.streams, 'stream')}. "
+        f"{share}, {summary.late:,} came late.",
         "worst": "".join(
             f'<tr><th scope="row"><bdi>{html.escape(_shown(site.site_id))}</bdi></th>'
             f"{''.join(f'<td>{number(site)}</td>' for number in numbers)}</tr>\n"
@@ -233,6 +234,10 @@ def _parts(summary: Summary, sites: Sequence[_Site], first_day: date, last_day: 
         # What is not of this page cannot run in it, and it cannot load or send anything.
         "policy": f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
     }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _share(part: int, whole: int) -> str:
