@@ -36,7 +36,7 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the newest.
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-test-browser: venv  ## Type into Airflow's connection form; needs Chromium (Debian: chromium).
+test-browser: venv  ## Use the pages that there are, Airflow's and ours; needs Chromium (Debian: chromium).
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-campaigns: venv  ## Kill two hundred tasks, and look for the key all over an Airflow; about ten minutes.
@@ -57,7 +57,7 @@ test-matrix:  ## Run the tests on every Airflow, one after the other.
 demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow.
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
-screenshots: venv  ## Renew the documentation's pictures of Airflow; needs Chromium.
+screenshots: venv  ## Renew the documentation's pictures of pages; needs Chromium.
 	$(BIN)/python scripts/screenshots.py
 
 # What needs other versions than the tests' own has an environment of its own.
