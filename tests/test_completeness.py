@@ -286,6 +286,8 @@ def test_the_parts_of_the_page_are_in_the_wheel():
 def publish():
     """The task of the example DAG, as a function."""
     spec = importlib.util.spec_from_file_location("stem_completeness", ROOT / "example_dags" / "stem_completeness.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.dag.get_task("publish_page").python_callable

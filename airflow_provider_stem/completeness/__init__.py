@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.windows import check_resolution
@@ -49,7 +49,7 @@ class Summary:
 
 
 def write_page(
-    rows: Iterable[Sequence[Any]], file: BinaryIO, *, first_day: date, last_day: date, made: datetime
+    rows: Iterable[Sequence[Any]], file: IO[bytes], *, first_day: date, last_day: date, made: datetime
 ) -> Summary:
     """
     Write the page.
@@ -254,7 +254,7 @@ def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _write(file: BinaryIO, parts: Mapping[str, str], planes: Iterable[bytes | bytearray]) -> None:
+def _write(file: IO[bytes], parts: Mapping[str, str], planes: Iterable[bytes | bytearray]) -> None:
     template = files(__name__).joinpath("page.html").read_text("utf-8")
     before, after = (
         # In one pass: what stands in for a mark is not looked at again.

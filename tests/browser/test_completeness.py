@@ -8,6 +8,7 @@ import math
 import re
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from airflow_pages import browse, chromium
@@ -126,7 +127,7 @@ def tip(page):
 
 def cells_of(page):
     """Point at all of the map, in steps smaller than a cell; give what is told, and the middle of where it is."""
-    where = {}
+    where: dict[Any, list[tuple[int, int]]] = {}
     for told, x, y in page.evaluate(SWEEP):
         if told:
             where.setdefault(frozen(told), []).append((x, y))
@@ -154,24 +155,24 @@ def test_every_cell_tells_its_row_in_the_colour_of_the_legend(page, tmp_path, sc
         expected = {}
         for site, n in itertools.product(range(len(OUTCOMES)), range(DAYS)):
             outcome = OUTCOMES[(site + n) % len(OUTCOMES)]
-            told = ("", "", "", "", "no row")
+            told = ["", "", "", "", "no row"]
             if outcome:
-                told = (*map(str, (*outcome[:2], outcome[0] - outcome[1], outcome[2])), outcome[3])
+                told = [*map(str, (*outcome[:2], outcome[0] - outcome[1], outcome[2])), outcome[3]]
             row = ("MONITOR, 15 min", *told)
             expected[f"site-{site}", f"{day(n)} (UTC)", row] = outcome[4] if outcome else "none"
         assert cells.keys() == expected.keys()
         picture = picture_of(page)
         page_colour = picture.getpixel((2, 2))
-        for told, colour in expected.items():
-            x, y = cells[told]
+        for key, colour in expected.items():
+            x, y = cells[key]
             around = {picture.getpixel((x + dx, y + dy)) for dx in range(-4, 5) for dy in range(-3, 4)}
             if colour == "idle":
                 assert len(around) > 1  # hatched
             else:
-                assert around == {page_colour if colour == "none" else colour_in(page, colour)}, told
-        for told, middle in cells.items():
+                assert around == {page_colour if colour == "none" else colour_in(page, colour)}, key
+        for key, middle in cells.items():
             page.mouse.move(*middle)
-            assert tip(page) == told
+            assert tip(page) == key
         page.mouse.move(1, 1)
         assert tip(page) is None
     page.emulate_media(color_scheme="light")
