@@ -303,7 +303,7 @@ def test_the_example_publishes_what_the_view_tells_of_the_last_days(publish, lak
         for back in range(3, 0, -1)
     ]
     others = [("old", "MONITOR", 900, today - timedelta(back), 96, 0, 0, "missing") for back in (0, 4)]
-    with duckdb.connect(tmp_path / "warehouse.duckdb") as warehouse:
+    with duckdb.connect(str(tmp_path / "warehouse.duckdb")) as warehouse:
         warehouse.execute("CREATE SCHEMA stem")
         warehouse.execute(
             "CREATE TABLE stem.told (status text, late bigint, received hugeint, expected bigint, day date, "

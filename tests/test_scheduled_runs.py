@@ -248,7 +248,7 @@ def runs(s3_server, tmp_path_factory, request):
     lake, examples, home = Lake(s3_server), Lake(s3_server, "stem-telemetry"), tmp_path_factory.mktemp("airflow")
     examples.client.put_object(Bucket=examples.bucket, Key=DECOY, Body=b"no event tells of this")
     warehouse = home / "warehouse.duckdb"
-    with duckdb.connect(warehouse) as made:
+    with duckdb.connect(str(warehouse)) as made:
         made.execute("CREATE SCHEMA stem")
         made.execute(
             "CREATE TABLE stem.completeness AS SELECT 'site-00001' AS site_id, 'MONITOR' AS stream_type, "
