@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-for name in ("stem_streams_to_s3", "stem_energy_from_asset"):
+for name in ("stem_streams_to_s3", "stem_energy_from_asset", "stem_completeness"):
     path = Path(__file__).parents[2] / "example_dags" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
