@@ -1,0 +1,1 @@
+"""Landed objects and site records to a SQL warehouse: staged, merged, counted."""

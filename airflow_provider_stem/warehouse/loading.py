@@ -1,0 +1,134 @@
+"""
+Verified objects into the table of streams, in one transaction; for the operator.
+
+The statements are common to all engines that are loaded from here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from airflow_provider_stem.errors import StemDataError
+from airflow_provider_stem.text import one_line
+from airflow_provider_stem.warehouse.objects import LandedObject
+from airflow_provider_stem.warehouse.session import Session
+from airflow_provider_stem.warehouse.staging import Fetch, StagedObject, Staging
+
+log = logging.getLogger(__name__)
+
+Counts = dict[str, int]
+_COUNTED = ("rows", "inserted", "changed", "unchanged", "absent")
+
+_STAGE = """
+CREATE TEMPORARY TABLE stem_staged (
+    site_id VARCHAR, stream_type VARCHAR, resolution INTEGER,
+    interval_start TIMESTAMP WITH TIME ZONE, interval_end TIMESTAMP WITH TIME ZONE, kw_total_avg DOUBLE PRECISION
+)
+"""
+_KNOWN = """
+SELECT count(known.site_id) AS known,
+    count(CASE WHEN known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg THEN known.site_id END) AS changed
+FROM stem_staged AS staged
+LEFT JOIN {{ params.schema }}.streams AS known
+    ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+"""
+_IN_PERIOD = """
+SELECT count(*) AS in_period
+FROM {{ params.schema }}.streams AS known
+JOIN (SELECT DISTINCT site_id, stream_type, resolution FROM stem_staged) AS staged
+    ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+    AND known.resolution = staged.resolution
+WHERE known.interval_end > ? AND known.interval_end <= ?
+"""
+_MERGE = """
+INSERT INTO {{ params.schema }}.streams AS known (
+    site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg, loaded_at, changed_at
+)
+SELECT site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg,
+    CAST(? AS TIMESTAMP WITH TIME ZONE), CAST(? AS TIMESTAMP WITH TIME ZONE)
+FROM stem_staged
+ON CONFLICT (site_id, stream_type, resolution, interval_end) DO UPDATE
+SET kw_total_avg = excluded.kw_total_avg, changed_at = excluded.changed_at
+WHERE known.kw_total_avg IS DISTINCT FROM excluded.kw_total_avg
+"""
+_LOG = """
+INSERT INTO {{ params.schema }}.loads (
+    uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
+    dag_id, run_id, loaded_at
+)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def load_objects(
+    objects: Sequence[LandedObject],
+    fetch: Fetch,
+    connect: Callable[[], Session],
+    *,
+    dag_id: str | None = None,
+    run_id: str | None = None,
+    loaded_at: datetime | None = None,
+) -> Counts:
+    """
+    Load objects, all or none.
+
+    :param fetch: gets an object.
+    :param connect: opens the warehouse, once every object is here and verified.
+    :param dag_id: for the log of loads.
+    :param run_id: likewise.
+    :param loaded_at: default: the clock.
+    :return: ``objects``, ``rows``, ``inserted``, ``changed``, ``unchanged`` and ``absent``: rows that the warehouse
+        has in an object's period, of streams that the object holds, and that the object does not have. They stay.
+    :raises StemDataError: an object is not what its receipt tells of; nothing is loaded.
+    """
+    total: Counts = {"objects": len(objects)} | dict.fromkeys(_COUNTED, 0)
+    with Staging(fetch) as staging:
+        staged = [staging.add(landed) for landed in objects]
+        with connect() as session:
+            with session.transaction():
+                session.create_missing()
+            with session.transaction():
+                session.execute(_STAGE)
+                session.lock("streams")
+                now = loaded_at or datetime.now(UTC)
+                for one in staged:
+                    session.append("stem_staged", staging.batches(one))
+                    counts = _merge(session, one, now)
+                    session.execute("DELETE FROM stem_staged")
+                    session.execute(
+                        _LOG, one.landed.uri, *counts.values(), one.resolution, one.landed.start, one.landed.end,
+                        dag_id, run_id, now,
+                    )  # fmt: skip
+                    for name, count in counts.items():
+                        total[name] += count
+                    log.info("%s: %s", one_line(one.landed.uri), _told(counts))
+                session.execute("DROP TABLE stem_staged")
+    log.info("Loaded %s", _told(total))
+    return total
+
+
+def _merge(session: Session, staged: StagedObject, now: datetime) -> Counts:
+    rows = staged.landed.rows
+    [(known, changed)] = session.execute(_KNOWN)
+    [(in_period,)] = session.execute(_IN_PERIOD, staged.landed.start, staged.landed.end)
+    written = session.change(_MERGE, now, now)
+    if written != rows - known + changed:
+        raise StemDataError(
+            f"{one_line(staged.landed.uri)}: {written:,} rows were written, but {rows - known + changed:,} are new or "
+            "changed. Another program writes the table at the same time, without its lock."
+        )
+    return {
+        "rows": rows,
+        "inserted": rows - known,
+        "changed": changed,
+        "unchanged": known - changed,
+        # All rows of the object lie in its period.
+        "absent": in_period - known,
+    }
+
+
+def _told(counts: Counts) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())

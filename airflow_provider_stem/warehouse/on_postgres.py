@@ -1,0 +1,99 @@
+"""PostgreSQL as a warehouse, through psycopg 2 or 3, whichever Airflow's hook uses; for the connections."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from airflow_provider_stem.errors import StemTransportError
+from airflow_provider_stem.warehouse.session import Session
+
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+class PostgresSession(Session):
+    """
+    One connection to PostgreSQL.
+
+    :param connect: opens it.
+    """
+
+    engine = "postgres"
+
+    def __init__(self, connect: Callable[[], Any], schema: str, lock_timeout: float) -> None:
+        super().__init__(schema, lock_timeout)
+        self._connection = connect()
+
+    def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a statement and give its rows."""
+        with self._connection.cursor() as cursor:
+            self._run(cursor, sql, parameters)
+            rows = cursor.fetchall() if cursor.description else []
+        # A connection may ask for cursors that give dicts.
+        return [tuple(row.values() if isinstance(row, Mapping) else row) for row in rows]
+
+    def change(self, sql: str, *parameters: Any) -> int:
+        """Run a statement and tell how many rows it inserted or updated."""
+        with self._connection.cursor() as cursor:
+            self._run(cursor, sql, parameters)
+            return int(cursor.rowcount)
+
+    def append(self, table: str, batches: Iterable[pa.RecordBatch]) -> None:
+        """Add rows to a temporary table with COPY. Numbers go as their shortest text, which reads back the same."""
+        copy = f"COPY {table} FROM STDIN WITH (FORMAT csv, ENCODING 'UTF8')"
+        with self._connection.cursor() as cursor:
+            for batch in batches:
+                text = io.BytesIO()
+                pyarrow.csv.write_csv(batch, text, pyarrow.csv.WriteOptions(include_header=False))
+                if hasattr(cursor, "copy_expert"):
+                    text.seek(0)
+                    cursor.copy_expert(copy, text)
+                else:
+                    with cursor.copy(copy) as target:
+                        target.write(text.getbuffer())
+            cursor.execute(f"ANALYZE {table}")
+
+    def lock(self, table: str) -> None:
+        """
+        Keep others from writing a table until the transaction ends; they may read it.
+
+        So two loads go one after the other, whatever the order of their rows: neither a deadlock nor a wrong count.
+        """
+        self.execute(f"LOCK TABLE {{{{ params.schema }}}}.{table} IN SHARE ROW EXCLUSIVE MODE")
+
+    def begin(self) -> None:
+        """Begin a transaction that sees what others have committed once it has its locks."""
+        self.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        self.execute("SELECT set_config('lock_timeout', ?, true)", f"{self._lock_timeout * 1000:.0f}ms")
+
+    def end(self, *, commit: bool) -> None:
+        """End the transaction."""
+        if commit:
+            self._connection.commit()
+        elif not self._connection.closed:
+            self._connection.rollback()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def create_schema(self) -> None:
+        """Create the schema where it is not there; two at once would collide in PostgreSQL's own tables."""
+        self.execute("SELECT pg_advisory_xact_lock(hashtext(?))", f"airflow_provider_stem {self.schema}")
+        # Asked first: creating it asks for a right on the whole database, also where it is there.
+        if not self.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", self.schema):
+            self.execute("CREATE SCHEMA {{ params.schema }}")
+
+    def _run(self, cursor: Any, sql: str, parameters: tuple[Any, ...]) -> None:
+        try:
+            cursor.execute(self.filled_in(sql).replace("?", "%s"), parameters or None)
+        except Exception as exc:
+            if getattr(exc, "sqlstate", getattr(exc, "pgcode", None)) == _LOCK_NOT_AVAILABLE:
+                raise StemTransportError(
+                    f"Others have written schema {self.schema!r} for {self._lock_timeout:g} s: try again later."
+                ) from None
+            raise

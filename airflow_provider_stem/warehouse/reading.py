@@ -1,0 +1,104 @@
+"""A landed object's bytes back to rows in the landing schema: Parquet, CSV or JSON lines; for the staging."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+
+_BATCH_ROWS = 2**16
+_CHUNK_BYTES = 2**22
+_INSTANTS = ("interval_start", "interval_end")
+# As written: instants are text until they are cast, so that none is read by a guess.
+_TEXT_SCHEMA = pa.schema(
+    [pa.field(field.name, pa.string() if field.name in _INSTANTS else field.type) for field in LANDING_SCHEMA]
+)
+
+
+def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """
+    Read an object. Its format and compression show in its first bytes, so a key without extension does too.
+
+    :param file: from front to end; can be sought.
+    :raises ValueError: it does not hold the columns of the landing schema; also as :class:`pyarrow.ArrowInvalid`.
+    :raises OSError: it is damaged; also as :class:`EOFError`.
+    """
+    if _head(file, 4) == b"PAR1":
+        yield from _read_parquet(file)
+        return
+    with _uncompressed(file) as source:
+        first = source.peek(1)[:1]
+        if first == b"{":
+            yield from _read_jsonl(source)
+        elif first:
+            yield from _read_csv(source)
+        # Without any byte it is JSON lines without a row.
+
+
+def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
+    with pyarrow.parquet.ParquetFile(file) as parquet:
+        if not parquet.schema_arrow.equals(LANDING_SCHEMA, check_metadata=False):
+            raise ValueError(f"its columns are {_shown(parquet.schema_arrow)}")
+        yield from parquet.iter_batches(_BATCH_ROWS)
+
+
+def _read_csv(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
+    reader = pyarrow.csv.open_csv(
+        source,
+        read_options=pyarrow.csv.ReadOptions(block_size=_CHUNK_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        # An empty field is a null only where a number is to be; all texts are texts.
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=_TEXT_SCHEMA, null_values=[""], strings_can_be_null=False, check_utf8=True
+        ),
+    )
+    if reader.schema.names != LANDING_SCHEMA.names:
+        raise ValueError(f"its columns are {_shown(reader.schema)}")
+    yield from map(_with_instants, reader)
+
+
+def _read_jsonl(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
+    # In chunks of whole lines: pyarrow reads JSON as a stream only in its latest versions.
+    while chunk := source.read(_CHUNK_BYTES):
+        chunk += source.readline()
+        table = pyarrow.json.read_json(
+            io.BytesIO(chunk),
+            read_options=pyarrow.json.ReadOptions(block_size=len(chunk) + 1),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=_TEXT_SCHEMA, unexpected_field_behavior="error"),
+        )
+        yield from map(_with_instants, table.select(_TEXT_SCHEMA.names).to_batches(_BATCH_ROWS))
+
+
+def _with_instants(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [
+        column.cast(field.type) if field.name in _INSTANTS else column
+        for field, column in zip(LANDING_SCHEMA, batch.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=LANDING_SCHEMA.names)
+
+
+def _uncompressed(file: BinaryIO) -> io.BufferedReader:
+    head = _head(file, 4)
+    if head[:2] == b"\x1f\x8b":
+        return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file, mode="rb")))
+    if head == b"\x28\xb5\x2f\xfd":
+        return io.BufferedReader(cast(Any, pa.CompressedInputStream(file, "zstd")))
+    return io.BufferedReader(cast(Any, file))
+
+
+def _head(file: BinaryIO, size: int) -> bytes:
+    head = file.read(size)
+    file.seek(0)
+    return head
+
+
+def _shown(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)[:300]

@@ -1,0 +1,74 @@
+"""Objects made by hand, and where a load gets them."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+
+from airflow_provider_stem.streams.files import write_file
+from airflow_provider_stem.streams.tables import STREAM_SCHEMA, landing_batch
+from airflow_provider_stem.streams.windows import Window, iso
+from airflow_provider_stem.warehouse.loading import load_objects
+from airflow_provider_stem.warehouse.objects import read_objects
+
+
+def at(text):
+    """Give an instant of July 2025, such as ``01T00:15``."""
+    return datetime.fromisoformat(f"2025-07-{text}+00:00")
+
+
+class Bucket:
+    """Objects in memory, each with what its receipt would tell."""
+
+    def __init__(self):
+        self.bodies = {}
+
+    def land(self, name, streams, start, end, resolution=900, file_format="parquet", compression="none"):
+        """
+        Land an object.
+
+        :param streams: values by site and type, from the window's first interval on; ``...`` is a row that is missing.
+        """
+        window = Window(at(start), at(end), resolution)
+        batches = []
+        for (site_id, stream_type), values in sorted(streams.items()):
+            ends = [window.start + timedelta(seconds=resolution * number) for number in range(1, len(values) + 1)]
+            rows = [row for row in zip(ends, values, strict=True) if row[1] is not ...]
+            columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), STREAM_SCHEMA)]
+            batches.append(
+                landing_batch(
+                    site_id, stream_type, resolution, pa.RecordBatch.from_arrays(columns, schema=STREAM_SCHEMA)
+                )
+            )
+        file = io.BytesIO()
+        rows = write_file(iter(batches), file, file_format, compression, window)
+        uri = f"s3://lake/{name}"
+        self.bodies[uri] = file.getvalue()
+        landed = {"uri": uri, "rows": rows, "bytes": len(file.getvalue()), "start": iso(window.start)}
+        return {"window": window.as_json(), "objects": [{**landed, "end": iso(window.end)}], "rows": rows}
+
+    def fetch(self, uri, file):
+        file.write(self.bodies[uri])
+
+    def load(self, engine, *receipts, at=None, fetch=None):
+        return load_objects(
+            read_objects(receipts),
+            fetch or self.fetch,
+            engine.session(),
+            dag_id="dag",
+            run_id="run",
+            loaded_at=at and at.astimezone(UTC),
+        )
+
+
+def counts(objects, rows, inserted, changed, unchanged, absent):
+    return {
+        "objects": objects,
+        "rows": rows,
+        "inserted": inserted,
+        "changed": changed,
+        "unchanged": unchanged,
+        "absent": absent,
+    }

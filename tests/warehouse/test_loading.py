@@ -1,0 +1,257 @@
+"""What a load does to the warehouse, on each engine, with counts that were made by hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from airflow_provider_stem.errors import StemDataError, StemTransportError
+
+from .helpers import Bucket, at, counts
+
+A, B = ("site-a", "MONITOR"), ("site-b", "CONVERTER")
+FORMATS = [
+    ("parquet", "zstd"),
+    ("csv", "gzip"),
+    ("csv", "zstd"),
+    ("csv", "none"),
+    ("jsonl", "gzip"),
+    ("jsonl", "zstd"),
+    ("jsonl", "none"),
+]
+VALUES = "SELECT site_id, interval_end, kw_total_avg FROM stem.streams ORDER BY 1, 2"
+
+
+@pytest.fixture
+def bucket():
+    return Bucket()
+
+
+def test_a_load_again_changes_nothing_and_restated_values_replace_older_ones(engine, bucket):
+    # An hour of 15 minutes: 4 rows of A, 3 of B whose third did not come.
+    first = bucket.land("hour", {A: [1.0, 2.0, None, 4.0], B: [0.1, 0.2, ..., 0.4]}, "01T00:00", "01T01:00")
+    assert bucket.load(engine, first, at=at("01T02:00")) == counts(1, 7, 7, 0, 0, 0)
+    everything = "SELECT * FROM stem.streams ORDER BY 1, 5"
+    before = engine.rows(everything)
+    assert before[1] == (
+        "site-a", "MONITOR", 900, "2025-07-01T00:15:00+00:00", "2025-07-01T00:30:00+00:00", 2.0,
+        "2025-07-01T02:00:00+00:00", "2025-07-01T02:00:00+00:00",
+    )  # fmt: skip
+    assert bucket.load(engine, first, at=at("01T03:00")) == counts(1, 7, 0, 0, 7, 0)
+    assert engine.rows(everything) == before
+
+    # Three values differ: 2.0 to 2.5, null to 3.0, 4.0 to null. One is new: B's third.
+    again = bucket.land("hour", {A: [1.0, 2.5, 3.0, None], B: [0.1, 0.2, 0.3, 0.4]}, "01T00:00", "01T01:00")
+    assert bucket.load(engine, again, at=at("02T00:00")) == counts(1, 8, 1, 3, 4, 0)
+    assert [row[2] for row in engine.rows(VALUES)] == [1.0, 2.5, 3.0, None, 0.1, 0.2, 0.3, 0.4]
+    first_load, second_load = "2025-07-01T02:00:00+00:00", "2025-07-02T00:00:00+00:00"
+    assert [row[6:] for row in engine.rows(everything)] == [
+        (first_load, first_load),
+        *3 * [(first_load, second_load)],
+        *2 * [(first_load, first_load)],
+        (second_load, second_load),
+        (first_load, first_load),
+    ]
+    assert engine.rows(
+        "SELECT uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end, dag_id, "
+        "run_id FROM stem.loads ORDER BY loaded_at"
+    ) == [
+        ("s3://lake/hour", *told, 0, 900, "2025-07-01T00:00:00+00:00", "2025-07-01T01:00:00+00:00", "dag", "run")
+        for told in [(7, 7, 0, 0), (7, 0, 0, 7), (8, 1, 3, 4)]
+    ]
+
+
+def test_rows_that_the_object_lost_stay_and_are_counted(engine, bucket):
+    both = bucket.land("hour", {A: [1.0, 2.0, 3.0, 4.0], B: [5.0, 6.0, 7.0, 8.0]}, "01T00:00", "01T01:00")
+    after = bucket.land("next", {A: [9.0]}, "01T01:00", "01T02:00")
+    assert bucket.load(engine, both, after) == counts(2, 9, 9, 0, 0, 0)
+    # A lost its 2nd and 4th; its row of the next hour is outside of the period. B is not in the object at all.
+    fewer = bucket.land("hour", {A: [1.0, ..., 3.5]}, "01T00:00", "01T01:00")
+    assert bucket.load(engine, fewer) == counts(1, 2, 0, 1, 1, 2)
+    assert [row[2] for row in engine.rows(VALUES)] == [1.0, 2.0, 3.5, 4.0, 9.0, 5.0, 6.0, 7.0, 8.0]
+
+
+def test_of_two_objects_with_the_same_rows_the_later_one_holds(engine, bucket):
+    one = bucket.land("one", {A: [1.0, 2.0]}, "01T00:00", "01T00:30")
+    two = bucket.land("two", {A: [1.0, 5.0]}, "01T00:00", "01T00:30")
+    assert bucket.load(engine, one, two) == counts(2, 4, 2, 1, 1, 0)
+    assert [row[2] for row in engine.rows(VALUES)] == [1.0, 5.0]
+
+
+def test_resolutions_are_kept_apart(engine, bucket):
+    quarter = bucket.land("900", {A: [1.0, 2.0, 3.0, 4.0]}, "01T00:00", "01T01:00")
+    hour = bucket.land("3600", {A: [2.5]}, "01T00:00", "01T01:00", 3600)
+    assert bucket.load(engine, quarter, hour) == counts(2, 5, 5, 0, 0, 0)
+
+
+AWKWARD = [0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, None, -12.0, 1 / 3]
+
+
+@pytest.mark.parametrize(("file_format", "compression"), FORMATS)
+def test_every_format_loads_the_same_rows_exactly(file_format, compression, engine, bucket):
+    streams = {('site "ä", \\ \' n/a', "MONITOR"): AWKWARD, ("null", "CONVERTER"): [1.5]}
+    receipt = bucket.land("object", streams, "01T00:00", "01T02:00", 900, file_format, compression)
+    assert bucket.load(engine, receipt) == counts(1, 8, 8, 0, 0, 0)
+    stored = engine.rows(VALUES)
+    assert [row[0] for row in stored] == ["null", *7 * ['site "ä", \\ \' n/a']]
+    assert [repr(row[2]) for row in stored] == ["1.5", *map(repr, AWKWARD)]
+    assert stored[1][1] == "2025-07-01T00:15:00+00:00"
+    empty = bucket.land("empty", {}, "01T00:00", "01T01:00", 900, file_format, compression)
+    assert bucket.load(engine, empty) == counts(1, 0, 0, 0, 0, 0)
+    assert engine.rows("SELECT resolution FROM stem.loads WHERE row_count = 0") == [(900,)]
+
+
+# --- what is not as it was landed -------------------------------------------------------------------------------------
+
+
+def test_nothing_is_loaded_where_one_object_is_not_what_its_receipt_tells(engine, bucket):
+    good = bucket.land("a", {A: [1.0]}, "01T00:00", "01T01:00")
+    older = bucket.land("b", {B: [1.0, 2.0]}, "01T00:00", "01T01:00")
+    bucket.land("b", {B: [1.0, 2.0, 3.0]}, "01T00:00", "01T01:00")
+    with pytest.raises(StemDataError, match=r"s3://lake/b holds 3 rows, its receipt tells of 2: .* was replaced since"):
+        bucket.load(engine, good, older)
+    bucket.load(engine, good)
+    assert len(engine.rows(VALUES)) == 1
+
+
+# --- others at the same time ------------------------------------------------------------------------------------------
+
+CHILD = """
+import base64, json, logging, os, sys
+from airflow_provider_stem.warehouse.loading import load_objects
+from airflow_provider_stem.warehouse.objects import read_objects
+logging.basicConfig(level=logging.INFO)
+bodies = {uri: base64.b64decode(text) for uri, text in json.loads(sys.argv[3]).items()}
+
+def session():
+    print("connecting", flush=True)
+    made = Session(connect, "stem", 60.0)
+    if ON_COMMIT:
+        end, done = made.end, []
+        def end_or_die(*, commit):
+            done.append(commit)
+            if len(done) == 2:  # what is missing was created in a transaction of its own
+                os.kill(os.getpid(), 9)
+            end(commit=commit)
+        made.end = end_or_die
+    return made
+
+counts = load_objects(read_objects(json.loads(sys.argv[2])), lambda uri, file: file.write(bodies[uri]), session)
+print(json.dumps(counts))
+"""
+
+
+def child(engine, bucket, receipts, *, on_commit=False):
+    bodies = {uri: base64.b64encode(body).decode() for uri, body in bucket.bodies.items()}
+    program = f"{engine.program}\nON_COMMIT = {on_commit}\n{CHILD}"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, engine.address, json.dumps(receipts), json.dumps(bodies)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+
+
+def test_two_loads_at_once_neither_deadlock_nor_double(engine, bucket):
+    """Both are held up before they begin, and then let loose; they come to the same rows in opposite orders."""
+    one = bucket.land("one", {A: [float(n) for n in range(96)]}, "01T00:00", "02T00:00")
+    two = bucket.land("two", {B: [float(n) for n in range(96)]}, "01T00:00", "02T00:00")
+    held = engine.connect()
+    if engine.name == "postgres":
+        # Neither schema nor tables are there: both also find that they have to create them.
+        held.cursor().execute("SELECT pg_advisory_xact_lock(hashtext('airflow_provider_stem stem'))")
+    children = [child(engine, bucket, receipts) for receipts in ([one, two], [two, one])]
+    for waiting in children:
+        assert waiting.stdout.readline() == "connecting\n"
+    if engine.name == "postgres":
+        while engine.rows("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") != [(2,)]:
+            assert all(waiting.poll() is None for waiting in children)
+    else:
+        for waiting in children:
+            assert "Waiting for another process that has the DuckDB file open" in waiting.stderr.readline()
+    held.close()
+    told = []
+    for waiting in children:
+        out, err = waiting.communicate(timeout=60)
+        assert waiting.returncode == 0, err
+        told.append(json.loads(out.splitlines()[-1]))
+    # 2 x 96 rows: one of the two loads finds all of them new, the other none.
+    assert sorted(told, key=lambda counted: counted["unchanged"]) == [
+        counts(2, 192, 192, 0, 0, 0),
+        counts(2, 192, 0, 0, 192, 0),
+    ]
+    assert engine.rows("SELECT count(*), count(DISTINCT interval_end) FROM stem.streams") == [(192, 96)]
+
+
+def test_a_load_that_is_killed_leaves_nothing_and_the_next_one_loads_all(engine, bucket):
+    """It dies with everything merged, in place of the commit."""
+    receipts = [bucket.land(name, {A: [1.0]}, f"0{name}T00:00", f"0{name}T01:00") for name in ("1", "2")]
+    killed = child(engine, bucket, receipts, on_commit=True)
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert engine.rows("SELECT count(*) FROM stem.streams") == [(0,)]
+    assert engine.rows("SELECT count(*) FROM stem.loads") == [(0,)]
+    assert bucket.load(engine, *receipts) == counts(2, 2, 2, 0, 0, 0)
+
+
+def test_a_warehouse_that_stays_locked_is_told(engine, bucket):
+    receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T01:00")
+    bucket.load(engine, receipt)
+    if engine.name == "postgres":
+        held = engine.connect()
+        held.cursor().execute("LOCK TABLE stem.streams IN ROW EXCLUSIVE MODE")
+        message = "Others have written schema 'stem' for 0.2 s"
+        release = held.close
+    else:
+        holder = subprocess.Popen(
+            [sys.executable, "-c", f"{engine.program}\nheld = connect()\nprint('held', flush=True)\nsys.stdin.read()",
+             engine.address],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+        )  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        message = "Another process has the DuckDB file open for 0.2 s"
+        release = holder.communicate
+    try:
+        with pytest.raises(StemTransportError, match=message), engine.session(lock_timeout=0.2)() as session:
+            session.begin()
+            session.lock("streams")
+    finally:
+        release()
+    assert bucket.load(engine, receipt) == counts(1, 1, 0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_a_role_that_may_not_create_can_load_where_all_is_there(engine, bucket):
+    receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T01:00")
+    bucket.load(engine, receipt)
+    session = engine.session()()
+    with session, session.transaction():
+        session.execute("CREATE ROLE loader")
+        session.execute("GRANT USAGE ON SCHEMA stem TO loader")
+        session.execute("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA stem TO loader")
+    owner = engine.connect
+
+    def as_loader():
+        connection = owner()
+        connection.cursor().execute("SET ROLE loader")
+        connection.commit()
+        return connection
+
+    engine.connect = as_loader
+    try:
+        assert bucket.load(engine, receipt) == counts(1, 1, 0, 0, 1, 0)
+    finally:
+        engine.connect = owner
+        session = engine.session()()
+        with session, session.transaction():
+            session.execute("DROP OWNED BY loader")
+            session.execute("DROP ROLE loader")
