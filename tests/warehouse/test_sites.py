@@ -1,0 +1,94 @@
+"""Site records with history, on each engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.warehouse.sites import load_sites, read_records
+
+from .helpers import at
+
+SINCE = {"MONITOR": "2011-03-01T16:15:01Z", "CONVERTER": None}
+A = {"site_id": "site-a", "name": "Plant", "client_id": "client-1", "stream_start_times": SINCE}
+B = {"site_id": "site-b", "name": None, "client_id": "client-1", "stream_start_times": None}
+VERSIONS = "SELECT site_id, name, monitor_since, valid_from, valid_to, last_listed_at FROM stem.sites ORDER BY 1, 4"
+FIRST, SECOND, THIRD, FOURTH = ("01T00:00", "02T00:00", "03T00:00", "04T00:00")
+SHOWN = {day: f"2025-07-{day}:00+00:00" for day in (FIRST, SECOND, THIRD, FOURTH)}
+# Shown as 16:15:01, the first second of an interval whose left edge is 16:15:00.
+SINCE_SHOWN = "2011-03-01T16:15:00+00:00"
+
+
+def listed(engine, day, *records):
+    counted = load_sites(read_records(records), engine.session(), listed_at=at(day))
+    return tuple(counted[name] for name in ("sites", "added", "changed", "unchanged"))
+
+
+def test_a_change_closes_a_version_and_opens_another(engine):
+    assert listed(engine, FIRST, A, B) == (2, 2, 0, 0)
+    assert listed(engine, FIRST, A, B) == (2, 0, 0, 2)
+    # On the 2nd, A has another name; B drops out of the listing, and comes back as it was on the 4th.
+    assert listed(engine, SECOND, {**A, "name": "Works"}) == (1, 0, 1, 0)
+    assert listed(engine, THIRD, {**A, "name": "Works"}) == (1, 0, 0, 1)
+    a_first = ("site-a", "Plant", SINCE_SHOWN, SHOWN[FIRST], SHOWN[SECOND], SHOWN[FIRST])
+    a_second = ("site-a", "Works", SINCE_SHOWN, SHOWN[SECOND], None, SHOWN[THIRD])
+    assert engine.rows(VERSIONS) == [
+        a_first,
+        a_second,
+        ("site-b", None, None, SHOWN[FIRST], None, SHOWN[FIRST]),
+    ]
+    assert listed(engine, FOURTH, B) == (1, 0, 0, 1)
+    assert engine.rows(VERSIONS) == [
+        a_first,
+        a_second,
+        ("site-b", None, None, SHOWN[FIRST], None, SHOWN[FOURTH]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": None},
+        {"client_id": "client-2"},
+        {"stream_start_times": {}},
+        {"stream_start_times": {"MONITOR": "2011-03-01T16:30:01Z"}},
+        {"stream_start_times": {**SINCE, "INTERVAL_REVENUE": "2020-01-01T00:00:01Z"}},
+    ],
+)
+def test_each_attribute_makes_a_version(change, engine):
+    assert listed(engine, FIRST, A) == (1, 1, 0, 0)
+    assert listed(engine, SECOND, {**A, **change}) == (1, 0, 1, 0)
+    assert listed(engine, THIRD, A) == (1, 0, 1, 0)
+    assert engine.rows("SELECT valid_from, valid_to FROM stem.sites ORDER BY 1") == [
+        (SHOWN[FIRST], SHOWN[SECOND]),
+        (SHOWN[SECOND], SHOWN[THIRD]),
+        (SHOWN[THIRD], None),
+    ]
+
+
+def test_a_clock_that_goes_back_makes_no_version_that_ends_before_it_begins(engine):
+    for name, day in (("one", SECOND), ("two", FIRST), ("three", FIRST)):
+        listed(engine, day, {**A, "name": name})
+    assert engine.rows("SELECT name, valid_from, valid_to FROM stem.sites ORDER BY valid_from") == [
+        ("one", "2025-07-02T00:00:00+00:00", "2025-07-02T00:00:00.000001+00:00"),
+        ("two", "2025-07-02T00:00:00.000001+00:00", "2025-07-02T00:00:00.000002+00:00"),
+        ("three", "2025-07-02T00:00:00.000002+00:00", None),
+    ]
+
+
+def test_batches_are_read_as_records():
+    batches = [{"sites": [A], "batch": "001-of-002"}, {"sites": [B], "batch": "002-of-002"}]
+    assert read_records(batches) == read_records([B, A]) == read_records([A, B, A])
+    assert read_records(batches[0]) == read_records(A)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None, 17, "site-a", [], ["site-a"], {"site_id": "site-a"}, [[A]], {"sites": [], "batch": "1"},
+        {**A, "site_id": ""}, {**A, "name": 5}, {**A, "client_id": []}, {**A, "stream_start_times": {"MONITOR": "soon"}},
+    ],
+)  # fmt: skip
+def test_what_are_no_records_is_told(wrong):
+    with pytest.raises(StemConfigError, match=r"sites (is|holds) .*"):
+        read_records(wrong)

@@ -1,0 +1,142 @@
+"""The views, on each engine, against numbers that are worked out here by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_stem.warehouse.sites import load_sites, read_records
+
+from .helpers import Bucket, at
+
+MONITOR, CONVERTER, REVENUE = "MONITOR", "CONVERTER", "INTERVAL_REVENUE"
+
+
+@pytest.fixture
+def bucket():
+    return Bucket()
+
+
+def list_sites(engine, **starts):
+    records = [
+        {"site_id": f"site-{name}", "name": name, "client_id": "c", "stream_start_times": times}
+        for name, times in starts.items()
+    ]
+    load_sites(read_records(records), engine.session(), listed_at=at("01T00:00"))
+
+
+def test_energy(engine, bucket):
+    streams = {
+        ("site-a", MONITOR): [10.0, -4.0, None, 0.0, 6.0],
+        ("site-a", CONVERTER): [2.0, -8.0, 1.0, 0.0, ...],
+        ("site-a", REVENUE): [99.0],
+        ("site-b", CONVERTER): [-2.0],
+    }
+    quarters = bucket.land("900", streams, "01T00:00", "01T02:00")
+    hours = bucket.land("3600", {("site-a", MONITOR): [3.0]}, "01T00:00", "01T01:00", 3600)
+    bucket.load(engine, quarters, hours)
+    found = engine.rows(
+        "SELECT site_id, resolution, interval_end, import_kwh, export_kwh, charge_kwh, discharge_kwh, load_kw "
+        "FROM stem.energy ORDER BY 1, 2, 3"
+    )
+    assert found == [
+        # A quarter of an hour: kWh = kW / 4. The load is MONITOR - CONVERTER.
+        ("site-a", 900, "2025-07-01T00:15:00+00:00", 2.5, 0.0, 0.5, 0.0, 8.0),  # 10/4, 2/4, 10 - 2
+        ("site-a", 900, "2025-07-01T00:30:00+00:00", 0.0, 1.0, 0.0, 2.0, 4.0),  # 4/4, 8/4, -4 + 8
+        ("site-a", 900, "2025-07-01T00:45:00+00:00", None, None, 0.25, 0.0, None),  # the meter's value is null
+        ("site-a", 900, "2025-07-01T01:00:00+00:00", 0.0, 0.0, 0.0, 0.0, 0.0),
+        ("site-a", 900, "2025-07-01T01:15:00+00:00", 1.5, 0.0, None, None, None),  # 6/4; no row of the storage
+        ("site-a", 3600, "2025-07-01T01:00:00+00:00", 3.0, 0.0, None, None, None),  # an hour: kWh = kW
+        ("site-b", 900, "2025-07-01T00:15:00+00:00", None, None, 0.0, 0.5, None),
+    ]
+
+
+def test_demand_peaks(engine, bucket):
+    # The interval 30 June 23:45 - 1 July 00:00 ends in July and belongs to June.
+    june = bucket.land("june", {("site-a", MONITOR): [5.0, 50.0]}, "01T00:00", "01T01:00")
+    months = {
+        ("site-a", MONITOR): [7.0, None, 9.0, 9.0],
+        ("site-a", CONVERTER): [80.0, 80.0],
+        ("site-b", MONITOR): [None, -3.0, -1.0],
+        ("site-c", MONITOR): [None],
+    }
+    # From 31 July 23:30 on: two intervals begin in July, the others in August.
+    july = bucket.land("july", months, "31T23:30", "31T23:45")
+    hours = bucket.land("hours", {("site-a", MONITOR): [70.0]}, "01T00:00", "01T01:00", 3600)
+    july["objects"][0]["end"] = "2025-08-01T00:30:00Z"
+    june["objects"][0]["start"] = "2025-06-30T23:30:00Z"
+    bucket.load(engine, june, july, hours)
+    found = engine.rows("SELECT site_id, month, peak_kw, interval_start FROM stem.demand_peaks ORDER BY 1, 2")
+    assert found == [
+        ("site-a", "2025-07-01", 50.0, "2025-07-01T00:15:00+00:00"),
+        ("site-a", "2025-08-01", 9.0, "2025-08-01T00:00:00+00:00"),  # the first of two
+        ("site-b", "2025-07-01", -3.0, "2025-07-31T23:45:00+00:00"),
+        ("site-b", "2025-08-01", -1.0, "2025-08-01T00:00:00+00:00"),
+    ]
+
+
+def test_completeness(engine, bucket):
+    day = 24 * 4  # intervals of 15 minutes
+    list_sites(
+        engine,
+        a={MONITOR: "2020-01-01T00:00:01Z", CONVERTER: "2025-07-02T12:00:01Z"},
+        b={MONITOR: "2020-01-01T00:00:01Z"},
+        c={MONITOR: None},
+    )
+    # 1 July: a whole, b without its last 2. 2 July: a in two objects of 12 hours that lap by one; b not at all.
+    first = {("site-a", MONITOR): [1.0] * day, ("site-b", MONITOR): [1.0] * (day - 2)}
+    bucket.load(engine, bucket.land("1", first, "01T00:00", "02T00:00"), at=at("02T00:10"))
+    morning = {("site-a", MONITOR): [1.0] * 48}
+    bucket.load(engine, bucket.land("2am", morning, "02T00:00", "02T12:00"), at=at("03T00:10"))
+    # CONVERTER began at noon: 48 intervals of it are to be here on the 2nd, the first of them did not come.
+    evening = {("site-a", MONITOR): [1.0] * 49, ("site-a", CONVERTER): [..., ...] + [1.0] * 47}
+    # What came after 4 July 00:00, when the day after was over, is late: 48 of MONITOR, 47 of CONVERTER.
+    bucket.load(engine, bucket.land("2pm", evening, "02T11:45", "03T00:00"), at=at("04T00:01"))
+    # 3 July up to 6:00 has 24 intervals, and an object without any row tells only that.
+    bucket.load(engine, bucket.land("3", {}, "03T00:00", "03T06:00"), at=at("04T00:01"))
+
+    found = engine.rows(
+        "SELECT site_id, stream_type, CAST(day AS VARCHAR), expected, received, late, status "
+        "FROM stem.completeness WHERE resolution = 900 ORDER BY 1, 2, 3"
+    )
+    assert found == [
+        ("site-a", CONVERTER, "2025-07-01", 0, 0, 0, "not expected"),  # it had not begun
+        ("site-a", CONVERTER, "2025-07-02", 48, 47, 47, "missing"),
+        ("site-a", CONVERTER, "2025-07-03", 24, 0, 0, "missing"),
+        ("site-a", MONITOR, "2025-07-01", 96, 96, 0, "complete"),
+        ("site-a", MONITOR, "2025-07-02", 96, 96, 48, "late"),
+        ("site-a", MONITOR, "2025-07-03", 24, 0, 0, "missing"),
+        ("site-b", CONVERTER, "2025-07-01", 0, 0, 0, "not expected"),  # it has none
+        ("site-b", CONVERTER, "2025-07-02", 0, 0, 0, "not expected"),
+        ("site-b", CONVERTER, "2025-07-03", 0, 0, 0, "not expected"),
+        ("site-b", MONITOR, "2025-07-01", 96, 94, 0, "missing"),
+        ("site-b", MONITOR, "2025-07-02", 96, 0, 0, "missing"),
+        ("site-b", MONITOR, "2025-07-03", 24, 0, 0, "missing"),
+        *(
+            ("site-c", stream_type, f"2025-07-0{number}", 0, 0, 0, "not expected")
+            for stream_type in (CONVERTER, MONITOR)
+            for number in (1, 2, 3)
+        ),
+    ]
+
+
+def test_a_start_off_the_grid_of_an_hour_and_sites_that_were_never_listed(engine, bucket):
+    # The stream began at 00:15: at 3600 s the first interval that is there as a whole is 01:00 - 02:00.
+    list_sites(engine, a={MONITOR: "2025-07-01T00:15:01Z"})
+    streams = {("site-a", MONITOR): [1.0] * 24, ("site-z", MONITOR): [1.0] * 24}
+    bucket.load(engine, bucket.land("1", streams, "01T00:00", "02T00:00", 3600), at=at("02T01:00"))
+    found = engine.rows("SELECT site_id, expected, received, status FROM stem.completeness ORDER BY 1")
+    # The row of 00:00 - 01:00 came although it was not expected: it does not stand in for another.
+    assert found == [("site-a", 23, 23, "complete"), ("site-z", 0, 0, "not expected")]
+
+
+def test_the_columns_that_others_rely_on(engine, bucket):
+    bucket.load(engine, bucket.land("1", {}, "01T00:00", "02T00:00"))
+    session = engine.session()()
+    with session:
+        names = session.execute(
+            "SELECT column_name FROM information_schema.columns WHERE table_schema = 'stem' "
+            "AND table_name = 'completeness' ORDER BY ordinal_position"
+        )
+    assert [name for (name,) in names] == [
+        "site_id", "stream_type", "resolution", "day", "expected", "received", "late", "status",
+    ]  # fmt: skip
