@@ -36,7 +36,10 @@ class Bucket:
         for (site_id, stream_type), values in sorted(streams.items()):
             ends = [window.start + timedelta(seconds=resolution * number) for number in range(1, len(values) + 1)]
             rows = [row for row in zip(ends, values, strict=True) if row[1] is not ...]
-            columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), STREAM_SCHEMA)]
+            columns = [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*rows, strict=True), STREAM_SCHEMA, strict=True)
+            ]
             batches.append(
                 landing_batch(
                     site_id, stream_type, resolution, pa.RecordBatch.from_arrays(columns, schema=STREAM_SCHEMA)

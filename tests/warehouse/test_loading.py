@@ -8,13 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from airflow_provider_stem.errors import StemDataError, StemTransportError
+from tests.support import until
 
 from .helpers import Bucket, at, counts
 
+ROOT = Path(__file__).parents[2]
 A, B = ("site-a", "MONITOR"), ("site-b", "CONVERTER")
 FORMATS = [
     ("parquet", "zstd"),
@@ -155,7 +158,7 @@ def child(engine, bucket, receipts, *, on_commit=False):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -171,8 +174,8 @@ def test_two_loads_at_once_neither_deadlock_nor_double(engine, bucket):
     for waiting in children:
         assert waiting.stdout.readline() == "connecting\n"
     if engine.name == "postgres":
-        while engine.rows("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") != [(2,)]:
-            assert all(waiting.poll() is None for waiting in children)
+        held_up = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        until(lambda: engine.rows(held_up) == [(2,)])
     else:
         for waiting in children:
             assert "Waiting for another process that has the DuckDB file open" in waiting.stderr.readline()
@@ -214,16 +217,20 @@ def test_a_warehouse_that_stays_locked_is_told(engine, bucket):
             [sys.executable, "-c", f"{engine.program}\nheld = connect()\nprint('held', flush=True)\nsys.stdin.read()",
              engine.address],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         message = "Another process has the DuckDB file open for 0.2 s"
         release = holder.communicate
-    try:
-        with pytest.raises(StemTransportError, match=message), engine.session(lock_timeout=0.2)() as session:
-            session.begin()
+
+    def lock():
+        with engine.session(lock_timeout=0.2)() as session, session.transaction():
             session.lock("streams")
+
+    try:
+        with pytest.raises(StemTransportError, match=message):
+            lock()
     finally:
         release()
     assert bucket.load(engine, receipt) == counts(1, 1, 0, 0, 1, 0)

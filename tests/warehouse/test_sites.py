@@ -86,7 +86,8 @@ def test_batches_are_read_as_records():
     "wrong",
     [
         None, 17, "site-a", [], ["site-a"], {"site_id": "site-a"}, [[A]], {"sites": [], "batch": "1"},
-        {**A, "site_id": ""}, {**A, "name": 5}, {**A, "client_id": []}, {**A, "stream_start_times": {"MONITOR": "soon"}},
+        {**A, "site_id": ""}, {**A, "name": 5}, {**A, "client_id": []},
+        {**A, "stream_start_times": {"MONITOR": "soon"}},
     ],
 )  # fmt: skip
 def test_what_are_no_records_is_told(wrong):

@@ -26,7 +26,7 @@ def row(number, site_id="site-a", stream_type="MONITOR", resolution=900, value=1
 
 def staged(body, rows, resolution=None):
     landed = LandedObject("s3://lake/x", rows, at("01T00:00"), at("02T00:00"), resolution)
-    with Staging(lambda uri, file: file.write(body)) as staging:
+    with Staging(lambda _, file: file.write(body)) as staging:
         one = staging.add(landed)
         return [each for batch in staging.batches(one) for each in batch.to_pylist()]
 
@@ -111,7 +111,9 @@ def _period(landed):
     return landed.start, landed.end
 
 
-@pytest.mark.parametrize("given", [{"uri": "s3://lake/x", "rows": 1, "start": "soon", "end": "later"}, [[]], ["s3://x"]])
+@pytest.mark.parametrize(
+    "given", [{"uri": "s3://lake/x", "rows": 1, "start": "soon", "end": "later"}, [[]], ["s3://x"]]
+)
 def test_what_is_no_receipt_is_told(given):
     with pytest.raises(StemConfigError, match="objects"):
         read_objects(given)

@@ -1,0 +1,225 @@
+"""The operators as tasks see them: objects that really landed, connections of Airflow, arguments that are wrong."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException
+
+from airflow_provider_stem.errors import StemConfigError, StemDataError
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, StemSitesToSqlOperator
+from tests.support import expected_rows, printed_by, run_context
+from tests.test_bad_input import CONNECTIONS, DURATIONS, Wrong, assert_tells, each, own_arguments
+
+from .helpers import counts
+
+TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
+DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
+PACKAGE = Path(inspect.getfile(StemObjectsToSqlOperator)).parent
+
+
+def land(lake, sites, **arguments):
+    arguments = {"task_id": "land", "sites": sites, "stream_types": TYPES, "s3_bucket": lake.bucket, **arguments}
+    return StemStreamsToS3Operator(**arguments).execute(run_context(*DAY))
+
+
+def loaded(receipts, **arguments):
+    task = StemObjectsToSqlOperator(task_id="load", objects=receipts, sql_conn_id="warehouse", **arguments)
+    return task.execute({"run_id": "a-run"})
+
+
+def event(**extra):
+    return {"triggering_asset_events": {"asset": [SimpleNamespace(extra=extra)]}}
+
+
+# --- what really landed -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
+def test_the_warehouse_holds_what_the_api_has(file_format, engine, lake, stem_simulator_factory, monkeypatch):
+    sim = stem_simulator_factory(sites=4, gaps=0.05, null_values=0.05)
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
+    records = StemSiteListOperator(task_id="list", batches=2).execute(run_context())
+    receipts = [land(lake, batch["sites"], batch=batch["batch"], file_format=file_format) for batch in records]
+    # An object that no receipt tells of is not loaded.
+    lake.client.put_object(Bucket=lake.bucket, Key="stem/adhoc_airflow/land/decoy.parquet", Body=b"decoy")
+    expected = expected_rows(sim, sim.fleet.site_ids, TYPES, 900, *DAY)
+    assert loaded(receipts) == counts(2, len(expected), len(expected), 0, 0, 0)
+    found = engine.rows(
+        "SELECT site_id, stream_type, resolution, CAST(extract(EPOCH FROM interval_start) AS BIGINT), "
+        "CAST(extract(EPOCH FROM interval_end) AS BIGINT), kw_total_avg FROM stem.streams ORDER BY 1, 2, 5"
+    )
+    assert found == expected
+    assert loaded(receipts) == counts(2, len(expected), 0, 0, len(expected), 0)
+
+    sites = StemSitesToSqlOperator(task_id="sites", sites=records, sql_conn_id="warehouse")
+    assert sites.execute({}) == {"sites": 4, "added": 4, "changed": 0, "unchanged": 0}
+    due = sum(len(record["stream_start_times"]) for batch in records for record in batch["sites"])
+    [totals] = engine.rows("SELECT count(*), sum(expected), sum(received) FROM stem.completeness WHERE expected > 0")
+    assert totals == (due, due * 96, len(expected))
+    assert due * 96 - len(expected) == sum(receipt["missing"] for receipt in receipts) > 0
+
+
+@pytest.mark.s3
+def test_the_objects_of_the_triggering_events_are_loaded(engine, lake, stem):
+    receipt = land(lake, "site-00001", stream_types=["MONITOR"])
+    task = StemObjectsToSqlOperator(task_id="load", sql_conn_id="warehouse")
+    context = {**event(**{name: receipt[name] for name in ("window", "objects", "rows")}), "run_id": "a-run"}
+    assert task.execute(context) == counts(1, 96, 96, 0, 0, 0)
+    assert engine.rows("SELECT uri, resolution, dag_id, run_id FROM stem.loads") == [
+        (receipt["objects"][0]["uri"], 900, "adhoc_airflow", "a-run")
+    ]
+    with pytest.raises(AirflowSkipException, match="nothing to load"):
+        task.execute(event(objects=[]))
+    with pytest.raises(AirflowFailException, match="objects is None, and no asset event"):
+        task.execute({})
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
+def test_an_object_that_is_gone_or_was_replaced_is_told(engine, lake, stem):
+    receipt = land(lake, "site-00001")
+    [one] = receipt["objects"]
+    with pytest.raises(StemDataError, match=r"holds .* rows, its receipt tells of 1: the object was replaced since"):
+        loaded({**receipt, "objects": [{**one, "rows": 1}]})
+    lake.client.delete_object(Bucket=lake.bucket, Key=one["uri"].split("/", 3)[3])
+    with pytest.raises(StemDataError, match=f"{one['uri']} is not there any more"):
+        loaded(receipt)
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+RECEIPT = {
+    "objects": [{"uri": "s3://lake/x", "rows": 1, "start": DAY[0], "end": DAY[1]}],
+    "window": {"resolution": 900},
+    "rows": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("connection", "message"),
+    [
+        ({"conn_type": "redshift"}, "type 'redshift': give one of type 'duckdb' or 'postgres'"),
+        ({"conn_type": "sqlite"}, "type 'sqlite': give one of type 'duckdb' or 'postgres'"),
+        ({"conn_type": "duckdb"}, "a DuckDB in memory, gone with the task: give the path of a file"),
+        ({"conn_type": "duckdb", "host": ":memory:"}, "a DuckDB in memory"),
+    ],
+)
+def test_a_connection_that_is_no_warehouse_is_told(connection, message, lake, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
+    with pytest.raises(AirflowFailException, match=f"sql_conn_id is 'warehouse'.*{message}"):
+        loaded(RECEIPT)
+
+
+def test_a_connection_that_is_not_there_is_told(lake):
+    with pytest.raises(AirflowFailException, match="create the connection, or name another"):
+        loaded(RECEIPT)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+COMMON = [
+    Wrong("sql_conn_id", CONNECTIONS, "give the id of a connection"),
+    Wrong("schema", ["", "a b", "1st", "a.b", "x" * 64, None, 17, True], "give a name of letters"),
+    Wrong("lock_timeout", DURATIONS, "give a timedelta above zero"),
+]
+OPERATORS = {
+    StemObjectsToSqlOperator: (
+        {"sql_conn_id": "warehouse"},
+        [
+            *COMMON,
+            Wrong("objects", [17, "s3://lake/x", True], "give what StemStreamsToS3Operator returned"),
+            Wrong(
+                "objects", [[17], ["s3://lake/x"], [{"uri": "s3://x"}]], "give what StemStreamsToS3Operator returned"
+            ),
+            Wrong("aws_conn_id", [17, True, ["aws"]], "give a text"),
+        ],
+    ),
+    StemSitesToSqlOperator: (
+        {"sql_conn_id": "warehouse", "sites": "{{ sites }}"},
+        [
+            *COMMON,
+            Wrong("sites", [None, 17, "site-a", True], "give what StemSiteListOperator returned"),
+            Wrong("sites", [["site-a"], [17], {"site_id": "a"}], "give records as StemSiteListOperator returns them"),
+        ],
+    ),
+}
+ROWS = each({cls: rows for cls, (_, rows) in OPERATORS.items()})
+
+
+@pytest.mark.parametrize(("cls", "wrong", "value"), ROWS)
+def test_a_wrong_argument_shows_when_the_dag_is_parsed(cls, wrong, value):
+    with pytest.raises(StemConfigError) as error:
+        cls(task_id="task", **{**OPERATORS[cls][0], wrong.argument: value})
+    assert_tells(error.value, wrong, value)
+    with DAG("dag", schedule=None), pytest.raises(StemConfigError) as error:
+        cls.partial(task_id="task", **{wrong.argument: value})
+    assert_tells(error.value, wrong, value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "wrong", "value"),
+    [row for row in ROWS if row.values[1].argument in row.values[0].template_fields],
+)
+def test_a_template_that_gives_a_wrong_value_fails_the_task(cls, wrong, value, lake, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps({"conn_type": "duckdb", "host": str(tmp_path / "w")}))
+    given = {"objects": RECEIPT} if cls is StemObjectsToSqlOperator else {"sites": "{{ sites }}"}
+    with DAG("dag", schedule=None, render_template_as_native_obj=True):
+        task = cls(task_id="task", **{"sql_conn_id": "warehouse", **given, wrong.argument: "{{ wrong }}"})
+    record = {"site_id": "a", "client_id": "c", "stream_start_times": {}}
+    task.render_template_fields({"wrong": value, "sites": record})
+    with pytest.raises(AirflowFailException) as error:
+        task.execute({"run_id": "a-run"})
+    assert_tells(error.value, wrong, value)
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_every_argument_has_three_wrong_values_here(cls):
+    values = dict.fromkeys(own_arguments(cls.__init__), 0)
+    for wrong in OPERATORS[cls][1]:
+        values[wrong.argument] += len(wrong.values)
+    assert {argument: count for argument, count in values.items() if count < 3} == {}
+
+
+def test_what_is_not_known_yet_is_not_judged():
+    with DAG("dag", schedule=None):
+        sites = StemSiteListOperator(task_id="sites", batches=2)
+        receipts = StemStreamsToS3Operator.partial(task_id="land", s3_bucket="lake").expand_kwargs(sites.output)
+        load = StemObjectsToSqlOperator(task_id="load", objects=receipts.output, sql_conn_id="{{ var.value.w }}")
+        mapped = StemObjectsToSqlOperator.partial(task_id="each", sql_conn_id="w").expand(objects=receipts.output)
+        dimension = StemSitesToSqlOperator(task_id="dimension", sites=sites.output, sql_conn_id="warehouse")
+    assert load.upstream_task_ids == mapped.upstream_task_ids == {"land"}
+    assert dimension.upstream_task_ids == {"sites"}
+    assert load.lock_timeout == timedelta(minutes=10)
+
+
+# --- how it is built --------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_operators_loads_nothing_that_only_a_task_needs():
+    loaded = printed_by(
+        "import sys, json\nfrom airflow.providers.common.compat.sdk import BaseOperator, conf, Asset\n"
+        "before = set(sys.modules)\nimport airflow_provider_stem.warehouse.operators\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    heavy = {"boto3", "botocore", "pyarrow", "pandas", "numpy", "duckdb", "psycopg", "psycopg2", "sqlglot"}
+    assert "airflow_provider_stem.warehouse.operators" in loaded
+    assert not {name for name in loaded if name.partition(".")[0] in heavy}
+
+
+def test_what_loads_knows_nothing_of_airflow():
+    for path in PACKAGE.glob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            names |= {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+        knows = any(name.partition(".")[0] == "airflow" for name in names)
+        assert knows == (path.name in {"operators.py", "connections.py"}), path
