@@ -1,0 +1,43 @@
+-- Not executed here: parsed only. A task 'objects' of the DAG gives what asset events or receipts tell of.
+
+DROP TABLE IF EXISTS {{ params.schema }}.stem_staged;
+
+-- Below its location is a file that lists the objects one by one.
+CREATE EXTERNAL TABLE {{ params.schema }}.stem_staged (
+    site_id STRING, stream_type STRING, resolution INT,
+    interval_start TIMESTAMP, interval_end TIMESTAMP, kw_total_avg DOUBLE
+)
+ROW FORMAT SERDE 'org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe'
+STORED AS INPUTFORMAT 'org.apache.hadoop.hive.ql.io.SymlinkTextInputFormat'
+OUTPUTFORMAT 'org.apache.hadoop.hive.ql.io.HiveIgnoreKeyTextOutputFormat'
+LOCATION '{{ ti.xcom_pull(task_ids='manifest') }}';
+
+-- Fails, by a division by zero, where an object was replaced since its receipt.
+SELECT 1 / CASE WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }} THEN 1 ELSE 0 END AS as_landed
+FROM {{ params.schema }}.stem_staged;
+
+MERGE INTO {{ params.schema }}.streams AS known
+USING {{ params.schema }}.stem_staged AS staged
+ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+WHEN MATCHED AND known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg THEN
+    UPDATE SET kw_total_avg = staged.kw_total_avg, changed_at = CAST(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' AS TIMESTAMP)
+WHEN NOT MATCHED THEN
+    INSERT (
+        site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg, loaded_at, changed_at
+    )
+    VALUES (
+        staged.site_id, staged.stream_type, staged.resolution, staged.interval_start, staged.interval_end,
+        staged.kw_total_avg, CAST(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' AS TIMESTAMP), CAST(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' AS TIMESTAMP)
+    );
+
+-- One row per object; what the merge found of each is not counted here.
+INSERT INTO {{ params.schema }}.loads (
+    uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
+    dag_id, run_id, loaded_at
+)
+VALUES
+{% for landed in ti.xcom_pull(task_ids='objects') %}
+('{{ landed.uri | replace("'", "''") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ params.resolution }},
+     CAST(from_iso8601_timestamp('{{ landed.start }}') AS TIMESTAMP), CAST(from_iso8601_timestamp('{{ landed.end }}') AS TIMESTAMP), '{{ dag.dag_id }}', '{{ run_id | replace("'", "''") }}', CAST(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' AS TIMESTAMP)){{ ',' if not loop.last }}
+{% endfor %};

@@ -1,0 +1,46 @@
+-- Not executed here: parsed only. A task 'objects' of the DAG gives what asset events or receipts tell of.
+
+-- The list names the objects one by one. From S3 this takes a connection of BigQuery Omni in the bucket's region.
+LOAD DATA OVERWRITE {{ params.schema }}.stem_staged (
+    site_id STRING, stream_type STRING, resolution INT64,
+    interval_start TIMESTAMP, interval_end TIMESTAMP, kw_total_avg FLOAT64
+)
+FROM FILES (
+    format = 'PARQUET',
+    uris = [{% for landed in ti.xcom_pull(task_ids='objects') %}'{{ landed.uri | replace("'", "\\'") }}'{{ ', ' if not loop.last }}{% endfor %}]
+)
+WITH CONNECTION `{{ params.connection }}`;
+
+BEGIN TRANSACTION;
+
+-- Fails where an object was replaced since its receipt.
+ASSERT (SELECT count(*) FROM {{ params.schema }}.stem_staged) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
+    AS 'The objects do not hold the rows that their receipts tell of';
+
+MERGE INTO {{ params.schema }}.streams AS known
+USING {{ params.schema }}.stem_staged AS staged
+ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+WHEN MATCHED AND known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg THEN
+    UPDATE SET kw_total_avg = staged.kw_total_avg, changed_at = CURRENT_TIMESTAMP()
+WHEN NOT MATCHED THEN
+    INSERT (
+        site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg, loaded_at, changed_at
+    )
+    VALUES (
+        staged.site_id, staged.stream_type, staged.resolution, staged.interval_start, staged.interval_end,
+        staged.kw_total_avg, CURRENT_TIMESTAMP(), CURRENT_TIMESTAMP()
+    );
+
+-- One row per object; what the merge found of each is not counted here.
+INSERT INTO {{ params.schema }}.loads (
+    uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
+    dag_id, run_id, loaded_at
+)
+VALUES
+{% for landed in ti.xcom_pull(task_ids='objects') %}
+('{{ landed.uri | replace("'", "\\'") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ params.resolution }},
+     TIMESTAMP '{{ landed.start }}', TIMESTAMP '{{ landed.end }}', '{{ dag.dag_id }}', '{{ run_id | replace("'", "\\'") }}', CURRENT_TIMESTAMP()){{ ',' if not loop.last }}
+{% endfor %};
+
+COMMIT TRANSACTION;

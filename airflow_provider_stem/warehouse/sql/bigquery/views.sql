@@ -1,0 +1,148 @@
+-- Not executed here: parsed only, and its columns compared with those of the engines that the tests run on.
+-- Energy of the site meter and of the storage. Without a value there is no energy, rather than none used.
+CREATE OR REPLACE VIEW {{ params.schema }}.energy AS
+WITH power AS (
+    SELECT site_id, resolution, interval_start, interval_end,
+        max(CASE WHEN stream_type = 'MONITOR' THEN kw_total_avg END) AS monitor_kw,
+        max(CASE WHEN stream_type = 'CONVERTER' THEN kw_total_avg END) AS converter_kw
+    FROM {{ params.schema }}.streams
+    WHERE stream_type IN ('MONITOR', 'CONVERTER')
+    GROUP BY site_id, resolution, interval_start, interval_end
+)
+SELECT site_id, resolution, interval_start, interval_end,
+    CASE WHEN monitor_kw > 0 THEN monitor_kw * resolution / 3600.0 WHEN monitor_kw <= 0 THEN 0.0 END AS import_kwh,
+    CASE WHEN monitor_kw < 0 THEN -monitor_kw * resolution / 3600.0 WHEN monitor_kw >= 0 THEN 0.0 END AS export_kwh,
+    CASE WHEN converter_kw > 0 THEN converter_kw * resolution / 3600.0 WHEN converter_kw <= 0 THEN 0.0 END
+        AS charge_kwh,
+    CASE WHEN converter_kw < 0 THEN -converter_kw * resolution / 3600.0 WHEN converter_kw >= 0 THEN 0.0 END
+        AS discharge_kwh,
+    monitor_kw - converter_kw AS load_kw
+FROM power;
+
+-- The highest 15-minute average of the site meter in each month, and the first interval that had it.
+-- Months are UTC; an interval belongs to the month in which it begins.
+CREATE OR REPLACE VIEW {{ params.schema }}.demand_peaks AS
+WITH ranked AS (
+    SELECT site_id, interval_start, interval_end, kw_total_avg,
+        DATE_TRUNC(DATE(interval_start, 'UTC'), MONTH) AS month,
+        row_number() OVER (
+            PARTITION BY site_id, DATE_TRUNC(DATE(interval_start, 'UTC'), MONTH)
+            ORDER BY kw_total_avg DESC, interval_end
+        ) AS place
+    FROM {{ params.schema }}.streams
+    WHERE stream_type = 'MONITOR' AND resolution = 900 AND kw_total_avg IS NOT NULL
+)
+SELECT site_id, month, kw_total_avg AS peak_kw, interval_start, interval_end
+FROM ranked
+WHERE place = 1;
+
+-- What should be here of each day that objects were loaded for, and what is. Days are UTC; an interval belongs to the
+-- day in which it begins. Late is a row that was first loaded after the end of the following day.
+CREATE OR REPLACE VIEW {{ params.schema }}.completeness AS
+WITH windows AS (
+    SELECT DISTINCT resolution, window_start, window_end
+    FROM {{ params.schema }}.loads
+    WHERE resolution IS NOT NULL
+),
+starts AS (
+    SELECT DISTINCT windows.resolution, interval_start
+    FROM windows
+    CROSS JOIN UNNEST(
+        GENERATE_TIMESTAMP_ARRAY(
+            windows.window_start,
+            TIMESTAMP_SUB(windows.window_end, INTERVAL windows.resolution SECOND),
+            INTERVAL windows.resolution SECOND
+        )
+    ) AS interval_start
+),
+covered AS (
+    SELECT resolution, interval_start, DATE(interval_start, 'UTC') AS day
+    FROM starts
+),
+days AS (
+    SELECT resolution, day, count(*) AS intervals
+    FROM covered
+    GROUP BY resolution, day
+),
+loaded AS (
+    SELECT DISTINCT site_id, stream_type, resolution
+    FROM {{ params.schema }}.streams
+),
+known AS (
+    SELECT site_id, 'MONITOR' AS stream_type, monitor_since AS since
+    FROM {{ params.schema }}.sites WHERE valid_to IS NULL
+    UNION ALL
+    SELECT site_id, 'CONVERTER' AS stream_type, converter_since AS since
+    FROM {{ params.schema }}.sites WHERE valid_to IS NULL
+    UNION ALL
+    SELECT site_id, 'INTERVAL_REVENUE' AS stream_type, interval_revenue_since AS since
+    FROM {{ params.schema }}.sites WHERE valid_to IS NULL
+),
+candidates AS (
+    SELECT known.site_id, known.stream_type, kinds.resolution
+    FROM known
+    JOIN (SELECT DISTINCT stream_type, resolution FROM loaded) AS kinds ON kinds.stream_type = known.stream_type
+    UNION DISTINCT
+    SELECT site_id, stream_type, resolution FROM loaded
+),
+firsts AS (
+    -- The first interval that begins at the stream's start or after it.
+    SELECT candidates.site_id, candidates.stream_type, candidates.resolution,
+        TIMESTAMP_SECONDS(
+            CAST(CEIL(UNIX_SECONDS(known.since) / candidates.resolution) AS INT64) * candidates.resolution
+        ) AS first_start
+    FROM candidates
+    LEFT JOIN known ON known.site_id = candidates.site_id AND known.stream_type = candidates.stream_type
+),
+streams_due AS (
+    SELECT site_id, stream_type, resolution, first_start,
+        DATE(first_start, 'UTC') AS first_day
+    FROM firsts
+),
+first_days AS (
+    SELECT streams_due.site_id, streams_due.stream_type, streams_due.resolution, count(*) AS intervals
+    FROM streams_due
+    JOIN covered
+        ON covered.resolution = streams_due.resolution AND covered.day = streams_due.first_day
+        AND covered.interval_start >= streams_due.first_start
+    GROUP BY streams_due.site_id, streams_due.stream_type, streams_due.resolution
+),
+came AS (
+    SELECT rows_here.site_id, rows_here.stream_type, rows_here.resolution, covered.day, count(*) AS received,
+        count(
+            CASE WHEN rows_here.loaded_at > TIMESTAMP(DATE_ADD(covered.day, INTERVAL 2 DAY)) THEN 1 END
+        ) AS late
+    FROM {{ params.schema }}.streams AS rows_here
+    JOIN covered
+        ON covered.resolution = rows_here.resolution AND covered.interval_start = rows_here.interval_start
+    JOIN streams_due
+        ON streams_due.site_id = rows_here.site_id AND streams_due.stream_type = rows_here.stream_type
+        AND streams_due.resolution = rows_here.resolution AND rows_here.interval_start >= streams_due.first_start
+    GROUP BY rows_here.site_id, rows_here.stream_type, rows_here.resolution, covered.day
+),
+counted AS (
+    SELECT streams_due.site_id, streams_due.stream_type, streams_due.resolution, days.day,
+        CASE
+            WHEN streams_due.first_day IS NULL OR days.day < streams_due.first_day THEN 0
+            WHEN days.day > streams_due.first_day THEN days.intervals
+            ELSE coalesce(first_days.intervals, 0)
+        END AS expected,
+        coalesce(came.received, 0) AS received,
+        coalesce(came.late, 0) AS late
+    FROM streams_due
+    JOIN days ON days.resolution = streams_due.resolution
+    LEFT JOIN first_days
+        ON first_days.site_id = streams_due.site_id AND first_days.stream_type = streams_due.stream_type
+        AND first_days.resolution = streams_due.resolution
+    LEFT JOIN came
+        ON came.site_id = streams_due.site_id AND came.stream_type = streams_due.stream_type
+        AND came.resolution = streams_due.resolution AND came.day = days.day
+)
+SELECT site_id, stream_type, resolution, day, expected, received, late,
+    CASE
+        WHEN expected = 0 THEN 'not expected'
+        WHEN received < expected THEN 'missing'
+        WHEN late > 0 THEN 'late'
+        ELSE 'complete'
+    END AS status
+FROM counted;

@@ -1,0 +1,49 @@
+-- Not executed here: parsed only. A task 'objects' of the DAG gives what asset events or receipts tell of.
+
+CREATE OR REPLACE TEMPORARY TABLE stem_staged (
+    site_id VARCHAR, stream_type VARCHAR, resolution INTEGER,
+    interval_start TIMESTAMP_LTZ(6), interval_end TIMESTAMP_LTZ(6), kw_total_avg DOUBLE
+);
+
+-- The stage stands for the bucket; FILES lists the objects one by one, at most 1,000.
+COPY INTO stem_staged
+FROM @{{ params.stage }}
+FILES = ({% for landed in ti.xcom_pull(task_ids='objects') %}'{{ landed.uri.split('/', 3)[3] | replace("'", "''") }}'{{ ', ' if not loop.last }}{% endfor %})
+FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE)
+MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE
+FORCE = TRUE
+ON_ERROR = ABORT_STATEMENT;
+
+BEGIN;
+
+-- Fails, by a division by zero, where an object was replaced since its receipt.
+SELECT 1 / CASE WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }} THEN 1 ELSE 0 END AS as_landed
+FROM stem_staged;
+
+MERGE INTO {{ params.schema }}.streams AS known
+USING stem_staged AS staged
+ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+WHEN MATCHED AND known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg THEN
+    UPDATE SET kw_total_avg = staged.kw_total_avg, changed_at = CURRENT_TIMESTAMP
+WHEN NOT MATCHED THEN
+    INSERT (
+        site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg, loaded_at, changed_at
+    )
+    VALUES (
+        staged.site_id, staged.stream_type, staged.resolution, staged.interval_start, staged.interval_end,
+        staged.kw_total_avg, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP
+    );
+
+-- One row per object; what the merge found of each is not counted here.
+INSERT INTO {{ params.schema }}.loads (
+    uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
+    dag_id, run_id, loaded_at
+)
+VALUES
+{% for landed in ti.xcom_pull(task_ids='objects') %}
+('{{ landed.uri | replace("'", "''") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ params.resolution }},
+     '{{ landed.start }}', '{{ landed.end }}', '{{ dag.dag_id }}', '{{ run_id | replace("'", "''") }}', CURRENT_TIMESTAMP){{ ',' if not loop.last }}
+{% endfor %};
+
+COMMIT;
