@@ -28,7 +28,12 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "Stem", "external-doc-url": "https://www.stem.com/", "tags": ["service"]}
         ],
         "hooks": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.hooks"]}],
-        "operators": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.operators"]}],
+        "operators": [
+            {
+                "integration-name": "Stem",
+                "python-modules": ["airflow_provider_stem.operators", "airflow_provider_stem.warehouse.operators"],
+            }
+        ],
         "sensors": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.sensors"]}],
         "triggers": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.triggers"]}],
         "connection-types": [

@@ -23,7 +23,7 @@ from airflow_provider_stem.text import one_line
 from airflow_provider_stem.warehouse.objects import LandedObject
 from airflow_provider_stem.warehouse.reading import read_batches
 
-Fetch = Callable[[str, BinaryIO], None]
+Fetch = Callable[[str, BinaryIO], object]
 """Writes the object of an address into a file."""
 
 _KEYS = ("site_id", "stream_type", "interval_end")

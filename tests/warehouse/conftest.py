@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import duckdb
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 import pytest
 from processes import Guarded, free_port
 
@@ -35,11 +36,11 @@ class Engine:
 
     def session(self, schema="stem", lock_timeout=60.0):
         """What opens a session, as the operators get it from the connection."""
-        if self.name == "duckdb":
-            from airflow_provider_stem.warehouse.on_duckdb import DuckDBSession as Session
-        else:
-            from airflow_provider_stem.warehouse.on_postgres import PostgresSession as Session
-        return lambda: Session(self.connect, schema, lock_timeout)
+        from airflow_provider_stem.warehouse.on_duckdb import DuckDBSession
+        from airflow_provider_stem.warehouse.on_postgres import PostgresSession
+
+        made = {"duckdb": DuckDBSession, "postgres": PostgresSession}[self.name]
+        return lambda: made(self.connect, schema, lock_timeout)
 
     def rows(self, sql):
         """Run a query in a connection of its own; instants come as text in UTC, so that engines compare."""
@@ -63,7 +64,7 @@ def postgres_server():
         pytest.skip("PostgreSQL's server is not installed")
     # It refuses to run as root, and then needs a folder that is its own.
     user = "postgres" if os.geteuid() == 0 else ""
-    as_user = {"user": user, "group": user, "extra_groups": []} if user else {}
+    as_user: dict[str, Any] = {"user": user, "group": user, "extra_groups": []} if user else {}
     with tempfile.TemporaryDirectory(prefix="stem-warehouse-") as name:
         folder, password, port = Path(name), secrets.token_hex(16), free_port()
         (folder / "password").write_text(password)

@@ -35,10 +35,10 @@ class Bucket:
         batches = []
         for (site_id, stream_type), values in sorted(streams.items()):
             ends = [window.start + timedelta(seconds=resolution * number) for number in range(1, len(values) + 1)]
-            rows = [row for row in zip(ends, values, strict=True) if row[1] is not ...]
+            present = [row for row in zip(ends, values, strict=True) if row[1] is not ...]
             columns = [
                 pa.array(column, field.type)
-                for column, field in zip(zip(*rows, strict=True), STREAM_SCHEMA, strict=True)
+                for column, field in zip(zip(*present, strict=True), STREAM_SCHEMA, strict=True)
             ]
             batches.append(
                 landing_batch(

@@ -32,7 +32,7 @@ def land(lake, sites, **arguments):
 
 def loaded(receipts, **arguments):
     task = StemObjectsToSqlOperator(task_id="load", objects=receipts, sql_conn_id="warehouse", **arguments)
-    return task.execute({"run_id": "a-run"})
+    return task.execute(run_context(run_id="a-run"))
 
 
 def event(**extra):
@@ -72,7 +72,7 @@ def test_the_warehouse_holds_what_the_api_has(file_format, engine, lake, stem_si
 def test_the_objects_of_the_triggering_events_are_loaded(engine, lake, stem):
     receipt = land(lake, "site-00001", stream_types=["MONITOR"])
     task = StemObjectsToSqlOperator(task_id="load", sql_conn_id="warehouse")
-    context = {**event(**{name: receipt[name] for name in ("window", "objects", "rows")}), "run_id": "a-run"}
+    context = run_context(**event(**{name: receipt[name] for name in ("window", "objects", "rows")}), run_id="a-run")
     assert task.execute(context) == counts(1, 96, 96, 0, 0, 0)
     assert engine.rows("SELECT uri, resolution, dag_id, run_id FROM stem.loads") == [
         (receipt["objects"][0]["uri"], 900, "adhoc_airflow", "a-run")

@@ -1,10 +1,11 @@
-"""The SQL files of every dialect: parsed, with the same tables, views and columns in each. Most are not executed here."""
+"""The SQL files of every dialect: parsed, with the same tables, views and columns in each. Most are not run here."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import sqlglot
@@ -42,7 +43,7 @@ CONTEXT = {
 
 def rendered(dialect, script):
     """Render as Airflow does, statement by statement; what is not given is an error."""
-    environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - it is SQL
+    environment = Environment(undefined=StrictUndefined, autoescape=False)
     return [environment.from_string(one).render(CONTEXT) for one in statements(dialect, script)]
 
 
@@ -62,7 +63,9 @@ def tables(dialect):
 
 def views(dialect):
     """Give the columns of each view, once every name in it was found where it comes from."""
-    schema = {"stem": {name: dict.fromkeys(found, "varchar") for name, found in tables(dialect).items()}}
+    schema: dict[str, object] = {
+        "stem": {name: dict.fromkeys(found, "varchar") for name, found in tables(dialect).items()}
+    }
     found = {}
     for create in parsed(dialect, "views"):
         query = qualify(create.expression, dialect=dialect, schema=schema, validate_qualify_columns=dialect in RUN_HERE)
@@ -97,15 +100,13 @@ def test_a_load_takes_the_objects_that_are_told_and_no_prefix(dialect):
 @pytest.mark.parametrize("dialect", ELSEWHERE)
 def test_a_load_merges_by_the_key_and_writes_the_tables_columns(dialect):
     kinds = tables(dialect)
-    by_kind = {}
+    by_kind: dict[type, list[Any]] = {}
     for tree in parsed(dialect, "load"):
         by_kind.setdefault(type(tree), []).append(tree)
-    inserts = [one for kind in (exp.Insert, exp.Merge) for one in by_kind.get(kind, [])]
     written = {}
-    for tree in inserts:
-        [target] = {table.name for table in [tree.this.find(exp.Table)]}
-        into = tree.find(exp.Insert) if isinstance(tree, exp.Merge) else tree
-        written[target] = [one.name for one in (into.this.expressions if isinstance(into.this, exp.Expression) else [])]
+    for tree in [*by_kind.get(exp.Insert, []), *by_kind.get(exp.Merge, [])]:
+        into = next(tree.find_all(exp.Insert)).this
+        written[tree.this.find(exp.Table).name] = [column.name for column in into.expressions]
     assert set(written) == {"streams", "loads"}
     assert written["loads"] == kinds["loads"]
     assert written["streams"] == kinds["streams"]

@@ -1,0 +1,59 @@
+"""
+Whenever streams have landed: load what the events tell of into Iceberg tables, with Amazon Athena. Not executed here.
+
+Runs after ``stem_streams_to_s3``. Needs ``aws_default`` and a place for the results of queries.
+
+The tables and views are made once, by hand, of ``tables.sql`` and ``views.sql`` in
+``airflow_provider_stem/warehouse/sql/athena``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pendulum
+from airflow.providers.amazon.aws.operators.athena import AthenaOperator
+from airflow.providers.common.compat.sdk import DAG, Asset, chain, task
+
+from airflow_provider_stem.assets import landed_objects
+from airflow_provider_stem.warehouse.session import statements
+
+with DAG(
+    dag_id="stem_warehouse_athena",
+    description="What has just landed, into Iceberg tables, with Amazon Athena",
+    schedule=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+    catchup=False,
+    # One after the other: all runs stage in the same table.
+    max_active_runs=1,
+    params={"schema": "stem", "resolution": 900, "location": "s3://stem-telemetry/warehouse"},
+    default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
+    tags=["stem", "energy"],
+) as dag:
+
+    @task(task_id="objects")
+    def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
+        """List the objects that the triggering events tell of."""
+        return landed_objects(context)
+
+    @task(task_id="manifest")
+    def write_manifest(objects: list[dict[str, Any]], **context: Any) -> str:
+        """Write the list of objects that the staging table is to show, and no other, into a folder of its own."""
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        address = f"{context['params']['location']}/manifests/{context['run_id']}/"
+        bucket, key = S3Hook.parse_s3_url(f"{address}objects.txt")
+        S3Hook().load_string("\n".join(one["uri"] for one in objects), key, bucket, replace=True)
+        return address
+
+    # Athena runs one statement at a time, each whole or not at all; the merge can be run again.
+    queries = [
+        AthenaOperator(
+            task_id=f"load_{number}",
+            query=query,
+            database="{{ params.schema }}",
+            output_location="{{ params.location }}/results/",
+        )
+        for number, query in enumerate(statements("athena", "load"), 1)
+    ]
+    chain(write_manifest(objects_of_the_events()), *queries)

@@ -1,0 +1,59 @@
+"""
+Whenever streams have landed: load what the events tell of into Amazon Redshift. Not executed here.
+
+Runs after ``stem_streams_to_s3``. Needs ``aws_default``, a workgroup, and a role of its own to read the lake.
+
+The tables and views are made once, by hand, of ``tables.sql`` and ``views.sql`` in
+``airflow_provider_stem/warehouse/sql/redshift``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pendulum
+from airflow.providers.amazon.aws.operators.redshift_data import RedshiftDataOperator
+from airflow.providers.common.compat.sdk import DAG, Asset, task
+
+from airflow_provider_stem.assets import landed_objects
+from airflow_provider_stem.warehouse.session import statements
+
+with DAG(
+    dag_id="stem_warehouse_redshift",
+    description="What has just landed, into Amazon Redshift",
+    schedule=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+    catchup=False,
+    # One after the other: a merge must see what the one before it wrote.
+    max_active_runs=1,
+    params={"schema": "stem", "resolution": 900, "location": "s3://stem-telemetry/manifests"},
+    default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
+    tags=["stem", "energy"],
+) as dag:
+
+    @task(task_id="objects")
+    def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
+        """List the objects that the triggering events tell of."""
+        return landed_objects(context)
+
+    @task(task_id="manifest")
+    def write_manifest(objects: list[dict[str, Any]], **context: Any) -> str:
+        """Write the list of objects that COPY is to load, and no other."""
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        entries = [{"url": one["uri"], "mandatory": True, "meta": {"content_length": one["bytes"]}} for one in objects]
+        address = f"{context['params']['location']}/{context['run_id']}.manifest"
+        bucket, key = S3Hook.parse_s3_url(address)
+        S3Hook().load_string(json.dumps({"entries": entries}), key, bucket, replace=True)
+        return address
+
+    # A list of statements is one transaction.
+    load = RedshiftDataOperator(
+        task_id="load",
+        database="energy",
+        workgroup_name="stem",
+        sql=list(statements("redshift", "load")),
+        wait_for_completion=True,
+    )
+    write_manifest(objects_of_the_events()) >> load

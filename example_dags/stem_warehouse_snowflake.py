@@ -1,0 +1,43 @@
+"""
+Whenever streams have landed: load what the events tell of into Snowflake. Not executed here.
+
+Runs after ``stem_streams_to_s3``. Needs a connection of type ``snowflake`` and an external stage on the bucket.
+
+The tables and views are made once, by hand, of ``tables.sql`` and ``views.sql`` in
+``airflow_provider_stem/warehouse/sql/snowflake``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, Asset, task
+from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
+
+from airflow_provider_stem.assets import landed_objects
+from airflow_provider_stem.warehouse.session import statements
+
+with DAG(
+    dag_id="stem_warehouse_snowflake",
+    description="What has just landed, into Snowflake",
+    schedule=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+    catchup=False,
+    # One after the other: a merge must see what the one before it wrote.
+    max_active_runs=1,
+    params={"schema": "stem", "resolution": 900, "stage": "stem.lake"},
+    default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
+    tags=["stem", "energy"],
+) as dag:
+
+    @task(task_id="objects")
+    def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
+        """List the objects that the triggering events tell of."""
+        return landed_objects(context)
+
+    # Statement by statement in one session, whose temporary table the later ones read.
+    load = SQLExecuteQueryOperator(
+        task_id="load", conn_id="snowflake_default", sql=list(statements("snowflake", "load"))
+    )
+    objects_of_the_events() >> load
