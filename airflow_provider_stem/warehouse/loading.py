@@ -43,13 +43,18 @@ JOIN (SELECT DISTINCT site_id, stream_type, resolution FROM stem_staged) AS stag
     AND known.resolution = staged.resolution
 WHERE known.interval_end > ? AND known.interval_end <= ?
 """
+# Rows that are the same are left out beforehand: ON CONFLICT would write a lock into each of them.
 _MERGE = """
 INSERT INTO {{ params.schema }}.streams AS known (
     site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg, loaded_at, changed_at
 )
-SELECT site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg,
-    CAST(? AS TIMESTAMP WITH TIME ZONE), CAST(? AS TIMESTAMP WITH TIME ZONE)
-FROM stem_staged
+SELECT staged.site_id, staged.stream_type, staged.resolution, staged.interval_start, staged.interval_end,
+    staged.kw_total_avg, CAST(? AS TIMESTAMP WITH TIME ZONE), CAST(? AS TIMESTAMP WITH TIME ZONE)
+FROM stem_staged AS staged
+LEFT JOIN {{ params.schema }}.streams AS stored
+    ON stored.site_id = staged.site_id AND stored.stream_type = staged.stream_type
+    AND stored.resolution = staged.resolution AND stored.interval_end = staged.interval_end
+WHERE stored.site_id IS NULL OR stored.kw_total_avg IS DISTINCT FROM staged.kw_total_avg
 ON CONFLICT (site_id, stream_type, resolution, interval_end) DO UPDATE
 SET kw_total_avg = excluded.kw_total_avg, changed_at = excluded.changed_at
 WHERE known.kw_total_avg IS DISTINCT FROM excluded.kw_total_avg
@@ -91,13 +96,14 @@ def load_objects(
             with session.transaction():
                 session.create_missing()
             with session.transaction():
-                session.execute(_STAGE)
                 session.lock("streams")
                 now = loaded_at or datetime.now(UTC)
                 for one in staged:
+                    # A table of its own: rows that are only deleted stay until the transaction ends.
+                    session.execute(_STAGE)
                     session.append("stem_staged", staging.batches(one))
                     counts = _merge(session, one, now)
-                    session.execute("DELETE FROM stem_staged")
+                    session.execute("DROP TABLE stem_staged")
                     session.execute(
                         _LOG, one.landed.uri, *counts.values(), one.resolution, one.landed.start, one.landed.end,
                         dag_id, run_id, now,
@@ -105,7 +111,6 @@ def load_objects(
                     for name, count in counts.items():
                         total[name] += count
                     log.info("%s: %s", one_line(one.landed.uri), _told(counts))
-                session.execute("DROP TABLE stem_staged")
     log.info("Loaded %s", _told(total))
     return total
 

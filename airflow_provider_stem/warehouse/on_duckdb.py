@@ -57,9 +57,7 @@ class DuckDBSession(Session):
     def append(self, table: str, batches: Iterable[pa.RecordBatch]) -> None:
         """Add rows to a temporary table, straight from Arrow's memory."""
         for batch in batches:
-            self._connection.register("stem_incoming", pa.Table.from_batches([batch]))
-            self._connection.execute(f"INSERT INTO {table} SELECT * FROM stem_incoming")  # noqa: S608 - a name of ours
-            self._connection.unregister("stem_incoming")
+            self._connection.from_arrow(pa.Table.from_batches([batch])).insert_into(table)
 
     def lock(self, table: str) -> None:
         """Do nothing: who has the file open is alone."""
