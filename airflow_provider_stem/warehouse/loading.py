@@ -43,21 +43,27 @@ JOIN (SELECT DISTINCT site_id, stream_type, resolution FROM stem_staged) AS stag
     AND known.resolution = staged.resolution
 WHERE known.interval_end > ? AND known.interval_end <= ?
 """
-# Rows that are the same are left out beforehand: ON CONFLICT would write a lock into each of them.
-_MERGE = """
-INSERT INTO {{ params.schema }}.streams AS known (
+# Two plain statements under a lock, not ON CONFLICT: that writes a lock into every row that is the same, and in DuckDB
+# 1.1 it has left two rows with one key in a file that was opened anew.
+_CHANGE = """
+UPDATE {{ params.schema }}.streams AS known
+SET kw_total_avg = staged.kw_total_avg, changed_at = CAST(? AS TIMESTAMP WITH TIME ZONE)
+FROM stem_staged AS staged
+WHERE known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+    AND known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg
+"""
+_ADD = """
+INSERT INTO {{ params.schema }}.streams (
     site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg, loaded_at, changed_at
 )
 SELECT staged.site_id, staged.stream_type, staged.resolution, staged.interval_start, staged.interval_end,
     staged.kw_total_avg, CAST(? AS TIMESTAMP WITH TIME ZONE), CAST(? AS TIMESTAMP WITH TIME ZONE)
 FROM stem_staged AS staged
-LEFT JOIN {{ params.schema }}.streams AS stored
-    ON stored.site_id = staged.site_id AND stored.stream_type = staged.stream_type
-    AND stored.resolution = staged.resolution AND stored.interval_end = staged.interval_end
-WHERE stored.site_id IS NULL OR stored.kw_total_avg IS DISTINCT FROM staged.kw_total_avg
-ON CONFLICT (site_id, stream_type, resolution, interval_end) DO UPDATE
-SET kw_total_avg = excluded.kw_total_avg, changed_at = excluded.changed_at
-WHERE known.kw_total_avg IS DISTINCT FROM excluded.kw_total_avg
+LEFT JOIN {{ params.schema }}.streams AS known
+    ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+WHERE known.site_id IS NULL
 """
 _LOG = """
 INSERT INTO {{ params.schema }}.loads (
@@ -119,11 +125,14 @@ def _merge(session: Session, staged: StagedObject, now: datetime) -> Counts:
     rows = staged.landed.rows
     [(known, changed)] = session.execute(_KNOWN)
     [(in_period,)] = session.execute(_IN_PERIOD, staged.landed.start, staged.landed.end)
-    written = session.change(_MERGE, now, now)
-    if written != rows - known + changed:
+    written = session.change(_CHANGE, now), session.change(_ADD, now, now)
+    # Bills are made of these rows: what was merged is looked at again before it is committed.
+    [found] = session.execute(_KNOWN)
+    if written != (changed, rows - known) or found != (rows, 0):
         raise StemDataError(
-            f"{one_line(staged.landed.uri)}: {written:,} rows were written, but {rows - known + changed:,} are new or "
-            "changed. Another program writes the table at the same time, without its lock."
+            f"{one_line(staged.landed.uri)}: {written[0]:,} rows were changed and {written[1]:,} added where "
+            f"{changed:,} and {rows - known:,} were to be, and {found[0]:,} of {rows:,} are there with {found[1]:,} "
+            "other values. Another program writes the table without its lock, or its primary key does not hold."
         )
     return {
         "rows": rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_stem.errors import StemDataError, StemTransportError
+from airflow_provider_stem.warehouse.session import SCHEMA, statements
 from tests.support import until
 
 from .helpers import Bucket, at, counts
@@ -121,6 +123,20 @@ def test_nothing_is_loaded_where_one_object_is_not_what_its_receipt_tells(engine
         bucket.load(engine, good, older)
     bucket.load(engine, good)
     assert len(engine.rows(VALUES)) == 1
+
+
+def test_a_table_whose_key_does_not_hold_is_told_and_left_as_it_is(engine, bucket):
+    """As in a table that was copied without its primary key."""
+    receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T00:15")
+    row = "'site-a', 'MONITOR', 900, '2025-07-01T00:00:00Z', '2025-07-01T00:15:00Z', 5, '2025-07-02', '2025-07-02'"
+    create, *_ = statements(engine.name, "tables")
+    with engine.session()() as session, session.transaction():
+        session.create_schema()
+        session.execute(re.sub(r",\s*PRIMARY KEY \(.*?\)", "", create))
+        session.execute(f"INSERT INTO {SCHEMA}.streams VALUES ({row}), ({row})")
+    with pytest.raises(StemDataError, match="its primary key does not hold"):
+        bucket.load(engine, receipt)
+    assert [value[2] for value in engine.rows(VALUES)] == [5.0, 5.0]
 
 
 # --- others at the same time ------------------------------------------------------------------------------------------
