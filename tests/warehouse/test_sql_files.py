@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,7 +98,7 @@ def test_a_load_takes_the_objects_that_are_told_and_no_prefix(dialect):
     assert re.search(r"count\(\*\)[^;]*= 7\b", text, re.IGNORECASE)  # 3 + 4 rows
 
 
-@pytest.mark.skipif(sqlglot.__version__.startswith("26."), reason="sqlglot 26 does not know LOCK and LOAD DATA")
+@pytest.mark.skipif(version("sqlglot").startswith("26."), reason="sqlglot 26 does not know LOCK and LOAD DATA")
 @pytest.mark.parametrize("dialect", ELSEWHERE)
 def test_a_load_merges_by_the_key_and_writes_the_tables_columns(dialect):
     kinds = tables(dialect)
