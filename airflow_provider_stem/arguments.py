@@ -31,13 +31,13 @@ def check_arguments(**given: Any) -> None:
     _check(given, _CHECKS)
     check_format(given.get("file_format", "parquet"), given.get("compression", "default"))
     check_lookback(given.get("lookback"), given.get("partition", "interval"))
-    check_templated(**{name: value for name, value in given.items() if _is_known(value)})
+    check_templated(**{name: value for name, value in given.items() if is_known(value)})
 
 
 def check_trigger_arguments(**given: Any) -> None:
     """Check what can be known of a trigger's arguments when it is made: durations are seconds there."""
     _check(given, _CHECKS | _TRIGGER_CHECKS)
-    check_templated(**{name: value for name, value in given.items() if _is_known(value)})
+    check_templated(**{name: value for name, value in given.items() if is_known(value)})
 
 
 def check_templated(**given: Any) -> None:
@@ -68,7 +68,7 @@ def _check(given: Mapping[str, Any], checks: Mapping[str, Callable[[str, Any], o
 _NO_TEMPLATE = re.compile(r"[\w\s:+.,/=-]*")
 
 
-def _is_known(value: object) -> bool:
+def is_known(value: object) -> bool:
     """
     Tell whether a value stays as it is until the task runs.
 
@@ -77,9 +77,9 @@ def _is_known(value: object) -> bool:
     if isinstance(value, str):
         return _NO_TEMPLATE.fullmatch(value) is not None
     if isinstance(value, (list, tuple, set, frozenset)):
-        return all(map(_is_known, value))
+        return all(map(is_known, value))
     if isinstance(value, dict):
-        return all(map(_is_known, value.values()))
+        return all(map(is_known, value.values()))
     return isinstance(value, (NoneType, bool, int, float, bytes, date, timedelta))
 
 
@@ -116,7 +116,8 @@ def _check_name(argument: str, value: object) -> None:
         raise StemConfigError(f"{argument} is {value!r}: give a text that is not empty, or leave it out.")
 
 
-def _check_duration(argument: str, value: object) -> None:
+def check_duration(argument: str, value: object) -> None:
+    """Refuse what is no length of time that can be waited or read."""
     if not isinstance(value, timedelta) or not timedelta() < value <= _LONGEST:
         raise StemConfigError(f"{argument} is {value!r}: give a timedelta above zero, up to {_LONGEST.days:,} days.")
 
@@ -161,8 +162,8 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "batches": _or_none(_check_count),
     "stream_types": lambda _, value: check_stream_types(value),
     "resolution": lambda _, value: check_resolution(value),
-    "default_interval": _or_none(_check_duration),
-    "lookback": _or_none(_check_duration),
+    "default_interval": _or_none(check_duration),
+    "lookback": _or_none(check_duration),
     "partition": _one_of(*PARTITIONS),
     "s3_key": _check_key_text,
     "on_incomplete": _one_of("warn", "fail"),
@@ -175,8 +176,8 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "start_from_trigger": _check_flag,
     "max_workers": _check_count,
     "min_completeness": _check_share,
-    "settle": _or_none(_check_duration),
-    "min_delay": _or_none(_check_duration),
+    "settle": _or_none(check_duration),
+    "min_delay": _or_none(check_duration),
 }
 _TRIGGER_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "default_interval": _or_none(_seconds(above=0)),

@@ -1,7 +1,7 @@
 """
 Every day: land yesterday's telemetry and the two days before it anew in S3, and load what landed into a warehouse.
 
-Needs the connections ``stem_default``, ``aws_default`` and ``warehouse``, and the bucket named below. ``warehouse`` is
+Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``, and the bucket named below. ``stem_warehouse`` is
 a DuckDB file, as in ``{"conn_type": "duckdb", "host": "/data/stem.duckdb"}``, or PostgreSQL (``"conn_type":
 "postgres"``); nothing else changes. Views on energy, demand peaks and completeness come with the tables.
 """
@@ -41,5 +41,5 @@ with DAG(
     ).expand_kwargs(sites.output)
 
     # One task for all batches: one transaction, so that a day is there as a whole.
-    StemObjectsToSqlOperator(task_id="load_streams", objects=land.output, sql_conn_id="warehouse")
-    StemSitesToSqlOperator(task_id="load_sites", sites=sites.output, sql_conn_id="warehouse")
+    StemObjectsToSqlOperator(task_id="load_streams", objects=land.output, sql_conn_id="stem_warehouse")
+    StemSitesToSqlOperator(task_id="load_sites", sites=sites.output, sql_conn_id="stem_warehouse")

@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
 )
 
-from airflow_provider_stem.arguments import _check_duration, _is_known, check_connection_id, check_templated
+from airflow_provider_stem.arguments import check_duration, is_known, check_connection_id, check_templated
 from airflow_provider_stem.assets import event_extras, landed_objects
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.mapping import CheckedWhenParsed
@@ -43,8 +43,8 @@ class _ToSql(CheckedWhenParsed, BaseOperator):
     def _check(cls, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
             if name == "lock_timeout":
-                _check_duration(name, value)
-            elif name in _RENDERED and name in cls.template_fields and _is_known(value):
+                check_duration(name, value)
+            elif name in _RENDERED and name in cls.template_fields and is_known(value):
                 _RENDERED[name](name, value)
 
 

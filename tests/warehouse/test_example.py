@@ -47,7 +47,7 @@ def test_the_example_loads_what_the_api_has(engine, s3_server, stem_simulator_fa
             "AIRFLOW__CORE__DAGS_FOLDER": str(EXAMPLES),
             "AIRFLOW_CONN_STEM_DEFAULT": sim.connection,
             "AIRFLOW_CONN_AWS_DEFAULT": s3_server.connection,
-            "AIRFLOW_CONN_WAREHOUSE": engine.connection,
+            "AIRFLOW_CONN_STEM_WAREHOUSE": engine.connection,
             "AWS_EC2_METADATA_DISABLED": "true",
         },
         capture_output=True,
