@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
 )
 
-from airflow_provider_stem.arguments import check_duration, is_known, check_connection_id, check_templated
+from airflow_provider_stem.arguments import check_connection_id, check_duration, check_templated, is_known
 from airflow_provider_stem.assets import event_extras, landed_objects
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.mapping import CheckedWhenParsed
