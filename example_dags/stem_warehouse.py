@@ -3,7 +3,7 @@ Every day: land yesterday's telemetry and the two days before it anew in S3, and
 
 Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``, and the bucket named below. The
 warehouse is a DuckDB file, as in ``{"conn_type": "duckdb", "host": "/data/stem.duckdb"}``, or PostgreSQL
-(``"conn_type": "postgres"``); nothing else changes. Views on energy, demand peaks and completeness come with the tables.
+(``"conn_type": "postgres"``); nothing else changes. Views on energy, demand peaks and completeness come with it.
 """
 
 from __future__ import annotations

@@ -41,7 +41,6 @@ def test_a_repeated_key_cannot_flood_or_break_a_message():
 def test_one_wide_row_does_not_fill_the_memory():
     # 45 kB of answer made a pattern of 45 kB for each of the year's 35,000 intervals: 1.6 GB, twice.
     script = """if True:
-        import re
         from datetime import UTC, datetime
         from airflow_provider_stem.streams.decoding import StreamsDecoder
         from airflow_provider_stem.streams.windows import Window
@@ -51,8 +50,8 @@ def test_one_wide_row_does_not_fill_the_memory():
             body = '{"stream_types":[{"stream_type":"MONITOR","streams":[' + wide + "]}]}"
             print(StreamsDecoder().decode(body.encode(), "site", ["MONITOR"], window)["MONITOR"].num_rows)
         # What resource tells begins with the peak of the process that started this one.
-        status = open("/proc/self/status").read()
-        print(int(re.search("VmHWM: *([0-9]+) kB", status.replace("\\t", " "))[1]) // 1024)  # MB
+        (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+        print(int(peak) // 1024)  # MB
     """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     first, second, memory = map(int, run.stdout.split())
