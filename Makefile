@@ -14,10 +14,11 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 # One more than there are cores: much of a test's time is waiting for a server.
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 EXTRAS := --extra simulator --extra duckdb --extra postgres
-PARALLEL := --ignore=tests/browser --ignore=tests/campaigns --ignore=tests/cluster --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples
+PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
+.PHONY: help venv test test-browser test-examples test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +39,9 @@ test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the
 
 test-browser: venv  ## Use the pages that there are, Airflow's and ours; needs Chromium (Debian: chromium).
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+test-examples: venv  ## Run the example DAGs that load a whole fleet over days, months and mishaps.
+	$(BIN)/python -m pytest tests/examples --numprocesses 2 $(ARGS)
 
 test-campaigns: venv  ## Kill two hundred tasks, and look for the key all over an Airflow; about ten minutes.
 	$(BIN)/python -m pytest tests/campaigns $(ARGS)

@@ -10,7 +10,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_stem.errors import StemServerError
-from tests.loading import LATE, ROOT, START, loading
+from tests.examples.loading import LATE, ROOT, START, loading
 
 __all__ = ["loading"]
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from tests.loading import LATE, SITES, START, TYPES, context_of, load, loading
+from tests.examples.loading import LATE, SITES, START, TYPES, context_of, load, loading
 from tests.support import expected_rows, run_context
 
 __all__ = ["loading"]

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import expected_rows, landed_rows, run_context
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 START = date(2023, 3, 3)
 # Their streams begin within the year before, in the middle of months and of intervals, some after the daily load.
