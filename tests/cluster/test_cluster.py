@@ -161,8 +161,8 @@ class Gauge(threading.Thread):
         self._cluster = cluster
         self._over = threading.Event()
         self._peaks: dict[str, int] = {}
-        self._seconds: dict[str, dict[int, float]] = {}
-        self._began = time.monotonic()
+        self._seconds: dict[str, dict[int, tuple[float, float]]] = {}  # when first seen, and when last
+        self._began, self._at = time.monotonic(), time.time()
         self._cpu = sum(psutil.cpu_times()[:3])
 
     def run(self) -> None:
@@ -173,7 +173,11 @@ class Gauge(threading.Thread):
                     try:
                         process = psutil.Process(pid)
                         held += process.memory_full_info().pss
-                        self._seconds.setdefault(component, {})[pid] = sum(process.cpu_times()[:2])
+                        taken = sum(process.cpu_times()[:2])
+                        # What began since is counted from its beginning on.
+                        known = taken if process.create_time() < self._at else 0.0
+                        first, _ = self._seconds.setdefault(component, {}).get(pid, (known, taken))
+                        self._seconds[component][pid] = first, taken
                     except psutil.Error:  # it has ended since
                         continue
                 self._peaks[component] = max(self._peaks.get(component, 0), held)
@@ -184,7 +188,8 @@ class Gauge(threading.Thread):
         self._over.set()
         self.join()
         parts = ", ".join(
-            f"{part} {peak >> 20:,} MB {sum(self._seconds[part].values()):.0f} s" for part, peak in self._peaks.items()
+            f"{part} {peak >> 20:,} MB {sum(b - a for a, b in self._seconds[part].values()):.0f} s"
+            for part, peak in self._peaks.items()
         )
         return f"{wall:.0f} s, {cpu:.0f} CPU s on the whole; peak memory and CPU of each part: {parts}"
 
@@ -198,10 +203,10 @@ def metadata(cluster: Cluster) -> str:
         for table in ("task_instance", "task_instance_history", "xcom", "rendered_task_instance_fields", "log"):
             cursor.execute(f"SELECT count(*), pg_total_relation_size('{table}') FROM {table}")
             counts[table] = cursor.fetchone()
-        cursor.execute("SELECT max(length(value::text)), sum(length(value::text)) FROM xcom")
-        largest, total = cursor.fetchone()
+        cursor.execute("SELECT task_id, max(length(value::text)) FROM xcom WHERE key = 'return_value' GROUP BY task_id")
+        largest = ", ".join(f"{task_id} {size:,}" for task_id, size in sorted(cursor.fetchall()))
     told = ", ".join(f"{table} {rows:,} rows {size / 1e6:.1f} MB" for table, (rows, size) in counts.items())
-    return f"{told}; XCom at most {largest:,} bytes, {total:,} together"
+    return f"{told}; largest XCom in bytes: {largest}"
 
 
 def more_than(sim: Simulator, requests: float) -> bool:
@@ -242,7 +247,7 @@ def test_a_backfill(cluster: Cluster, few: Simulator, older_lake: Lake, request:
     assert found.equals(expected)
     request.config.stash[RUNS_KEY].append(
         f"a backfill on a cluster: {DAYS} days of {FEW} sites, {found.num_rows:,} rows, all right, in {len(keys)} "
-        f"objects; {len(few.requests):,} requests; {told}"
+        f"objects; {len(few.requests):,} requests, {few.peak_concurrency} of {SLOTS * MAX_WORKERS} at once; {told}"
     )
 
 
