@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import pwd
-import secrets
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -24,6 +20,7 @@ from pathlib import Path
 from threading import Event
 
 from airflow_api import AirflowApi
+from postgres_server import PostgresServer, postgres_program
 from processes import Guarded, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,8 +65,7 @@ class Cluster(AirflowApi):
         self._preload = preload
         self._database = os.environ.get("CLUSTER_POSTGRES", "")
         self._broker = os.environ.get("CLUSTER_REDIS", "")
-        self._parts: dict[str, Guarded] = {}
-        self._stack = ExitStack()
+        self._parts: dict[str, Guarded | PostgresServer] = {}
 
     @property
     def database(self) -> str:
@@ -138,7 +134,6 @@ class Cluster(AirflowApi):
         for part in reversed(self._parts):
             self._parts[part].stop()
         self._parts.clear()
-        self._stack.close()
 
     def start(self, component: str) -> None:
         """Start a component that does not run."""
@@ -168,53 +163,11 @@ class Cluster(AirflowApi):
     def _start_postgres(self) -> None:
         if self._database:
             return
-        initdb, postgres, psql = (_postgres_program(name) for name in ("initdb", "postgres", "createdb"))
-        # It refuses to run as root, and then needs a folder that is its own, below folders that anyone may enter.
-        user = "postgres" if os.geteuid() == 0 else ""
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stem-postgres-")))
-        password, port = secrets.token_hex(16), str(free_port())
-        (folder / "password").write_text(password)
-        if user:
-            for path in (folder, folder / "password"):
-                os.chown(path, pwd.getpwnam(user).pw_uid, -1)
-        as_user = {"user": user, "group": user, "extra_groups": []} if user else {}
-        subprocess.run(  # type: ignore[call-overload]
-            [
-                initdb,
-                f"--pgdata={folder / 'data'}",
-                "--username=airflow",
-                f"--pwfile={folder / 'password'}",
-                "--auth=scram-sha-256",
-                "--no-sync",
-            ],
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            **as_user,
-        )
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": port,
-            "unix_socket_directories": "",
-            # What it keeps outside of its folder would stay when it is killed.
-            "dynamic_shared_memory_type": "mmap",
-            "fsync": "off",
-            "max_connections": "200",
-        }
-        self._parts["postgres"] = Guarded(
-            [postgres, "-D", str(folder / "data"), *(f"--{name}={value}" for name, value in settings.items())],
-            log=self.log_file("postgres"),
-            environment=os.environ,
-            folder=folder,
-            user=user,
-        )
-        environment = {**os.environ, "PGPASSWORD": password}
-        create = [psql, "--host=127.0.0.1", f"--port={port}", "--username=airflow", "airflow"]
-        self.wait_until(
-            lambda: not subprocess.run(create, env=environment, check=False, capture_output=True).returncode,
-            "PostgreSQL",
-        )
-        self._database = f"airflow:{password}@127.0.0.1:{port}/airflow"
+        server = PostgresServer(self.log_file("postgres"))
+        self._parts["postgres"] = server
+        server.start()
+        server.create("airflow")
+        self._database = server.address("airflow")
 
     def _start_redis(self) -> None:
         if self._broker:
@@ -252,21 +205,12 @@ def missing_programs() -> str:
     lacks = []
     if not os.environ.get("CLUSTER_POSTGRES"):
         try:
-            _postgres_program("postgres")
+            postgres_program("postgres")
         except RuntimeError as exc:
             lacks.append(str(exc))
     if not os.environ.get("CLUSTER_REDIS") and not shutil.which("redis-server"):
         lacks.append("redis-server is missing: install Debian's redis-server, or set CLUSTER_REDIS.")
     return " ".join(lacks)
-
-
-def _postgres_program(name: str) -> str:
-    # Debian keeps the server's own programs of each version in a folder of their own.
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[4]))
-    program = shutil.which(name) or (str(found[-1]) if found else None)
-    if not program:
-        raise RuntimeError(f"{name} is missing: install Debian's postgresql, or set CLUSTER_POSTGRES.")
-    return program
 
 
 def main() -> int:
