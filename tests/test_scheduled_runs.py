@@ -441,8 +441,8 @@ def test_the_second_example_loads_what_the_events_of_the_first_tell_of_and_nothi
     assert all(window_of(task) == data_interval(run) for task in tasks_of(run, "land_streams"))
 
     bucket, others = f"s3://{runs.examples.bucket}/", {energy_of(one["uri"]) for r in later for one in landed_by(r)}
-    told = [one for r in runs.of["stem_energy_from_asset"] for one in told_by(r, "sum_up") if one]
-    energy = {one["uri"]: one for one in told if one["uri"] not in others}
+    sums = [one for r in runs.of["stem_energy_from_asset"] for one in told_by(r, "sum_up") if one]
+    energy = {one["uri"]: one for one in sums if one["uri"] not in others}
     assert energy.keys() == {energy_of(uri) for uri in landed}
     bodies = {bucket + key: body for key, body in runs.examples.objects().items() if "energy/" in key}
     kept = {uri: pq.read_table(io.BytesIO(body)) for uri, body in bodies.items() if uri not in others}
