@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_DIGEST = "sha256"
+DIGEST = "sha256"
+"""Under which metadata of an object the SHA-256 of its content is kept."""
 
 
 class S3Store:
@@ -107,7 +108,7 @@ class S3Store:
                 Key=key,
                 Body=file,
                 ContentLength=file.size,
-                Metadata={_DIGEST: file.sha256},
+                Metadata={DIGEST: file.sha256},
                 **condition,
             )
         except ClientError as exc:
@@ -122,7 +123,7 @@ class S3Store:
             if _status(exc) == 404:
                 return False
             raise
-        if found["Metadata"].get(_DIGEST) != file.sha256:
+        if found["Metadata"].get(DIGEST) != file.sha256:
             raise StemConfigError(
                 f"{self.uri(key)} is there already, with other content: it stays as it is (replace=False)."
             )

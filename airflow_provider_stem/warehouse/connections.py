@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from airflow.providers.common.compat.sdk import BaseHook
@@ -23,7 +24,8 @@ def warehouse_of(sql_conn_id: str, schema: str, lock_timeout: float) -> Callable
     """
     Find what opens a warehouse, by its connection's type.
 
-    :raises StemConfigError: nothing loads into a connection of this type, or its hook is not installed.
+    :raises StemConfigError: nothing loads into a connection of this type, its hook is not installed, or the file
+        cannot be used.
     """
     connection = BaseHook.get_connection(sql_conn_id)
     conn_type = connection.conn_type
@@ -49,6 +51,13 @@ def warehouse_of(sql_conn_id: str, schema: str, lock_timeout: float) -> Callable
         raise StemConfigError(
             f"sql_conn_id is {sql_conn_id!r}, a DuckDB in memory, gone with the task: give the path of a file as Host."
         )
+    # DuckDB calls a database by its file's name up to the first dot, and takes "stem.streams" for either.
+    file = PurePath(connection.host or "").name
+    if conn_type == "duckdb" and file.strip(".").partition(".")[0].lower() == schema.lower():
+        raise StemConfigError(
+            f"sql_conn_id is {sql_conn_id!r}, a DuckDB file {file!r}, which DuckDB cannot tell from schema {schema!r}: "
+            "rename the file, such as to 'telemetry.duckdb', or give another schema."
+        )
     return lambda: Engine(hook.get_conn, schema, lock_timeout)
 
 
@@ -65,20 +74,23 @@ class S3Objects:
         self._aws_conn_id = aws_conn_id
         self._client: Any = S3Hook(aws_conn_id=aws_conn_id).get_conn()
 
-    def fetch(self, uri: str, file: BinaryIO) -> None:
+    def fetch(self, uri: str, file: BinaryIO) -> str | None:
         """
         Write an object into a file.
 
+        :return: the SHA-256 that it was landed with, where it tells one.
         :raises StemDataError: the object is not there any more.
         :raises StemTransportError: S3 did not give it, in as many attempts as the connection allows.
         """
         from botocore.exceptions import BotoCoreError, ClientError
         from urllib3.exceptions import HTTPError
 
+        from airflow_provider_stem.storage import DIGEST
+
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         try:
-            body = self._client.get_object(Bucket=bucket, Key=key)["Body"]
-            shutil.copyfileobj(body, file, 2**20)
+            answer = self._client.get_object(Bucket=bucket, Key=key)
+            shutil.copyfileobj(answer["Body"], file, 2**20)
         except (BotoCoreError, ClientError, HTTPError) as exc:
             status = getattr(exc, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status == 404:
@@ -86,3 +98,5 @@ class S3Objects:
             raise StemTransportError(
                 f"{one_line(uri)} cannot be read through connection {self._aws_conn_id!r}: {one_line(str(exc))}"
             ) from exc
+        digest: str | None = answer["Metadata"].get(DIGEST)
+        return digest

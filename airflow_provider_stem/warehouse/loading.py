@@ -91,13 +91,15 @@ def load_objects(
     :param dag_id: for the log of loads.
     :param run_id: likewise.
     :param loaded_at: default: the clock.
-    :return: ``objects``, ``rows``, ``inserted``, ``changed``, ``unchanged`` and ``absent``: rows that the warehouse
+    :return: ``objects``, of these ``replaced``, which hold another number of rows than their receipt tells, since they
+        were landed anew; ``rows``, ``inserted``, ``changed``, ``unchanged`` and ``absent``: rows that the warehouse
         has in an object's period, of streams that the object holds, and that the object does not have. They stay.
-    :raises StemDataError: an object is not what its receipt tells of; nothing is loaded.
+    :raises StemDataError: an object is not as it was landed; nothing is loaded.
     """
-    total: Counts = {"objects": len(objects)} | dict.fromkeys(_COUNTED, 0)
     with Staging(fetch) as staging:
         staged = [staging.add(landed) for landed in objects]
+        replaced = sum(one.rows != one.landed.rows for one in staged)
+        total: Counts = {"objects": len(objects), "replaced": replaced} | dict.fromkeys(_COUNTED, 0)
         with connect() as session:
             with session.transaction():
                 session.create_missing()
@@ -122,7 +124,7 @@ def load_objects(
 
 
 def _merge(session: Session, staged: StagedObject, now: datetime) -> Counts:
-    rows = staged.landed.rows
+    rows = staged.rows
     [(known, changed)] = session.execute(_KNOWN)
     [(in_period,)] = session.execute(_IN_PERIOD, staged.landed.start, staged.landed.end)
     written = session.change(_CHANGE, now), session.change(_ADD, now, now)

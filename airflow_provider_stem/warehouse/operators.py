@@ -52,7 +52,7 @@ class StemObjectsToSqlOperator(_ToSql):
     """
     Load landed objects into a warehouse: exactly those that receipts tell of, all of them or none.
 
-    Each object is held to its receipt first. Rows are merged by ``site_id, stream_type, resolution, interval_end``, so
+    Each object is verified first. Rows are merged by ``site_id, stream_type, resolution, interval_end``, so
     that loading again changes nothing, and a restated value replaces the older one. No row is ever deleted.
 
     :param objects: what :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` returned, a list of it, or
@@ -61,8 +61,9 @@ class StemObjectsToSqlOperator(_ToSql):
     :param schema: where the tables and views are; created where they are not there.
     :param lock_timeout: how long to wait for others that write to the warehouse.
     :param aws_conn_id: connection of type ``aws``.
-    :return: how many ``objects`` and ``rows``, and of these ``inserted``, ``changed``, ``unchanged``; ``absent`` rows
-        are in the warehouse and not in the object any more.
+    :return: how many ``objects``, and of these ``replaced``, which were landed anew since their receipt; how many
+        ``rows``, and of these ``inserted``, ``changed``, ``unchanged``; ``absent`` rows are in the warehouse and not in
+        the object any more.
     """
 
     template_fields: Sequence[str] = ("objects", "sql_conn_id", "schema", "aws_conn_id")
@@ -119,8 +120,7 @@ class StemObjectsToSqlOperator(_ToSql):
         if not extras:
             raise StemConfigError(
                 "objects is None, and no asset event that tells of objects triggered this run: give what "
-                "StemStreamsToS3Operator returned, "
-                "or schedule the DAG on its asset."
+                "StemStreamsToS3Operator returned, or schedule the DAG on its asset."
             )
         # An object alone does not tell its resolution, which an object without rows does not hold either.
         resolutions = {landed.uri: landed.resolution for landed in read_objects(extras)}

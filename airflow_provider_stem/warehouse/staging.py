@@ -1,11 +1,13 @@
 """
 Landed objects to verified rows on disk, before any warehouse is touched; for the load.
 
-An object that is not what its receipt tells of ends the load here, with the warehouse as it was.
+An object that is not as it was landed ends the load here, with the warehouse as it was.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +25,10 @@ from airflow_provider_stem.text import one_line
 from airflow_provider_stem.warehouse.objects import LandedObject
 from airflow_provider_stem.warehouse.reading import read_batches
 
-Fetch = Callable[[str, BinaryIO], object]
-"""Writes the object of an address into a file."""
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[str, BinaryIO], str | None]
+"""Writes the object of an address into a file, and gives the SHA-256 that it was landed with, where that is told."""
 
 _KEYS = ("site_id", "stream_type", "interval_end")
 
@@ -34,11 +38,13 @@ class StagedObject:
     """
     One object whose rows were verified.
 
+    :param rows: how many it holds.
     :param resolution: of its rows, else as its receipt tells.
     :param batches: numbers of its record batches in the :class:`Staging`.
     """
 
     landed: LandedObject
+    rows: int
     resolution: int | None
     batches: range
 
@@ -61,11 +67,20 @@ class Staging:
         """
         Fetch and verify an object, and keep its rows.
 
-        :raises StemDataError: it is not what its receipt tells of.
+        Where a later run has landed it anew since its receipt it is taken as it is now, as the newer receipt would have
+        it: else a load that waited for a day would fail for good, and leave out all other objects too.
+
+        :raises StemDataError: it is not as it was landed.
         """
         first, rows, resolution = self._written, 0, landed.resolution
         with tempfile.TemporaryFile(prefix="stem-object-") as file:
-            self._fetch(landed.uri, cast(BinaryIO, file))
+            digest = self._fetch(landed.uri, cast(BinaryIO, file))
+            file.seek(0)
+            if digest and (found := hashlib.file_digest(file, "sha256").hexdigest()) != digest:  # type: ignore[arg-type]
+                raise StemDataError(
+                    f"{one_line(landed.uri)} is not as it was landed: its SHA-256 is {found}, not {one_line(digest)}. "
+                    "Land it again."
+                )
             file.seek(0)
             try:
                 for batch in _verified(read_batches(cast(BinaryIO, file)), landed):
@@ -76,11 +91,14 @@ class Staging:
             except (ValueError, OSError, EOFError, ZlibError, pa.ArrowException) as exc:
                 raise StemDataError(f"{one_line(landed.uri)} is not as it was landed: {one_line(str(exc))}") from exc
         if rows != landed.rows:
-            raise StemDataError(
-                f"{one_line(landed.uri)} holds {rows:,} rows, its receipt tells of {landed.rows:,}: the object was "
-                "replaced since. Load it as the newer receipt tells, or land it again."
-            )
-        return StagedObject(landed, resolution, range(first, self._written))
+            told = f"{one_line(landed.uri)} holds {rows:,} rows, its receipt tells of {landed.rows:,}"
+            if not digest:
+                raise StemDataError(
+                    f"{told}, and it has no SHA-256 that tells whether it is whole: load it as a newer receipt tells, "
+                    "or land it again."
+                )
+            log.warning("%s: it was landed anew since, and is loaded as it is now", told)
+        return StagedObject(landed, rows, resolution, range(first, self._written))
 
     def batches(self, staged: StagedObject) -> Iterator[pa.RecordBatch]:
         """Give an object's rows, once all objects were added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from datetime import UTC, datetime, timedelta
 
@@ -54,6 +55,7 @@ class Bucket:
 
     def fetch(self, uri, file):
         file.write(self.bodies[uri])
+        return hashlib.sha256(self.bodies[uri]).hexdigest()
 
     def load(self, engine, *receipts, at=None, fetch=None):
         return load_objects(
@@ -66,9 +68,10 @@ class Bucket:
         )
 
 
-def counts(objects, rows, inserted, changed, unchanged, absent):
+def counts(objects, rows, inserted, changed, unchanged, absent, replaced=0):
     return {
         "objects": objects,
+        "replaced": replaced,
         "rows": rows,
         "inserted": inserted,
         "changed": changed,

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import duckdb
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException
 
@@ -87,10 +88,22 @@ def test_the_objects_of_the_triggering_events_are_loaded(engine, lake, stem):
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
 def test_an_object_that_is_gone_or_was_replaced_is_told(engine, lake, stem):
     receipt = land(lake, "site-00001")
-    [one] = receipt["objects"]
-    with pytest.raises(StemDataError, match=r"holds .* rows, its receipt tells of 1: the object was replaced since"):
-        loaded({**receipt, "objects": [{**one, "rows": 1}]})
-    lake.client.delete_object(Bucket=lake.bucket, Key=one["uri"].split("/", 3)[3])
+    [one], rows = receipt["objects"], receipt["rows"]
+    older = {**receipt, "objects": [{**one, "rows": 1}]}
+    assert loaded(older) == counts(1, rows, rows, 0, 0, 0, replaced=1)
+
+    at = {"Bucket": lake.bucket, "Key": one["uri"].split("/", 3)[3]}
+    landed = lake.client.get_object(**at)
+    body = landed["Body"].read()
+    lake.client.put_object(**at, Body=body)
+    assert loaded(receipt) == counts(1, rows, 0, 0, rows, 0)
+    with pytest.raises(StemDataError, match=r"rows, its receipt tells of 1, and it has no SHA-256"):
+        loaded(older)
+    lake.client.put_object(**at, Body=body + b" ", Metadata=landed["Metadata"])
+    with pytest.raises(StemDataError, match=r"is not as it was landed: its SHA-256 is"):
+        loaded(receipt)
+
+    lake.client.delete_object(**at)
     with pytest.raises(StemDataError, match=f"{one['uri']} is not there any more"):
         loaded(receipt)
 
@@ -111,12 +124,25 @@ RECEIPT = {
         ({"conn_type": "sqlite"}, "type 'sqlite': give one of type 'duckdb' or 'postgres'"),
         ({"conn_type": "duckdb"}, "a DuckDB in memory, gone with the task: give the path of a file"),
         ({"conn_type": "duckdb", "host": ":memory:"}, "a DuckDB in memory"),
+        *(
+            ({"conn_type": "duckdb", "host": f"/data/{name}"}, f"file '{name}', which DuckDB cannot tell from schema")
+            for name in ("stem.duckdb", "STEM.db", "stem", "stem.v2.duckdb")
+        ),
     ],
 )
 def test_a_connection_that_is_no_warehouse_is_told(connection, message, lake, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
     with pytest.raises(AirflowFailException, match=f"sql_conn_id is 'warehouse'.*{message}"):
         loaded(RECEIPT)
+
+
+@pytest.mark.parametrize("name", ["stem.duckdb", "STEM.db", "stem", "stem.v2.duckdb", ".stem"])
+def test_duckdb_cannot_tell_a_file_from_a_schema_of_the_same_name(name, tmp_path):
+    """Why such a file is refused."""
+    with duckdb.connect(str(tmp_path / name)) as connection:
+        connection.execute("CREATE SCHEMA stem")
+        with pytest.raises(duckdb.BinderException, match="Ambiguous reference"):
+            connection.execute("CREATE TABLE stem.streams (a INTEGER)")
 
 
 def test_a_connection_that_is_not_there_is_told(lake):

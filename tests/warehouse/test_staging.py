@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from datetime import UTC, datetime, timedelta
 
@@ -24,9 +25,13 @@ def row(number, site_id="site-a", stream_type="MONITOR", resolution=900, value=1
     return dict(zip(LANDING_SCHEMA.names, (site_id, stream_type, resolution, end - width, end, value), strict=True))
 
 
-def staged(body, rows, resolution=None):
+def staged(body, rows, resolution=None, digest=None):
+    def fetch(_, file):
+        file.write(body)
+        return digest
+
     landed = LandedObject("s3://lake/x", rows, at("01T00:00"), at("02T00:00"), resolution)
-    with Staging(lambda _, file: file.write(body)) as staging:
+    with Staging(fetch) as staging:
         one = staging.add(landed)
         return [each for batch in staging.batches(one) for each in batch.to_pylist()]
 
@@ -78,6 +83,23 @@ def test_an_object_that_was_cut_off_is_told(file_format, compression):
     assert len(staged(body, 96)) == 96
     with pytest.raises(StemDataError, match="s3://lake/x (is not as it was landed|holds .* its receipt tells of 96)"):
         staged(body[: len(body) // 2], 96)
+
+
+def test_an_object_that_is_not_what_was_uploaded_is_told():
+    """A Parquet file with another value in it is a whole one all the same."""
+    rows, other = [row(1), row(2)], [row(1), row(2, value=2.0)]
+    digest = hashlib.sha256(parquet(rows)).hexdigest()
+    assert staged(parquet(rows), 2, digest=digest) == rows
+    with pytest.raises(StemDataError, match=rf"s3://lake/x is not as it was landed: its SHA-256 is \w+, not {digest}"):
+        staged(parquet(other), 2, digest=digest)
+
+
+def test_an_object_that_was_landed_anew_is_taken_as_it_is_now_where_it_is_known_to_be_whole(caplog):
+    body = parquet([row(1), row(2)])
+    assert len(staged(body, 1, digest=hashlib.sha256(body).hexdigest())) == 2
+    assert "s3://lake/x holds 2 rows, its receipt tells of 1: it was landed anew since" in caplog.text
+    with pytest.raises(StemDataError, match="s3://lake/x holds 2 rows, its receipt tells of 1, and it has no SHA-256"):
+        staged(body, 1)
 
 
 def test_columns_that_are_no_landing_schema_are_told():
