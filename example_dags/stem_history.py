@@ -21,6 +21,7 @@ from typing import Any
 import pendulum
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, task
 
+from airflow_provider_stem.assets import combined
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.ledger import LedgerStore
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
@@ -35,7 +36,8 @@ TASKS = 100  # a run: each is told its hundred sites, and all of that is one XCo
 SETTLE = timedelta(days=3)  # as long as stem_daily looks back: what may still be restated has to wait
 KEY = "stem/history/month={start:%Y-%m}/{start:%Y-%m-%d}_{end:%Y-%m-%d}_{resolution}s_{batch}.{extension}"
 TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")
-MORE = Asset(f"s3://{BUCKET}/stem/history")
+HISTORY = Asset(f"s3://{BUCKET}/stem/history")
+MORE = Asset(f"s3://{BUCKET}/stem/history/more")
 
 with DAG(
     dag_id="stem_history",
@@ -72,6 +74,16 @@ with DAG(
         on_site_error="fail",  # what is landed is never read again, so it must be whole
     ).expand_kwargs(find_history(sites.output))
 
+    # What is landed is never read again, so it is told whatever became of the run's other tasks.
+    @task(outlets=[HISTORY], trigger_rule="all_done")
+    def tell(receipts: list[dict[str, Any]] | None, **context: Any) -> dict[str, int]:
+        """Tell the asset what there is to load."""
+        landed = [receipt for receipt in receipts or () if receipt]
+        if not landed:
+            raise AirflowSkipException("Nothing was landed.")
+        context["outlet_events"][HISTORY].extra.update(combined(landed))
+        return {name: sum(receipt[name] for receipt in landed) for name in ("rows", "requests")}
+
     # Only where all went well: what fails waits for the next day.
     @task(outlets=[MORE])
     def go_on(receipts: list[dict[str, Any]]) -> None:
@@ -79,4 +91,5 @@ with DAG(
         if len(receipts) < TASKS:
             raise AirflowSkipException("All history that is settled is in the lake.")
 
+    tell(land.output)
     go_on(land.output)

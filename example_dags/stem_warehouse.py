@@ -2,7 +2,7 @@
 Every day: land yesterday's telemetry and the two days before it anew in S3, and load what landed into a warehouse.
 
 Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``, and the bucket named below. The
-warehouse is a DuckDB file, as in ``{"conn_type": "duckdb", "host": "/data/stem.duckdb"}``, or PostgreSQL
+warehouse is a DuckDB file, as in ``{"conn_type": "duckdb", "host": "/data/telemetry.duckdb"}``, or PostgreSQL
 (``"conn_type": "postgres"``); nothing else changes. Views on energy, demand peaks and completeness come with it.
 """
 

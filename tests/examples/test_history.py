@@ -96,6 +96,7 @@ def test_history_comes_after_the_daily_load(loading):
     condition = getattr(timetable, "asset_condition", None) or timetable.dataset_condition
     uris = {asset.uri for asset in condition.objects}
     assert uris == {loading.daily.TELEMETRY.uri, loading.history.MORE.uri}
+    assert loading.history.HISTORY.uri not in uris  # it is told of each run, also of one that failed in part
     assert loading.history.SETTLE == loading.daily.LOOKBACK
     assert loading.history.KEY.startswith("stem/history/")
     priorities = [module.dag.get_task("land_streams").priority_weight for module in (loading.history, loading.daily)]

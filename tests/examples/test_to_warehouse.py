@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from types import SimpleNamespace
+
+import duckdb
+import pytest
+from airflow.providers.common.compat.sdk import AirflowSkipException
+
+from tests.examples.loading import START, load, loading
+from tests.support import run_context
+
+__all__ = ["loading"]
+
+pytestmark = [pytest.mark.s3]
+DAY = timedelta(days=1)
+ROWS = (
+    "SELECT site_id, stream_type, resolution, CAST(epoch(interval_start) AS BIGINT), "
+    "CAST(epoch(interval_end) AS BIGINT), kw_total_avg FROM stem.streams"
+)
+
+
+class Warehouse:
+    """A DuckDB file, and the example that loads into it."""
+
+    def __init__(self, path):
+        self.path = path
+        self.example = load("stem_to_warehouse")
+        self.tasks = self.example.dag
+
+    def load(self, *extras):
+        """Run the tasks as these events together would have it; give what the loads counted, in sum."""
+        events = [SimpleNamespace(extra=extra) for extra in extras]
+        context = run_context(triggering_asset_events={"asset": events}, run_id="a-run")
+        total: dict[str, int] = {}
+        for objects in self.tasks.get_task("cut_into_loads").python_callable(**context):
+            for name, count in self.tasks.get_task("load_streams").unmap({"objects": objects}).execute(context).items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def query(self, sql):
+        with duckdb.connect(str(self.path), read_only=True) as connection:
+            return connection.execute(sql).fetchall()
+
+    def values(self):
+        """Give the values by key, each of which there is once."""
+        rows = self.query(ROWS)
+        found = {row[:5]: row[5] for row in rows}
+        assert len(found) == len(rows)
+        return found
+
+
+@pytest.fixture
+def warehouse(loading, tmp_path, monkeypatch):
+    path = tmp_path / "telemetry.duckdb"
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_WAREHOUSE", json.dumps({"conn_type": "duckdb", "host": str(path)}))
+    return Warehouse(path)
+
+
+def values_of(loading):
+    return {row[:5]: row[5] for row in loading.rows()}
+
+
+def changes(before, after):
+    """Count what a load has to tell, from what the lake held before and after."""
+    assert before.keys() <= after.keys()
+    return {
+        "inserted": len(after) - len(before),
+        "changed": sum(after[key] != value for key, value in before.items()),
+    }
+
+
+# The last two hours of a day come after its run, and each value is another one for two days.
+@pytest.mark.stem_simulator(sites=200, settle=2 * 3600, restate=2 * 86_400)
+def test_late_and_restated_values_of_the_lake_reach_the_warehouse_and_are_counted(loading, warehouse):
+    before: dict[tuple, float | None] = {}
+    seen = {"inserted": 0, "changed": 0}
+    for number in range(5):
+        extra = loading.run_day(START + number * DAY)
+        after = values_of(loading)
+        expected = changes(before, after)
+        told = warehouse.load(extra)
+        assert {name: told[name] for name in expected} == expected
+        assert told["rows"] == extra["rows"] == sum(expected.values()) + told["unchanged"]
+        assert (told["replaced"], told["absent"]) == (0, 0)
+        assert warehouse.values() == after
+
+        again = warehouse.load(extra)
+        assert again == {**told, "inserted": 0, "changed": 0, "unchanged": told["rows"]}
+        before = after
+        seen = {name: seen[name] + count for name, count in expected.items()}
+    assert min(seen.values()) > 0
+    assert warehouse.query("SELECT sum(inserted), sum(changed) FROM stem.loads") == [(*seen.values(),)]
+
+
+@pytest.mark.stem_simulator(sites=200, settle=2 * 3600, restate=2 * 86_400)
+def test_a_warehouse_that_was_down_for_days_catches_up_event_by_event_or_at_once(loading, warehouse):
+    extras = [loading.run_day(START + number * DAY) for number in range(4)]
+    first = warehouse.load(extras[0])
+    assert first["replaced"] == first["objects"] == 1  # its last two hours have come since
+    for extra in extras[1:]:
+        warehouse.load(extra)
+    assert warehouse.values() == values_of(loading)
+    told = warehouse.load(*extras)
+    assert (told["inserted"], told["changed"], told["objects"]) == (0, 0, 4)
+
+
+@pytest.mark.stem_simulator(sites=200)
+def test_the_history_follows_in_loads_of_bounded_size(loading, warehouse, monkeypatch):
+    extras = [loading.run_day(START + number * DAY) for number in range(3)]
+    receipts = loading.run_history()
+    context = run_context()
+    tell = loading.history.dag.get_task("tell").python_callable
+    # What another task of the run did not land is not told, and keeps nobody from what was.
+    tell([receipts[0], None, *receipts[1:]], **context)
+    extras.append(context["outlet_events"][loading.history.HISTORY].extra)
+    most = max(one["rows"] for extra in extras for one in extra["objects"])
+    cut = warehouse.tasks.get_task("cut_into_loads").python_callable
+    monkeypatch.setattr(warehouse.example, "MOST_ROWS", most)
+    loads = cut(triggering_asset_events={"asset": [SimpleNamespace(extra=extra) for extra in extras]})
+    assert len(loads) > 2
+    assert all(sum(one["rows"] for one in load) <= most for load in loads)
+
+    history = sum(receipt["rows"] for receipt in receipts)
+    assert warehouse.load(*extras)["inserted"] == history + len(loading.rows("stem/daily/")) > history
+    assert warehouse.values() == values_of(loading)
+
+
+@pytest.mark.stem_simulator(sites=200)
+def test_without_anything_landed_the_history_tells_nothing(loading):
+    tell = loading.history.dag.get_task("tell").python_callable
+    for receipts in ([], [None], None):
+        with pytest.raises(AirflowSkipException):
+            tell(receipts, **run_context())
