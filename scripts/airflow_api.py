@@ -208,6 +208,11 @@ class AirflowApi(ABC):
 
         return str(self.wait_until(ended, f"the end of {dag_id} {run_id}", within))
 
+    def clear(self, dag_id: str, run_id: str, task: str | tuple[str, int]) -> None:
+        """Let a task, or one that is mapped, run again with all that follows from it."""
+        body = {"dag_run_id": run_id, "task_ids": [task], "include_downstream": True, "only_failed": False}
+        self.call("POST", f"dags/{dag_id}/clearTaskInstances", json={**body, "dry_run": False, "reset_dag_runs": True})
+
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Give a run's task instances (``~`` for all)."""
         return self._pages(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")

@@ -9,6 +9,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from airflow_provider_stem.sensors import StemStreamsSensor
+from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, StemSitesToSqlOperator
 from tests.support import run_context
 
 BATCHES: list[dict[str, Any]] = [
@@ -117,3 +118,20 @@ def test_a_name_never_hides_why_the_task_failed(stem):
     with pytest.raises(AirflowFailException, match="sites is 17: give a site id"):
         sensor.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
     assert sensor.batch_name == "17"
+
+
+@pytest.mark.parametrize(
+    ("task_class", "of", "mapped"),
+    [
+        (StemSiteListOperator, {}, {"client_id": ["a"]}),
+        (StemStreamsToS3Operator, {}, {"sites": ["a"]}),
+        (StemStreamsSensor, {}, {"sites": ["a"]}),
+        (StemObjectsToSqlOperator, {"sql_conn_id": "warehouse"}, {"objects": [[]]}),
+        (StemSitesToSqlOperator, {"sql_conn_id": "warehouse"}, {"sites": [[]]}),
+    ],
+)
+def test_a_mapped_task_keeps_airflows_defaults(task_class, of, mapped):
+    """Without a list of inlets Airflow 3.3 fails each of its tasks before the first line of ours."""
+    with DAG("dag", schedule=None):
+        task = task_class.partial(task_id="task", **of).expand(**mapped)
+    assert (task.inlets, task.outlets) == ([], [])

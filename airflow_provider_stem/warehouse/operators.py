@@ -36,8 +36,10 @@ _RENDERED: dict[str, Callable[[str, Any], object]] = {
 }
 
 
-class _ToSql(CheckedWhenParsed, BaseOperator):
-    """What both operators take and check."""
+class _ToSql(CheckedWhenParsed):
+    """What both operators take and check. No operator: Airflow 3.3 would lose the defaults of mapped ones."""
+
+    template_fields: Sequence[str]
 
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
@@ -48,7 +50,7 @@ class _ToSql(CheckedWhenParsed, BaseOperator):
                 _RENDERED[name](name, value)
 
 
-class StemObjectsToSqlOperator(_ToSql):
+class StemObjectsToSqlOperator(_ToSql, BaseOperator):
     """
     Load landed objects into a warehouse: exactly those that receipts tell of, all of them or none.
 
@@ -127,7 +129,7 @@ class StemObjectsToSqlOperator(_ToSql):
         return read_objects([{**told, "resolution": resolutions.get(told["uri"])} for told in landed_objects(context)])
 
 
-class StemSitesToSqlOperator(_ToSql):
+class StemSitesToSqlOperator(_ToSql, BaseOperator):
     """
     Load site records into a table with history: a version of each site for every state that was listed.
 

@@ -76,7 +76,7 @@ class Staging:
         with tempfile.TemporaryFile(prefix="stem-object-") as file:
             digest = self._fetch(landed.uri, cast(BinaryIO, file))
             file.seek(0)
-            if digest and (found := hashlib.file_digest(file, "sha256").hexdigest()) != digest:  # type: ignore[arg-type]
+            if digest and (found := hashlib.file_digest(file, "sha256").hexdigest()) != digest:
                 raise StemDataError(
                     f"{one_line(landed.uri)} is not as it was landed: its SHA-256 is {found}, not {one_line(digest)}. "
                     "Land it again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import threading
 import time
@@ -13,14 +14,18 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from airflow_cluster import Cluster, missing_programs
 
 from airflow_provider_stem.simulator import Settings, Simulator
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from tests.support import RUNS_KEY, Lake, expected_table
 
 pytestmark = [
@@ -33,6 +38,7 @@ pytestmark = [
 SITES = int(os.environ.get("CLUSTER_SITES", "10000"))
 FEW = int(os.environ.get("CLUSTER_FEW", "5"))
 DAYS = int(os.environ.get("CLUSTER_DAYS", "30"))
+ENGINES = ("duckdb", "postgres")
 TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 POOL, SLOTS, MAX_WORKERS = "stem", 3, 8
 ROOT = Path(__file__).parents[2]
@@ -88,8 +94,13 @@ def older_lake(s3_server: Any) -> Lake:
 
 
 @pytest.fixture(scope="module")
+def duckdb_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("warehouse") / "telemetry.duckdb"
+
+
+@pytest.fixture(scope="module")
 def cluster(
-    late: Simulator, lake: Lake, older_lake: Lake, tmp_path_factory: pytest.TempPathFactory
+    late: Simulator, lake: Lake, older_lake: Lake, duckdb_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     dags = folder / "dags"
@@ -101,9 +112,15 @@ def cluster(
     others = {"STEM_START": START.isoformat(), "STEM_BUCKET": older_lake.bucket}
     again = example.read_text().replace('dag_id="stem_daily"', 'dag_id="stem_older"')
     (dags / "stem_older.py").write_text(again.replace("import os\n", f"import os\n\nos.environ |= {others}\n", 1))
+    to_warehouse = (ROOT / "example_dags" / "stem_to_warehouse.py").read_text()
+    for engine in ENGINES:
+        (dags / f"to_{engine}.py").write_text(
+            to_warehouse.replace('"stem_to_warehouse"', f'"to_{engine}"').replace('"stem_warehouse"', f'"{engine}"')
+        )
     environment = {
         "AIRFLOW_CONN_AWS_DEFAULT": lake.server.connection,
         "AIRFLOW_CONN_STEM_LATE": late.connection,
+        "AIRFLOW_CONN_DUCKDB": json.dumps({"conn_type": "duckdb", "host": str(duckdb_file)}),
         "STEM_BUCKET": lake.bucket,
         "STEM_POOL": POOL,
         "STEM_START": YESTERDAY.isoformat(),
@@ -118,7 +135,7 @@ def cluster(
         "airflow_provider_stem.storage",
     ]
     with Cluster(folder / "airflow", dags, environment=environment, preload=preload, within=600) as running:
-        running.wait_for_dags("stem_daily", "stem_older", "waiting")
+        running.wait_for_dags("stem_daily", "stem_older", "waiting", *(f"to_{engine}" for engine in ENGINES))
         running.call("POST", "pools", json={"name": POOL, "slots": SLOTS})
         yield running
 
@@ -213,6 +230,11 @@ def more_than(sim: Simulator, requests: float) -> bool:
     return len(sim.requests) > requests
 
 
+def is_at_work(cluster: Cluster, worker: str, run_id: str) -> bool:
+    running = {task["pid"] for task in cluster.tasks("stem_daily", run_id) if task["state"] == "running"}
+    return not running.isdisjoint(cluster.processes(worker))
+
+
 def test_a_backfill(cluster: Cluster, few: Simulator, older_lake: Lake, request: pytest.FixtureRequest) -> None:
     connect(cluster, few)
     gauge = Gauge(cluster)
@@ -271,6 +293,8 @@ def test_ten_thousand_sites_while_parts_are_killed(
     (run,) = cluster.wait_until(lambda: cluster.runs("stem_daily"), "a scheduled run")
     for share, part in ((0.2, "worker-1"), (0.4, "triggerer"), (0.6, "scheduler")):
         cluster.wait_until(partial(more_than, sim, share * SITES), f"{share:.0%} of the sites")
+        if part in cluster.workers:
+            cluster.wait_until(partial(is_at_work, cluster, part, run["dag_run_id"]), f"a task in {part}")
         cluster.kill(part)
         cluster.start(part)
     cluster.wait_until(lambda: cluster.tasks("waiting", waiting) and cluster.is_healthy(), "a healthy cluster")
@@ -295,3 +319,100 @@ def test_ten_thousand_sites_while_parts_are_killed(
         f"and scheduler killed, {again} tasks tried again; {len(sim.requests):,} requests, {sim.peak_concurrency} of "
         f"{SLOTS * MAX_WORKERS} at once; {told}; {metadata(cluster)}"
     )
+
+
+def test_what_landed_is_loaded_into_both_warehouses_and_a_restated_day_again(
+    cluster: Cluster, sim: Simulator, lake: Lake, duckdb_file: Path, request: pytest.FixtureRequest
+) -> None:
+    if not cluster.runs("stem_daily"):
+        pytest.skip("no day has landed: run the test before this one too")
+    (run,) = cluster.runs("stem_daily")
+    # PostgreSQL is a warehouse beside the metadata here, in a schema of its own.
+    server = urlsplit(cluster.database)
+    fields = {"connection_id": "postgres", "conn_type": "postgres", "host": server.hostname, "port": server.port}
+    login = {"login": server.username, "password": server.password, "schema": server.path.strip("/")}
+    cluster.call("POST", "connections", json={**fields, **login})
+    for engine in ENGINES:
+        cluster.unpause(f"to_{engine}")
+    expected = expected_table(sim, list(sim.fleet.site_ids), TYPES, 900, f"{YESTERDAY}T00:00Z", f"{TODAY}T00:00Z")
+    rows = expected.num_rows
+    every = {"objects": len(keys_of(lake)), "replaced": 0, "rows": rows}
+
+    cluster.clear("stem_daily", run["dag_run_id"], "tell")
+    first = {engine: loads(cluster, engine, 1) for engine in ENGINES}
+    for told, _ in first.values():
+        assert told == {**every, **outcome(inserted=rows)}
+
+    # The site's batch lands once more, with the day's event, which tells of all the others too.
+    site = sim.fleet.site_ids[SITES // 2]
+    sim.rewrite = partial(restated, site)
+    pieces = cluster.xcom("stem_daily", run["dag_run_id"], "enter_sites")
+    (place,) = (n for n, piece in enumerate(pieces) if any(one["site_id"] == site for one in piece["sites"]))
+    cluster.clear("stem_daily", run["dag_run_id"], ("land_streams", place))
+    again = {engine: loads(cluster, engine, 2) for engine in ENGINES}
+    sim.rewrite = None
+    for told, _ in again.values():
+        assert told == {**every, **outcome(unchanged=rows - 96, changed=96)}
+
+    is_site = pc.and_(pc.equal(expected["site_id"], site), pc.equal(expected["stream_type"], "MONITOR"))
+    values = pc.if_else(is_site, pc.add(expected["kw_total_avg"], 1.0), expected["kw_total_avg"])
+    expected = expected.set_column(5, expected.schema.field(5), values).combine_chunks()
+    for found in (in_duckdb(duckdb_file), in_postgres(cluster.database)):
+        assert found.cast(expected.schema).equals(expected)
+    times = ", ".join(f"{engine} {first[engine][1]:.0f} and {again[engine][1]:.0f} s" for engine in ENGINES)
+    request.config.stash[RUNS_KEY].append(
+        f"into the warehouses: {rows:,} rows from events, inserted; all of them again, 96 of one site restated: 96 "
+        f"changed, {rows - 96:,} unchanged, {rows:,} there, all right; the loads took {times}"
+    )
+
+
+def loads(cluster: Cluster, engine: str, number: int) -> tuple[dict[str, int], float]:
+    """Give what the so-manieth run of a load counted, and its seconds."""
+    dag_id = f"to_{engine}"
+    cluster.wait_until(lambda: len(cluster.runs(dag_id)) >= number, f"an event for {dag_id}")
+    run_id = cluster.runs(dag_id)[number - 1]["dag_run_id"]
+    assert cluster.wait_for_run(dag_id, run_id) == "success"
+    (task,) = (task for task in cluster.tasks(dag_id, run_id) if task["task_id"] == "load_streams")
+    return cluster.xcom(dag_id, run_id, "load_streams", map_index=0), task["duration"]
+
+
+def outcome(*, inserted: int = 0, changed: int = 0, unchanged: int = 0) -> dict[str, int]:
+    return {"inserted": inserted, "changed": changed, "unchanged": unchanged, "absent": 0}
+
+
+def restated(site: str, request: Any, payload: Any) -> Any:
+    """Make a site's answer one of a site that has drawn a kilowatt more."""
+    if f"/{site}/streams" in request.path:
+        for one in payload["stream_types"]:
+            for row in one["streams"] if one["stream_type"] == "MONITOR" else ():
+                row["kw_total_avg"] += 1.0
+    return payload
+
+
+STORED = (
+    "SELECT site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg FROM stem.streams "
+    "ORDER BY site_id{0}, stream_type{0}, interval_end"
+)
+
+
+def in_duckdb(file: Path) -> pa.Table:
+    import duckdb
+
+    with duckdb.connect(str(file), read_only=True) as connection:
+        connection.execute("SET TIME ZONE 'UTC'")
+        table: pa.Table = connection.execute(STORED.format("")).to_arrow_table()
+    return table.combine_chunks()
+
+
+def in_postgres(address: str) -> pa.Table:
+    import psycopg2
+
+    text = io.BytesIO()
+    with closing(psycopg2.connect(address)) as database, database.cursor() as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+        cursor.copy_expert(f"""COPY ({STORED.format(' COLLATE "C"')}) TO STDOUT WITH (FORMAT csv)""", text)
+    text.seek(0)
+    types = {field.name: field.type for field in LANDING_SCHEMA}
+    names = pyarrow.csv.ReadOptions(column_names=list(types))
+    table = pyarrow.csv.read_csv(text, names, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
+    return table.combine_chunks()

@@ -74,7 +74,7 @@ def changes(before, after):
 # The last two hours of a day come after its run, and each value is another one for two days.
 @pytest.mark.stem_simulator(sites=200, settle=2 * 3600, restate=2 * 86_400)
 def test_late_and_restated_values_of_the_lake_reach_the_warehouse_and_are_counted(loading, warehouse):
-    before: dict[tuple, float | None] = {}
+    before: dict[tuple[object, ...], float | None] = {}
     seen = {"inserted": 0, "changed": 0}
     for number in range(5):
         extra = loading.run_day(START + number * DAY)
