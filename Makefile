@@ -18,7 +18,7 @@ SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-examples test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer fuzz test-openapi lint package format lock clean
+.PHONY: help venv test test-browser test-examples test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer bench-warehouse fuzz test-openapi lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -85,6 +85,9 @@ bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and th
 	.venv-bench/bin/python benchmarks/dag_parse.py
 	.venv-bench/bin/python benchmarks/json_readers.py
 	.venv-bench/bin/python benchmarks/stages.py
+
+bench-warehouse: venv  ## Measure loads into DuckDB and PostgreSQL beside their bare rows.
+	$(BIN)/python benchmarks/warehouse.py $(ARGS)
 
 bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
 	$(BIN)/python benchmarks/triggerer.py $(ARGS)

@@ -47,7 +47,12 @@ def warehouse_of(sql_conn_id: str, schema: str, lock_timeout: float) -> Callable
             f"sql_conn_id is {sql_conn_id!r}, whose hook cannot be used ({one_line(str(exc))}): install "
             f"airflow-provider-stem[{_EXTRAS[conn_type]}]."
         ) from exc
-    if conn_type == "duckdb" and (connection.host or ":memory:") == ":memory:" and not connection.password:
+    if conn_type == "duckdb" and (connection.password or str(connection.host).startswith(("md:", "motherduck:"))):
+        raise StemConfigError(
+            f"sql_conn_id is {sql_conn_id!r}, a database of MotherDuck, where two loads at once could double rows: "
+            "give the path of a file as Host, and no Password."
+        )
+    if conn_type == "duckdb" and (connection.host or ":memory:") == ":memory:":
         raise StemConfigError(
             f"sql_conn_id is {sql_conn_id!r}, a DuckDB in memory, gone with the task: give the path of a file as Host."
         )

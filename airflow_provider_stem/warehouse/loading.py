@@ -21,37 +21,54 @@ log = logging.getLogger(__name__)
 Counts = dict[str, int]
 _COUNTED = ("rows", "inserted", "changed", "unchanged", "absent")
 
-_STAGE = """
+_STAGED = """
 CREATE TEMPORARY TABLE stem_staged (
     site_id VARCHAR, stream_type VARCHAR, resolution INTEGER,
     interval_start TIMESTAMP WITH TIME ZONE, interval_end TIMESTAMP WITH TIME ZONE, kw_total_avg DOUBLE PRECISION
 )
 """
 _KNOWN = """
-SELECT count(known.site_id) AS known,
-    count(CASE WHEN known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg THEN known.site_id END) AS changed
-FROM stem_staged AS staged
-LEFT JOIN {{ params.schema }}.streams AS known
-    ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
-    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+CREATE TEMPORARY TABLE stem_known (
+    site_id VARCHAR, stream_type VARCHAR, resolution INTEGER,
+    interval_end TIMESTAMP WITH TIME ZONE, kw_total_avg DOUBLE PRECISION
+)
 """
-_IN_PERIOD = """
-SELECT count(*) AS in_period
+# The one look at the large table, stream by stream and within a period: by PostgreSQL's index, or in the few of
+# DuckDB's blocks that hold the period. What it costs must not grow with all that was ever loaded.
+_LOOK = """
+INSERT INTO stem_known
+SELECT known.site_id, known.stream_type, known.resolution, known.interval_end, known.kw_total_avg
 FROM {{ params.schema }}.streams AS known
 JOIN (SELECT DISTINCT site_id, stream_type, resolution FROM stem_staged) AS staged
     ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
     AND known.resolution = staged.resolution
 WHERE known.interval_end > ? AND known.interval_end <= ?
 """
+_COMPARE = """
+SELECT count(*) AS compared, count(known.site_id) AS known,
+    count(CASE WHEN known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg THEN known.site_id END) AS changed,
+    (SELECT count(*) FROM stem_known) AS in_period
+FROM stem_staged AS staged
+LEFT JOIN stem_known AS known
+    ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+"""
 # Two plain statements under a lock, not ON CONFLICT: that writes a lock into every row that is the same, and in DuckDB
 # 1.1 it has left two rows with one key in a file that was opened anew.
 _CHANGE = """
-UPDATE {{ params.schema }}.streams AS known
-SET kw_total_avg = staged.kw_total_avg, changed_at = CAST(? AS TIMESTAMP WITH TIME ZONE)
-FROM stem_staged AS staged
-WHERE known.site_id = staged.site_id AND known.stream_type = staged.stream_type
-    AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
-    AND known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg
+UPDATE {{ params.schema }}.streams AS stored
+SET kw_total_avg = differing.kw_total_avg, changed_at = CAST(? AS TIMESTAMP WITH TIME ZONE)
+FROM (
+    SELECT staged.*
+    FROM stem_staged AS staged
+    JOIN stem_known AS known
+        ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
+        AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
+    WHERE known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg
+) AS differing
+WHERE stored.site_id = differing.site_id AND stored.stream_type = differing.stream_type
+    AND stored.resolution = differing.resolution AND stored.interval_end = differing.interval_end
+    AND stored.interval_end > ? AND stored.interval_end <= ?
 """
 _ADD = """
 INSERT INTO {{ params.schema }}.streams (
@@ -60,7 +77,7 @@ INSERT INTO {{ params.schema }}.streams (
 SELECT staged.site_id, staged.stream_type, staged.resolution, staged.interval_start, staged.interval_end,
     staged.kw_total_avg, CAST(? AS TIMESTAMP WITH TIME ZONE), CAST(? AS TIMESTAMP WITH TIME ZONE)
 FROM stem_staged AS staged
-LEFT JOIN {{ params.schema }}.streams AS known
+LEFT JOIN stem_known AS known
     ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
     AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
 WHERE known.site_id IS NULL
@@ -107,8 +124,7 @@ def load_objects(
                 session.lock("streams")
                 now = loaded_at or datetime.now(UTC)
                 for one in staged:
-                    # A table of its own: rows that are only deleted stay until the transaction ends.
-                    session.execute(_STAGE)
+                    session.execute(_STAGED)
                     session.append("stem_staged", staging.batches(one))
                     counts = _merge(session, one, now)
                     session.execute("DROP TABLE stem_staged")
@@ -125,25 +141,39 @@ def load_objects(
 
 def _merge(session: Session, staged: StagedObject, now: datetime) -> Counts:
     rows = staged.rows
-    [(known, changed)] = session.execute(_KNOWN)
-    [(in_period,)] = session.execute(_IN_PERIOD, staged.landed.start, staged.landed.end)
-    written = session.change(_CHANGE, now), session.change(_ADD, now, now)
-    # Bills are made of these rows: what was merged is looked at again before it is committed.
-    [found] = session.execute(_KNOWN)
-    if written != (changed, rows - known) or found != (rows, 0):
+    period = staged.landed.start, staged.landed.end
+    found = _look(session, period)
+    _, known, changed, in_period = found
+    changes = session.change(_CHANGE, now, *period) if changed else 0
+    additions = session.change(_ADD, now, now) if known < rows else 0
+    session.execute("DROP TABLE stem_known")
+    # Bills are made of these rows: what was written is looked at again before it is committed.
+    if changes or additions:
+        found = _look(session, period)
+        session.execute("DROP TABLE stem_known")
+    if (changes, additions) != (changed, rows - known) or found != (rows, rows, 0, in_period + additions):
         raise StemDataError(
-            f"{one_line(staged.landed.uri)}: {written[0]:,} rows were changed and {written[1]:,} added where "
-            f"{changed:,} and {rows - known:,} were to be, and {found[0]:,} of {rows:,} are there with {found[1]:,} "
-            "other values. Another program writes the table without its lock, or its primary key does not hold."
+            f"{one_line(staged.landed.uri)}: {changes:,} rows were changed and {additions:,} added where {changed:,} "
+            f"and {rows - known:,} were to be; now {found[1]:,} of {rows:,} are there, {found[2]:,} with other values, "
+            f"{found[0] - rows:,} twice. Another program writes the table without its lock, or has doubled keys in it."
         )
     return {
         "rows": rows,
-        "inserted": rows - known,
-        "changed": changed,
+        "inserted": additions,
+        "changed": changes,
         "unchanged": known - changed,
         # All rows of the object lie in its period.
         "absent": in_period - known,
     }
+
+
+def _look(session: Session, period: tuple[datetime, datetime]) -> tuple[int, ...]:
+    """Bring in what the table holds of the object's streams; count the rows compared, known, changed, in the period."""
+    # A table of its own each time: rows that are only deleted stay until the transaction ends.
+    session.execute(_KNOWN)
+    session.execute(_LOOK, *period)
+    [found] = session.execute(_COMPARE)
+    return found
 
 
 def _told(counts: Counts) -> str:

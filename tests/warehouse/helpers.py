@@ -37,10 +37,7 @@ class Bucket:
         for (site_id, stream_type), values in sorted(streams.items()):
             ends = [window.start + timedelta(seconds=resolution * number) for number in range(1, len(values) + 1)]
             present = [row for row in zip(ends, values, strict=True) if row[1] is not ...]
-            columns = [
-                pa.array(column, field.type)
-                for column, field in zip(zip(*present, strict=True), STREAM_SCHEMA, strict=True)
-            ]
+            columns = [pa.array([row[n] for row in present], field.type) for n, field in enumerate(STREAM_SCHEMA)]
             batches.append(
                 landing_batch(
                     site_id, stream_type, resolution, pa.RecordBatch.from_arrays(columns, schema=STREAM_SCHEMA)
@@ -57,11 +54,11 @@ class Bucket:
         file.write(self.bodies[uri])
         return hashlib.sha256(self.bodies[uri]).hexdigest()
 
-    def load(self, engine, *receipts, at=None, fetch=None):
+    def load(self, engine, *receipts, at=None, fetch=None, schema="stem"):
         return load_objects(
             read_objects(receipts),
             fetch or self.fetch,
-            engine.session(),
+            engine.session(schema),
             dag_id="dag",
             run_id="run",
             loaded_at=at and at.astimezone(UTC),

@@ -124,6 +124,8 @@ RECEIPT = {
         ({"conn_type": "sqlite"}, "type 'sqlite': give one of type 'duckdb' or 'postgres'"),
         ({"conn_type": "duckdb"}, "a DuckDB in memory, gone with the task: give the path of a file"),
         ({"conn_type": "duckdb", "host": ":memory:"}, "a DuckDB in memory"),
+        ({"conn_type": "duckdb", "schema": "lake", "password": "token"}, "a database of MotherDuck"),
+        ({"conn_type": "duckdb", "host": "md:lake"}, "a database of MotherDuck"),
         *(
             ({"conn_type": "duckdb", "host": f"/data/{name}"}, f"file '{name}', which DuckDB cannot tell from schema")
             for name in ("stem.duckdb", "STEM.db", "stem", "stem.v2.duckdb")
