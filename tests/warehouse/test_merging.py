@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import count
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,8 @@ one_object = st.tuples(
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(loads=st.lists(st.lists(one_object, min_size=1, max_size=3), min_size=1, max_size=4))
 def test_the_table_is_what_a_dictionary_would_be(engine, loads):
-    bucket, known, schema = Bucket(), {}, f"s{next(SCHEMAS)}"
+    bucket, schema = Bucket(), f"s{next(SCHEMAS)}"
+    known: dict[tuple[Any, ...], float | None] = {}
     for number, objects in enumerate(loads):
         expected = dict.fromkeys(counts(0, 0, 0, 0, 0, 0), 0)
         receipts = []
