@@ -33,8 +33,8 @@ def test_the_table_is_what_a_dictionary_would_be(engine, loads):
         for place, (start, resolution, streams) in enumerate(objects):
             step = timedelta(seconds=resolution)
             first = at("01T00:00") + start * step
-            window = (f"{edge:%dT%H:%M}" for edge in (first, first + 4 * step))
-            receipts.append(bucket.land(f"{number}-{place}", streams, *window, resolution))
+            start_at, end_at = (f"{edge:%dT%H:%M}" for edge in (first, first + 4 * step))
+            receipts.append(bucket.land(f"{number}-{place}", streams, start_at, end_at, resolution))
             rows = {
                 (*stream, resolution, first + n * step): value
                 for stream, values in streams.items()
