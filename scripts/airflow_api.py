@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 ENDED = frozenset({"success", "failed"})
 _POLL = 0.2
-LOCK_TIMEOUT = 30
-"""Seconds that one component waits for another to let go of an SQLite database."""
+LOCK_TIMEOUT = 120
+"""Seconds that one component waits for another to let go of an SQLite database; a scheduler that gives up is gone."""
 _COMMANDS = """
 import json, sys
 from airflow.__main__ import main

@@ -400,7 +400,7 @@ def in_duckdb(file: Path) -> pa.Table:
 
     with duckdb.connect(str(file), read_only=True) as connection:
         connection.execute("SET TIME ZONE 'UTC'")
-        table: pa.Table = connection.execute(STORED.format("")).to_arrow_table()
+        table: pa.Table = connection.sql(STORED.format("")).to_arrow_table()
     return table.combine_chunks()
 
 
