@@ -40,8 +40,8 @@ test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the
 test-browser: venv  ## Use the pages that there are, Airflow's and ours; needs Chromium (Debian: chromium).
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
-test-examples: venv  ## Run the example DAGs that load a whole fleet over days, months and mishaps.
-	$(BIN)/python -m pytest tests/examples --numprocesses 2 $(ARGS)
+test-examples: venv  ## Run the demo, and the example DAGs that load a fleet over days, months and mishaps.
+	$(BIN)/python -m pytest tests/examples --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-campaigns: venv  ## Kill two hundred tasks, and look for the key all over an Airflow; about ten minutes.
 	$(BIN)/python -m pytest tests/campaigns $(ARGS)

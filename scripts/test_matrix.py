@@ -10,15 +10,16 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(airflow: str) -> tuple[str, bool]:
-    """Run the tests on one Airflow, shown as they go; give its line and whether all is well."""
+    """Run the tests and the examples' on one Airflow, shown as they go; give its line and whether all is well."""
     began = time.monotonic()
-    make = ["make", "--no-print-directory", "test", f"AIRFLOW={airflow}"]
+    make = ["make", "--no-print-directory", "--keep-going", "test", "test-examples", f"AIRFLOW={airflow}"]
     shown = []
     with subprocess.Popen(make, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace") as process:
         for line in process.stdout or ():
@@ -28,17 +29,19 @@ def run(airflow: str) -> tuple[str, bool]:
 
 
 def summary(airflow: str, shown: str, seconds: float) -> str:
-    """Give the line for what pytest has shown."""
+    """Give the line for what pytest has shown, in both of its runs."""
     closing = re.findall(r"^=+ (.* in [\d.]+s.*) =+$", shown, re.MULTILINE)
     python = re.search(r"-- Python ([\d.]+)", shown)
     exact = re.search(r"^airflow: (.+)$", shown, re.MULTILINE)
-    if not (closing and python and exact):
+    if not (len(closing) == 2 and python and exact):
         return f"Airflow {airflow:<7} the tests did not run to their end"
-    counts = {what: int(count) for count, what in re.findall(r"(\d+) ([a-z]+)", closing[-1])}
-    failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
+    counts: Counter[str] = Counter()
+    for count, what in re.findall(r"(\d+) ([a-z]+)", " ".join(closing)):
+        counts[what] += int(count)
+    failed = counts["failed"] + counts["error"] + counts["errors"]
     return (
-        f"Airflow {exact[1]:<7} Python {python[1]:<7} {counts.get('passed', 0):>5} passed {failed:>4} failed "
-        f"{counts.get('skipped', 0):>4} skipped {seconds:>6.0f} s"
+        f"Airflow {exact[1]:<7} Python {python[1]:<7} {counts['passed']:>5} passed {failed:>4} failed "
+        f"{counts['skipped']:>4} skipped {seconds:>6.0f} s"
     )
 
 

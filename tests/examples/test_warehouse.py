@@ -13,6 +13,9 @@ import pytest
 
 from airflow_provider_stem.warehouse.session import statements
 from tests.support import Lake, expected_rows
+from tests.warehouse.conftest import engine
+
+__all__ = ["engine"]
 
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
