@@ -95,6 +95,7 @@ class AirflowServer(AirflowApi):
             "AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": str(2 * self._parallelism),
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
             # A file is parsed once it is there; doing so again and again would take time from what runs.
             **dict.fromkeys(
                 (
