@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -49,8 +50,16 @@ class Guarded:
         """Give the process ids of the guard, the program and its children."""
         return _members(self._guard.pid)
 
-    def stop(self) -> None:
-        """Kill it with all that it started, as when a machine is lost."""
+    def stop(self, patience: float = 0) -> None:
+        """
+        Kill it with all that it started, as when a machine is lost.
+
+        :param patience: how many seconds the program has to end in its own way first.
+        """
+        if patience and self.is_running:
+            os.killpg(self._guard.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._guard.wait(patience)
         if self._guard.stdin is not None:
             self._guard.stdin.close()
         try:
@@ -93,6 +102,8 @@ def _end_session(session: int) -> None:
 
 
 def _guard(user: str, command: Sequence[str]) -> int:
+    # The program gets it, too, and a handler, unlike "ignore", is not handed on to it; who guards waits for its end.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     as_user = {"user": user, "group": user, "extra_groups": []} if user else {}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, **as_user) as child:  # type: ignore[call-overload]
         # Nothing is ever written to it, so it is readable when it is closed.

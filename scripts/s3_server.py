@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -15,6 +13,8 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+
+from processes import Guarded
 
 ACCESS_KEY = "local-access-key"
 SECRET_KEY = "local-secret-key"  # noqa: S105 - of a server on loopback that lives as long as a test
@@ -34,7 +34,7 @@ class S3Server:
         self.folder = folder
         self._undisturbed = undisturbed
         self.url = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._server: Guarded | None = None
 
     @property
     def connection(self) -> str:
@@ -103,15 +103,16 @@ class S3Server:
         ]
         log = self.folder / "server.log"
         try:
-            with log.open("wb") as output, self._undisturbed():
-                self._process = subprocess.Popen(
+            with self._undisturbed():
+                self._server = Guarded(
                     command,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
-                    # A Ctrl-C at the terminal goes to the caller alone, who stops the server in its own time.
-                    start_new_session=True,
+                    log=log,
+                    environment={
+                        **os.environ,
+                        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+                        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+                    },
+                    folder=self.folder,
                 )
             self._wait_until_ready(log)
         except BaseException:
@@ -124,22 +125,16 @@ class S3Server:
 
     def stop(self) -> None:
         """End the server; what it has acknowledged is on disk."""
-        process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop(patience=2)
 
     def _wait_until_ready(self, log: Path) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
         deadline = time.monotonic() + _READY_WITHIN
         while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
+            if self._server is None or not self._server.is_running:
                 break
             if self._answers():
                 client = self.client()

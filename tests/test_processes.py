@@ -1,0 +1,71 @@
+"""The programs of tests end with whoever started them, however that one ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import processes
+import psutil
+import pytest
+from processes import Guarded
+
+SCRIPTS = str(Path(processes.__file__).parent)
+
+# It says that it is there, and what it is asked to end by.
+SERVER = """
+import pathlib, signal, sys, time
+def ended(*_):
+    pathlib.Path("ended").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, ended)
+pathlib.Path("began").touch()
+while True:
+    time.sleep(60)
+"""
+CALLER = """
+import os, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+from processes import Guarded
+server = Guarded([sys.executable, "-c", sys.argv[2]], log=pathlib.Path("log"), environment=os.environ,
+                 folder=pathlib.Path.cwd())
+time.sleep(60)
+"""
+
+
+def at_work_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cwd", "status"]):
+        if process.info["cwd"] == str(folder) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def wait_until(is_so, within: float = 60.0) -> None:
+    deadline = time.monotonic() + within
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+def test_a_program_ends_with_a_caller_that_is_killed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", CALLER, SCRIPTS, SERVER], cwd=tmp_path) as caller:
+        wait_until((tmp_path / "began").exists)
+        assert len(at_work_in(tmp_path)) == 3
+        caller.kill()
+    wait_until(lambda: not at_work_in(tmp_path))
+    assert not (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize("patience", [0, 60])
+def test_a_program_ends_in_its_own_way_where_it_may(patience, tmp_path):
+    log = tmp_path / "log"
+    server = Guarded([sys.executable, "-c", SERVER], log=log, environment=os.environ, folder=tmp_path)
+    wait_until((tmp_path / "began").exists)
+    server.stop(patience)
+    assert not server.is_running
+    assert not at_work_in(tmp_path)
+    assert (tmp_path / "ended").exists() is bool(patience)
