@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 
 from airflow_provider_stem import assets
@@ -378,6 +379,8 @@ def refused():
 @pytest.mark.parametrize(("_", "wrong", "value"), each({"connection": CONNECTION}))
 def test_a_wrong_field_of_the_connection_is_told_before_any_request(_, wrong, value, sim, monkeypatch):
     name = {"http": "host"}.get(wrong.argument, wrong.argument.lower())
+    if wrong.shows == "not a JSON object" and airflow_version.startswith(("3.0.", "3.1.")):
+        pytest.skip("Airflow 3.0 and 3.1 pass over a connection whose Extra is no object, as if it were not there")
     fields = {"extra": {name: value}} if name in OPTIONS else {name: value}
     connect(
         monkeypatch,
