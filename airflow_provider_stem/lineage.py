@@ -25,7 +25,7 @@ MAX_INPUTS = 100
 
 RECEIPT_FACET = "stem_receipt"
 
-_PRODUCER = f"pkg:pypi/airflow-provider-stem@{__version__}"
+PRODUCER = f"pkg:pypi/airflow-provider-stem@{__version__}"
 _FIGURES = (
     "window",
     "rows",
@@ -59,7 +59,7 @@ def landed(
     return OperatorLineage(
         inputs=list(_inputs(groups, _namespace(base_url), findings)),
         outputs=list(_outputs(receipt["objects"])),
-        run_facets={RECEIPT_FACET: _receipt_facet(receipt)},
+        run_facets={RECEIPT_FACET: run_facet("StemReceiptRunFacet", {name: receipt[name] for name in _FIGURES})},
     )
 
 
@@ -97,17 +97,17 @@ def _inputs(groups: Mapping[str, list[str]], namespace: str, findings: _Findings
     from airflow.providers.common.compat.openlineage.facet import InputDataset
     from openlineage.client.facet_v2 import data_quality_assertions_dataset, data_quality_metrics_input_dataset
 
-    schema = _schema_facet([LANDING_SCHEMA.field("stream_type"), *SHOWN_ROW])
+    schema = schema_facet([LANDING_SCHEMA.field("stream_type"), *SHOWN_ROW])
     for name, site_ids in groups.items():
         facets: dict[str, Any] = {}
         if len(groups) == 1:
             # How many rows came from which site is in no receipt.
             facets["dataQualityMetrics"] = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet(
-                rowCount=findings.rows, columnMetrics={}, producer=_PRODUCER
+                rowCount=findings.rows, columnMetrics={}, producer=PRODUCER
             )
         if assertions := list(findings.assertions(site_ids)):
             facets["dataQualityAssertions"] = data_quality_assertions_dataset.DataQualityAssertionsDatasetFacet(
-                assertions=assertions, producer=_PRODUCER
+                assertions=assertions, producer=PRODUCER
             )
         yield InputDataset(namespace=namespace, name=name, facets={"schema": schema}, inputFacets=facets)
 
@@ -115,21 +115,28 @@ def _inputs(groups: Mapping[str, list[str]], namespace: str, findings: _Findings
 def _outputs(objects: Iterable[Mapping[str, Any]]) -> Iterator[OutputDataset]:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset, OutputStatisticsOutputDatasetFacet
 
-    schema = _schema_facet(LANDING_SCHEMA)
+    schema = schema_facet(LANDING_SCHEMA)
     for landed_object in objects:
-        bucket, _, key = landed_object["uri"].removeprefix("s3://").partition("/")
+        namespace, name = name_of_object(landed_object["uri"])
         statistics = OutputStatisticsOutputDatasetFacet(
-            rowCount=landed_object["rows"], size=landed_object["bytes"], fileCount=1, producer=_PRODUCER
+            rowCount=landed_object["rows"], size=landed_object["bytes"], fileCount=1, producer=PRODUCER
         )
         yield OutputDataset(
-            namespace=f"s3://{bucket}",
-            name=key,
+            namespace=namespace,
+            name=name,
             facets={"schema": schema},
             outputFacets={"outputStatistics": statistics},
         )
 
 
-def _schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:
+def name_of_object(uri: str) -> tuple[str, str]:
+    """Give the namespace and the name of a landed object: that it is one, as output and as input, makes the graph."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return f"s3://{bucket}", key
+
+
+def schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:
+    """Tell of columns, with what the landing schema tells of those that are in it."""
     from airflow.providers.common.compat.openlineage.facet import SchemaDatasetFacet, SchemaDatasetFacetFields
 
     return SchemaDatasetFacet(
@@ -139,7 +146,7 @@ def _schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:
             )
             for field in fields
         ],
-        producer=_PRODUCER,
+        producer=PRODUCER,
     )
 
 
@@ -151,13 +158,14 @@ def _description(field: pa.Field) -> str | None:
     return "; ".join([*parts, *(f"{name}: {text}" for name, text in metadata.items())]) or None
 
 
-def _receipt_facet(receipt: Mapping[str, Any]) -> RunFacet:
+def run_facet(name: str, figures: Mapping[str, Any]) -> RunFacet:
+    """Give figures as a facet of the run."""
     import attr
     from airflow.providers.common.compat.openlineage.facet import RunFacet
 
     # Its schema is that of any run facet, which may hold more: what Airflow's own run facets say, too.
-    facet = attr.make_class("StemReceiptRunFacet", list(_FIGURES), bases=(RunFacet,), slots=False)
-    told: RunFacet = facet(**{name: receipt[name] for name in _FIGURES}, producer=_PRODUCER)
+    facet = attr.make_class(name, list(figures), bases=(RunFacet,), slots=False)
+    told: RunFacet = facet(**figures, producer=PRODUCER)
     return told
 
 

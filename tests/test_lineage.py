@@ -318,9 +318,10 @@ import pendulum
 from airflow import __version__
 from airflow.providers.common.compat.sdk import DAG, Asset
 from airflow_provider_stem.operators import StemStreamsToS3Operator
+from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator
 
 with DAG("stem", schedule=None, start_date=pendulum.datetime(2025, 1, 1, tz="UTC"), catchup=False) as dag:
-    StemStreamsToS3Operator(
+    streams = StemStreamsToS3Operator(
         task_id="streams",
         sites=["site-00001", "site-00002"],
         stream_types=["MONITOR", "CONVERTER"],
@@ -331,6 +332,7 @@ with DAG("stem", schedule=None, start_date=pendulum.datetime(2025, 1, 1, tz="UTC
         # Airflow 3.0 takes an asset for inactive that only dag.test() has seen.
         outlets=[] if __version__.startswith("3.0.") else [Asset("s3://lake/stem")],
     )
+    StemObjectsToSqlOperator(task_id="load", objects=streams.output, sql_conn_id="warehouse")
 
 if __name__ == "__main__":
     # In the same process, since Airflow takes seconds to start.
@@ -362,6 +364,7 @@ def run(s3_server, tmp_path_factory):
             "AIRFLOW__OPENLINEAGE__INCLUDE_FULL_TASK_INFO": "True",
             "AIRFLOW_CONN_STEM_DEFAULT": sim.connection,
             "AIRFLOW_CONN_AWS_DEFAULT": s3_server.connection,
+            "AIRFLOW_CONN_WAREHOUSE": json.dumps({"conn_type": "duckdb", "host": str(home / "telemetry.duckdb")}),
             "LAKE": lake.bucket,
         }
         done = subprocess.run(
@@ -378,7 +381,7 @@ def run(s3_server, tmp_path_factory):
         events: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for event in map(json.loads, text.splitlines()):
             events.setdefault((event["job"]["name"], event["eventType"]), []).append(event)
-        yield SimpleNamespace(events=events, text=text, log=log, lake=lake, sim=sim)
+        yield SimpleNamespace(events=events, text=text, log=log, lake=lake, sim=sim, home=home)
 
 
 @pytest.mark.airflow
@@ -400,6 +403,22 @@ def test_the_objects_are_told_once_although_the_hook_tells_them_too(run):
     rows = sum(one["outputFacets"]["outputStatistics"]["rowCount"] for one in event["outputs"])
     receipt = event["run"]["facets"]["stem_receipt"]
     assert rows == receipt["rows"] == receipt["expected"] - receipt["missing"] < receipt["expected"]
+
+
+@pytest.mark.airflow
+def test_what_landed_goes_on_into_the_warehouse(run):
+    [landed], [loaded] = run.events["stem.streams", "COMPLETE"], run.events["stem.load", "COMPLETE"]
+    assert [(one["namespace"], one["name"]) for one in loaded["inputs"]] == [
+        (one["namespace"], one["name"]) for one in landed["outputs"]
+    ]
+    [table] = loaded["outputs"]
+    assert (table["namespace"], table["name"]) == (
+        f"duckdb://{run.home / 'telemetry.duckdb'}",
+        "telemetry.stem.streams",
+    )
+    receipt = landed["run"]["facets"]["stem_receipt"]
+    assert table["outputFacets"]["outputStatistics"]["rowCount"] == receipt["rows"]
+    assert loaded["run"]["facets"]["stem_load"]["inserted"] == receipt["rows"]
 
 
 @pytest.mark.airflow

@@ -56,14 +56,19 @@ def warehouse_of(sql_conn_id: str, schema: str, lock_timeout: float) -> Callable
         raise StemConfigError(
             f"sql_conn_id is {sql_conn_id!r}, a DuckDB in memory, gone with the task: give the path of a file as Host."
         )
-    # DuckDB calls a database by its file's name up to the first dot, and takes "stem.streams" for either.
-    file = PurePath(connection.host or "").name
-    if conn_type == "duckdb" and file.strip(".").partition(".")[0].lower() == schema.lower():
+    # DuckDB takes "stem.streams" for a table in the database or in the schema of this name.
+    path = PurePath(connection.host or "")
+    if conn_type == "duckdb" and database_of_file(path).lower() == schema.lower():
         raise StemConfigError(
-            f"sql_conn_id is {sql_conn_id!r}, a DuckDB file {file!r}, which DuckDB cannot tell from schema {schema!r}: "
-            "rename the file, such as to 'telemetry.duckdb', or give another schema."
+            f"sql_conn_id is {sql_conn_id!r}, a DuckDB file {path.name!r}, which DuckDB cannot tell from schema "
+            f"{schema!r}: rename the file, such as to 'telemetry.duckdb', or give another schema."
         )
     return lambda: Engine(hook.get_conn, schema, lock_timeout)
+
+
+def database_of_file(path: PurePath) -> str:
+    """Give the name that DuckDB calls a file's database by: the file's own, up to its first dot."""
+    return path.name.strip(".").partition(".")[0]
 
 
 class S3Objects:

@@ -24,6 +24,7 @@ from airflow_provider_stem.warehouse.sites import read_records
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
 __all__ = ["StemObjectsToSqlOperator", "StemSitesToSqlOperator"]
 
@@ -94,6 +95,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         self.schema = schema
         self.lock_timeout = lock_timeout
         self.aws_conn_id = aws_conn_id
+        self._loaded: tuple[list[LandedObject], dict[str, int]] | None = None
 
     def execute(self, context: Context) -> dict[str, int]:
         """Fetch, verify, merge."""
@@ -107,13 +109,21 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
             objects = self._objects(context)
             if not objects:
                 raise AirflowSkipException("No object was landed: nothing to load.")
-            return load_objects(
+            counts = load_objects(
                 objects,
                 S3Objects(self.aws_conn_id).fetch,
                 warehouse_of(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
                 dag_id=self.dag_id,
                 run_id=context.get("run_id"),
             )
+        self._loaded = objects, counts
+        return counts
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
+        """Tell OpenLineage what was loaded into which table; nothing where it did not get that far."""
+        from airflow_provider_stem.warehouse.lineage import objects_loaded
+
+        return objects_loaded(self._loaded, self.sql_conn_id, self.schema)
 
     def _objects(self, context: Context) -> list[LandedObject]:
         if self.objects is not None:
@@ -160,6 +170,7 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
         self.sql_conn_id = sql_conn_id
         self.schema = schema
         self.lock_timeout = lock_timeout
+        self._counts: dict[str, int] | None = None
 
     def execute(self, context: Context) -> dict[str, int]:  # noqa: ARG002
         """Compare with what is there, close what changed, open what is new."""
@@ -169,10 +180,17 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
         with _final_errors():
             check_connection_id("sql_conn_id", self.sql_conn_id)
             check_schema("schema", self.schema)
-            return load_sites(
+            self._counts = load_sites(
                 read_records(self.sites),
                 warehouse_of(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
             )
+        return self._counts
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
+        """Tell OpenLineage how the table of sites changed; nothing where it did not get that far."""
+        from airflow_provider_stem.warehouse.lineage import sites_loaded
+
+        return sites_loaded(self._counts, self.sql_conn_id, self.schema)
 
 
 @contextmanager

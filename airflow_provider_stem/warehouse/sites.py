@@ -13,6 +13,8 @@ from airflow_provider_stem.streams.windows import STREAM_TYPES, first_expected_e
 from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from airflow_provider_stem.warehouse.session import Session
 
 log = logging.getLogger(__name__)
@@ -100,9 +102,7 @@ def load_sites(
     """
     import pyarrow as pa
 
-    instant = pa.timestamp("us", "UTC")
-    schema = pa.schema([pa.field(name, instant if name.endswith("_since") else pa.string()) for name in _COLUMNS])
-    [listing] = pa.Table.from_pylist(list(rows), schema).combine_chunks().to_batches()
+    [listing] = pa.Table.from_pylist(list(rows), listed_schema()).combine_chunks().to_batches()
     with connect() as session:
         with session.transaction():
             session.create_missing()
@@ -119,6 +119,14 @@ def load_sites(
     counts = {"sites": len(rows), "added": len(rows) - known, "changed": changed, "unchanged": known - changed}
     log.info("Loaded %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return counts
+
+
+def listed_schema() -> pa.Schema:
+    """Give the columns of a listing's rows."""
+    import pyarrow as pa
+
+    instant = pa.timestamp("us", "UTC")
+    return pa.schema([pa.field(name, instant if name.endswith("_since") else pa.string()) for name in _COLUMNS])
 
 
 def _row(record: Any) -> SiteRow:

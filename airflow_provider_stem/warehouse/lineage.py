@@ -1,0 +1,114 @@
+"""
+A load as OpenLineage has it: landed objects as inputs, the warehouse's table as output; for the operators.
+
+Only loaded where the OpenLineage provider asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_stem.lineage import PRODUCER, name_of_object, run_facet, schema_facet
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from airflow_provider_stem.warehouse.connections import database_of_file
+from airflow_provider_stem.warehouse.objects import LandedObject
+from airflow_provider_stem.warehouse.sites import listed_schema
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import InputDataset, OutputDataset
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+LOAD_FACET = "stem_load"
+
+_INSTANT = LANDING_SCHEMA.field("interval_end").type
+_STREAMS = [*LANDING_SCHEMA, *(pa.field(name, _INSTANT) for name in ("loaded_at", "changed_at"))]
+_SITES = [*listed_schema(), *(pa.field(name, _INSTANT) for name in ("valid_from", "valid_to", "last_listed_at"))]
+
+
+def objects_loaded(
+    load: tuple[Sequence[LandedObject], Mapping[str, int]] | None, sql_conn_id: str, schema: str
+) -> OperatorLineage[Any, Any]:
+    """
+    Tell which objects were loaded, and what that changed.
+
+    :param load: the objects and what :func:`~airflow_provider_stem.warehouse.loading.load_objects` gave, or ``None``
+        where it did not get that far.
+    """
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    if load is None:
+        return OperatorLineage()
+    objects, counts = load
+    written = counts["inserted"] + counts["changed"]
+    return OperatorLineage(
+        # How many rows an object has that was landed anew is in the table of loads alone.
+        inputs=[_input(landed, with_rows=not counts["replaced"]) for landed in objects],
+        outputs=[_table(sql_conn_id, schema, "streams", _STREAMS, written)],
+        run_facets=_run_facets(counts),
+    )
+
+
+def sites_loaded(counts: Mapping[str, int] | None, sql_conn_id: str, schema: str) -> OperatorLineage[Any, Any]:
+    """
+    Tell how a listing changed the table of sites. Where the records came from they do not tell.
+
+    :param counts: what :func:`~airflow_provider_stem.warehouse.sites.load_sites` gave, or ``None`` where it did not
+        get that far.
+    """
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    if counts is None:
+        return OperatorLineage()
+    written = counts["added"] + counts["changed"]
+    return OperatorLineage(
+        outputs=[_table(sql_conn_id, schema, "sites", _SITES, written)], run_facets=_run_facets(counts)
+    )
+
+
+def _run_facets(counts: Mapping[str, int]) -> dict[str, Any]:
+    return {LOAD_FACET: run_facet("StemLoadRunFacet", counts)}
+
+
+def _input(landed: LandedObject, *, with_rows: bool) -> InputDataset:
+    from airflow.providers.common.compat.openlineage.facet import InputDataset
+    from openlineage.client.facet_v2 import data_quality_metrics_input_dataset
+
+    namespace, name = name_of_object(landed.uri)
+    metrics = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet(
+        rowCount=landed.rows, columnMetrics={}, producer=PRODUCER
+    )
+    return InputDataset(
+        namespace=namespace,
+        name=name,
+        facets={"schema": schema_facet(LANDING_SCHEMA)},
+        inputFacets={"dataQualityMetrics": metrics} if with_rows else {},
+    )
+
+
+def _table(sql_conn_id: str, schema: str, name: str, fields: Iterable[pa.Field], rows: int) -> OutputDataset:
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset, OutputStatisticsOutputDatasetFacet
+
+    namespace, database = _database(sql_conn_id)
+    return OutputDataset(
+        namespace=namespace,
+        name=f"{database}.{schema}.{name}",
+        facets={"schema": schema_facet(fields)},
+        outputFacets={"outputStatistics": OutputStatisticsOutputDatasetFacet(rowCount=rows, producer=PRODUCER)},
+    )
+
+
+def _database(sql_conn_id: str) -> tuple[str, str]:
+    """Give a warehouse's namespace and its database's name, as other tools that write there give them."""
+    from airflow.providers.openlineage.sqlparser import SQLParser
+
+    connection = BaseHook.get_connection(sql_conn_id)
+    if connection.conn_type == "duckdb":
+        return f"duckdb://{connection.host}", database_of_file(PurePath(connection.host or ""))
+    info = connection.get_hook().get_openlineage_database_info(connection)  # type: ignore[no-untyped-call]
+    # Where no database is named PostgreSQL takes the one called as the user.
+    return SQLParser.create_namespace(info), info.database or connection.login or ""
