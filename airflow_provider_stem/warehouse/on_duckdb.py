@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from airflow_provider_stem.errors import StemTransportError
+from airflow_provider_stem.text import one_line
 from airflow_provider_stem.warehouse.session import Session
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class DuckDBSession(Session):
     One connection to a DuckDB file.
 
     :param connect: opens it.
-    :raises StemTransportError: another process has the file open for longer than the time-out.
+    :raises StemTransportError: the file cannot be opened, or another process has it open for longer than the time-out.
     """
 
     engine = "duckdb"
@@ -93,8 +94,12 @@ def _opened(connect: Callable[[], DuckDBPyConnection], deadline: float, lock_tim
         try:
             return connect()
         except duckdb.IOException as exc:
-            if "lock" not in str(exc):
-                raise
+            # Whole, since the message also holds the file's path.
+            if "Could not set lock on file" not in str(exc):
+                raise StemTransportError(
+                    f"The DuckDB file cannot be opened ({one_line(str(exc))}): give, as Host of the connection, a path "
+                    "whose folder is there and can be written by the worker."
+                ) from exc
             if time.monotonic() + pause > deadline:
                 raise StemTransportError(
                     f"Another process has the DuckDB file open for {lock_timeout:g} s: end it, or try again later. "

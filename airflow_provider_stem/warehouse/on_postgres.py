@@ -68,7 +68,9 @@ class PostgresSession(Session):
     def begin(self) -> None:
         """Begin a transaction that sees what others have committed once it has its locks."""
         self.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        self.execute("SELECT set_config('lock_timeout', ?, true)", f"{self._lock_timeout * 1000:.0f}ms")
+        # 0 would be for ever, and more than 24 days are refused.
+        milliseconds = min(max(round(self._lock_timeout * 1000), 1), 2**31 - 1)
+        self.execute("SELECT set_config('lock_timeout', ?, true)", f"{milliseconds}ms")
 
     def end(self, *, commit: bool) -> None:
         """End the transaction."""

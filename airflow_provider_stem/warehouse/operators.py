@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_stem.arguments import check_connection_id, check_duration, check_templated, is_known
-from airflow_provider_stem.assets import event_extras, landed_objects
+from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.mapping import CheckedWhenParsed
 from airflow_provider_stem.warehouse.objects import LandedObject, read_objects
@@ -134,9 +134,8 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
                 "objects is None, and no asset event that tells of objects triggered this run: give what "
                 "StemStreamsToS3Operator returned, or schedule the DAG on its asset."
             )
-        # An object alone does not tell its resolution, which an object without rows does not hold either.
-        resolutions = {landed.uri: landed.resolution for landed in read_objects(extras)}
-        return read_objects([{**told, "resolution": resolutions.get(told["uri"])} for told in landed_objects(context)])
+        # The oldest event first, so that of two objects with one key the younger one holds.
+        return read_objects(extras)
 
 
 class StemSitesToSqlOperator(_ToSql, BaseOperator):

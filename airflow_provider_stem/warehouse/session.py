@@ -20,6 +20,11 @@ SCHEMA = "{{ params.schema }}"
 
 RELATIONS = ("streams", "loads", "sites", "energy", "demand_peaks", "completeness")
 
+_RELATIONS_THERE = """
+SELECT pg_class.relname
+FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+WHERE pg_namespace.nspname = ?
+"""
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -82,7 +87,8 @@ class Session(ABC):
 
     def create_missing(self) -> None:
         """Create the tables and views that are not there. Who may not create can load where all of them are."""
-        there = self.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = ?", self.schema)
+        # Not from the information schema, which shows a role only what it has a right to.
+        there = self.execute(_RELATIONS_THERE, self.schema)
         if set(RELATIONS) <= {name for (name,) in there}:
             return
         self.create_schema()

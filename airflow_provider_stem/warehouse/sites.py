@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
-from airflow_provider_stem.streams.windows import STREAM_TYPES, first_expected_end, from_epoch
+from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES, first_expected_end, from_epoch
 from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
@@ -121,6 +121,17 @@ def load_sites(
     return counts
 
 
+def _left_edge(start: datetime, site_id: str) -> datetime:
+    finest = RESOLUTIONS[0]
+    try:
+        return from_epoch(first_expected_end(start, finest) - finest)
+    except OverflowError:
+        raise StemConfigError(
+            f"sites holds a wrong record: a stream of site {one_line(site_id)} begins at {start.isoformat()}, beyond "
+            "what a timestamp holds: leave the site out."
+        ) from None
+
+
 def listed_schema() -> pa.Schema:
     """Give the columns of a listing's rows."""
     import pyarrow as pa
@@ -144,6 +155,6 @@ def _row(record: Any) -> SiteRow:
     row = {"site_id": site.site_id, "name": record.get("name"), "client_id": record["client_id"]}
     for stream_type in STREAM_TYPES:
         start = starts.get(stream_type)
-        # The API shows when the first second begins, as 16:15:01; the interval's left edge is 16:15:00.
-        row[f"{stream_type.lower()}_since"] = None if start is None else from_epoch(first_expected_end(start, 1) - 1)
+        # The API shows when the first second begins, as 16:15:01; the left edge of its interval is 16:15:00.
+        row[f"{stream_type.lower()}_since"] = None if start is None else _left_edge(start, site.site_id)
     return row

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from airflow_provider_stem.errors import StemDataError, StemTransportError
@@ -122,8 +123,9 @@ def test_nothing_is_loaded_where_one_object_is_not_what_its_receipt_tells(engine
     bucket.bodies["s3://lake/b"] += b'"site-b","CONVERTER",900,'
     with pytest.raises(StemDataError, match="s3://lake/b is not as it was landed"):
         bucket.load(engine, good, wrong)
-    bucket.load(engine, good)
-    assert len(engine.rows(VALUES)) == 1
+    assert engine.rows("SELECT table_name FROM information_schema.tables WHERE table_schema = 'stem'") == []
+    assert bucket.load(engine, good) == counts(1, 1, 1, 0, 0, 0)
+    assert len(engine.rows("SELECT uri FROM stem.loads")) == 1
 
 
 def test_a_load_that_comes_late_takes_what_was_landed_anew_and_the_newer_receipt_then_changes_nothing(engine, bucket):
@@ -267,6 +269,26 @@ def test_a_warehouse_that_stays_locked_is_told(engine, bucket):
     assert bucket.load(engine, receipt) == counts(1, 1, 0, 0, 1, 0)
 
 
+@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
+def test_a_file_that_cannot_be_opened_is_not_taken_for_one_that_is_locked(engine, bucket, tmp_path):
+    """DuckDB's message holds the path, which may hold any word."""
+    receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T01:00")
+    path = tmp_path / "blockstorage" / "lock" / "telemetry.duckdb"
+    engine.connect = lambda: duckdb.connect(str(path))
+    with pytest.raises(StemTransportError, match="a path whose folder is there and can be written"):
+        bucket.load(engine, receipt)
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize(
+    ("lock_timeout", "kept"), [(0.0001, "1ms"), (0.2, "200ms"), (36_500 * 86_400.0, "2147483647ms")]
+)
+def test_a_lock_is_never_waited_for_without_end(lock_timeout, kept, engine):
+    with engine.session(lock_timeout=lock_timeout)() as session, session.transaction():
+        [(shown,)] = session.execute("SELECT setting || unit FROM pg_settings WHERE name = 'lock_timeout'")
+    assert shown == kept
+
+
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_a_role_that_may_not_create_can_load_where_all_is_there(engine, bucket):
     receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T01:00")
@@ -275,7 +297,7 @@ def test_a_role_that_may_not_create_can_load_where_all_is_there(engine, bucket):
     with session, session.transaction():
         session.execute("CREATE ROLE loader")
         session.execute("GRANT USAGE ON SCHEMA stem TO loader")
-        session.execute("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA stem TO loader")
+        session.execute("GRANT SELECT, INSERT, UPDATE ON stem.streams, stem.loads, stem.sites TO loader")
     owner = engine.connect
 
     def as_loader():

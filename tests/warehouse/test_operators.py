@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,6 +82,26 @@ def test_the_objects_of_the_triggering_events_are_loaded(engine, lake, stem):
         task.execute(event(objects=[]))
     with pytest.raises(AirflowFailException, match="objects is None, and no asset event"):
         task.execute({})
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
+def test_of_two_events_with_the_same_intervals_the_younger_one_holds(engine, lake, stem_simulator_factory, monkeypatch):
+    """Whatever their objects are called, and in whichever order Airflow gives the events."""
+    told = []
+    for day, (name, seed) in enumerate([("b", 1), ("a", 2), ("c", 3), ("aa", 4)]):
+        sim = stem_simulator_factory(sites=1, seed=seed)
+        monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
+        receipt = land(lake, "site-00001", stream_types=["MONITOR"], s3_key=f"{name}.{{extension}}")
+        extra = {name: receipt[name] for name in ("window", "objects", "rows")}
+        told.append(SimpleNamespace(extra=extra, timestamp=datetime(2025, 7, 2 + day, tzinfo=UTC)))
+    context = run_context(triggering_asset_events={"one": told[2:], "other": told[:2]})
+    StemObjectsToSqlOperator(task_id="load", sql_conn_id="warehouse").execute(context)
+    found = engine.rows("SELECT kw_total_avg FROM stem.streams ORDER BY interval_end")
+    assert found == [row[-1:] for row in expected_rows(sim, ["site-00001"], ["MONITOR"], 900, *DAY)]
+    assert engine.rows("SELECT uri FROM stem.loads ORDER BY rowid") == [
+        (f"s3://{lake.bucket}/{name}.parquet",) for name in ("b", "a", "c", "aa")
+    ]
 
 
 @pytest.mark.s3

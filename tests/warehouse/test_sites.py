@@ -93,3 +93,23 @@ def test_batches_are_read_as_records():
 def test_what_are_no_records_is_told(wrong):
     with pytest.raises(StemConfigError, match=r"sites (is|holds) .*"):
         read_records(wrong)
+
+
+@pytest.mark.parametrize(
+    ("shown", "left_edge"),
+    [
+        ("2011-03-01T16:15:01Z", "2011-03-01T16:15:00+00:00"),
+        ("2014-02-14T00:00:00Z", "2014-02-14T00:00:00+00:00"),  # the guide shows both
+        ("2014-02-14T00:00:02Z", "2014-02-14T00:15:00+00:00"),
+        ("1969-12-31T23:45:01Z", "1969-12-31T23:45:00+00:00"),
+    ],
+)
+def test_a_stream_is_there_since_the_left_edge_of_its_first_interval(shown, left_edge):
+    [row] = read_records([{**A, "stream_start_times": {"MONITOR": shown}}])
+    assert row["monitor_since"].isoformat() == left_edge
+
+
+def test_a_start_that_no_timestamp_holds_is_told():
+    record = {**A, "stream_start_times": {"MONITOR": "9999-12-31T23:59:59Z"}}
+    with pytest.raises(StemConfigError, match=r"site-a begins at 9999-12-31T23:59:59\+00:00, .*: leave the site out"):
+        read_records([record])
