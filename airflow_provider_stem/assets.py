@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.windows import check_resolution, iso, parse_instant
+from airflow_provider_stem.text import one_line
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -20,17 +22,21 @@ def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     :param context: of a task in a run that events of
         :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` triggered.
-    :return: ``{"uri", "rows", "bytes", "start", "end"}`` of each, by uri; ISO 8601 in UTC.
+    :return: ``{"uri", "rows", "bytes", "start", "end", "resolution"}`` of each, by uri; ISO 8601 in UTC, seconds. No
+        more than that, and each of its type: whoever may make an event could have written anything into it.
+    :raises StemConfigError: an event tells of something else.
     """
     objects: dict[str, dict[str, Any]] = {}
     for extra in event_extras(context):
         told = extra.get("objects", ())
-        if not isinstance(told, list | tuple) or not all(isinstance(one, Mapping) and "uri" in one for one in told):
+        try:
+            objects |= {one["uri"]: one for one in _read_objects(told, extra.get("window"))}
+        except (StemConfigError, TypeError, KeyError, IndexError, ValueError) as exc:
+            reason = f" ({exc})" if isinstance(exc, StemConfigError) else ""
             raise StemConfigError(
-                f"objects of a triggering asset event is {str(told)[:100]!r}: schedule the DAG on assets whose events "
-                "StemStreamsToS3Operator makes."
-            )
-        objects |= {one["uri"]: dict(one) for one in told}
+                f"objects of a triggering asset event is {one_line(str(told))[:100]!r}{reason}: schedule the DAG on "
+                "assets whose events StemStreamsToS3Operator makes."
+            ) from None
     return [objects[uri] for uri in sorted(objects)]
 
 
@@ -79,6 +85,20 @@ def as_alias_extra(extra: Mapping[str, Any], airflow: str) -> dict[str, Any]:
     if tuple(map(int, airflow.split(".")[:2])) >= (3, 1):
         return dict(extra)
     return {name: json.dumps(value) if isinstance(value, (dict, list)) else value for name, value in extra.items()}
+
+
+def _read_objects(told: Any, window: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(told, list | tuple):
+        raise TypeError
+    for one in told:
+        uri, rows, size = one["uri"], one["rows"], one["bytes"]
+        if not isinstance(uri, str) or not uri.startswith("s3://") or not uri.isprintable():
+            raise ValueError
+        if type(rows) is not int or type(size) is not int or rows < 0 or size < 0:
+            raise ValueError
+        check_resolution(window["resolution"])
+        bounds = {bound: iso(parse_instant(bound, one[bound])) for bound in ("start", "end")}
+        yield {"uri": uri, "rows": rows, "bytes": size, **bounds, "resolution": window["resolution"]}
 
 
 def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -46,7 +46,7 @@ with DAG(
         for landed in landed_objects(context):
             if not loads or sum(one["rows"] for one in loads[-1]) + landed["rows"] > MOST_ROWS:
                 loads.append([])
-            loads[-1].append({**landed, "resolution": 900})  # which an object without rows does not hold itself
+            loads[-1].append(landed)
         return loads
 
     # One at a time: the warehouse would let the others wait, with a worker's slot and a connection each.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pendulum
 from airflow.providers.amazon.aws.operators.athena import AthenaOperator
-from airflow.providers.common.compat.sdk import DAG, Asset, chain, task
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, chain, task
 
 from airflow_provider_stem.assets import landed_objects
 from airflow_provider_stem.warehouse.session import statements
@@ -26,7 +26,7 @@ with DAG(
     catchup=False,
     # One after the other: all runs stage in the same table.
     max_active_runs=1,
-    params={"schema": "stem", "resolution": 900, "location": "s3://stem-telemetry/warehouse"},
+    params={"schema": "stem", "location": "s3://stem-telemetry/warehouse"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
     tags=["stem", "energy"],
 ) as dag:
@@ -34,7 +34,10 @@ with DAG(
     @task(task_id="objects")
     def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
         """List the objects that the triggering events tell of."""
-        return landed_objects(context)
+        objects = landed_objects(context)
+        if not objects:
+            raise AirflowSkipException("No object was landed: nothing to load.")
+        return objects
 
     @task(task_id="manifest")
     def write_manifest(objects: list[dict[str, Any]], **context: Any) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, Asset, task
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, task
 from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
 
 from airflow_provider_stem.assets import landed_objects
@@ -26,7 +26,7 @@ with DAG(
     catchup=False,
     # One after the other: all runs stage in the same table.
     max_active_runs=1,
-    params={"schema": "stem", "resolution": 900, "connection": "aws-us-east-1.stem-lake"},
+    params={"schema": "stem", "connection": "aws-us-east-1.stem-lake"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
     tags=["stem", "energy"],
 ) as dag:
@@ -34,7 +34,10 @@ with DAG(
     @task(task_id="objects")
     def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
         """List the objects that the triggering events tell of."""
-        return landed_objects(context)
+        objects = landed_objects(context)
+        if not objects:
+            raise AirflowSkipException("No object was landed: nothing to load.")
+        return objects
 
     # One script: its transaction spans statements. The provider of Google has BigQueryInsertJobOperator for the same.
     load = SQLExecuteQueryOperator(

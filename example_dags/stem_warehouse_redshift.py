@@ -14,7 +14,7 @@ from typing import Any
 
 import pendulum
 from airflow.providers.amazon.aws.operators.redshift_data import RedshiftDataOperator
-from airflow.providers.common.compat.sdk import DAG, Asset, task
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, task
 
 from airflow_provider_stem.assets import landed_objects
 from airflow_provider_stem.warehouse.session import statements
@@ -27,7 +27,7 @@ with DAG(
     catchup=False,
     # One after the other: a merge must see what the one before it wrote.
     max_active_runs=1,
-    params={"schema": "stem", "resolution": 900, "location": "s3://stem-telemetry/manifests"},
+    params={"schema": "stem", "location": "s3://stem-telemetry/manifests"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
     tags=["stem", "energy"],
 ) as dag:
@@ -35,7 +35,10 @@ with DAG(
     @task(task_id="objects")
     def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
         """List the objects that the triggering events tell of."""
-        return landed_objects(context)
+        objects = landed_objects(context)
+        if not objects:
+            raise AirflowSkipException("No object was landed: nothing to load.")
+        return objects
 
     @task(task_id="manifest")
     def write_manifest(objects: list[dict[str, Any]], **context: Any) -> str:

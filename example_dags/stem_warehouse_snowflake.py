@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, Asset, task
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, task
 from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
 
 from airflow_provider_stem.assets import landed_objects
@@ -26,7 +26,7 @@ with DAG(
     catchup=False,
     # One after the other: a merge must see what the one before it wrote.
     max_active_runs=1,
-    params={"schema": "stem", "resolution": 900, "stage": "stem.lake"},
+    params={"schema": "stem", "stage": "stem.lake"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
     tags=["stem", "energy"],
 ) as dag:
@@ -34,7 +34,10 @@ with DAG(
     @task(task_id="objects")
     def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
         """List the objects that the triggering events tell of."""
-        return landed_objects(context)
+        objects = landed_objects(context)
+        if not objects:
+            raise AirflowSkipException("No object was landed: nothing to load.")
+        return objects
 
     # Statement by statement in one session, whose temporary table the later ones read.
     load = SQLExecuteQueryOperator(

@@ -10,11 +10,18 @@ from tests.support import instant
 
 
 def landed(name, rows=1):
-    return {"uri": f"s3://lake/{name}", "rows": rows, "bytes": 9, "start": "2025-07-01T00:00:00Z", "end": "…"}
+    return {
+        "uri": f"s3://lake/{name}",
+        "rows": rows,
+        "bytes": 9,
+        "start": "2025-07-01T00:00:00Z",
+        "end": "2025-07-02T00:00:00Z",
+    }
 
 
 def event(at, *objects):
-    return SimpleNamespace(timestamp=instant(f"2025-07-02T0{at}:00Z"), extra={"objects": list(objects)})
+    extra = {"window": {"resolution": 900}, "objects": list(objects)}
+    return SimpleNamespace(timestamp=instant(f"2025-07-02T0{at}:00Z"), extra=extra)
 
 
 @pytest.mark.parametrize("key", ["triggering_asset_events", "triggering_dataset_events"])
@@ -23,7 +30,30 @@ def test_objects_are_listed_once_as_the_last_event_tells(key):
         "one asset": [event(3, landed("b", 3)), event(1, landed("a", 1), landed("b", 1))],
         "another": [event(2, landed("b", 2)), SimpleNamespace(timestamp=instant("2025-07-02T00:00Z"), extra=None)],
     }
-    assert landed_objects({key: events}) == [landed("a", 1), landed("b", 3)]
+    assert landed_objects({key: events}) == [
+        landed("a", 1) | {"resolution": 900},
+        landed("b", 3) | {"resolution": 900},
+    ]
+
+
+def test_what_a_task_is_told_is_no_more_than_an_object_and_of_its_types():
+    """It may end up in SQL, and whoever may make an event could have written anything."""
+    told = landed("a") | {"start": "2025-07-01T02:00:00+02:00", "note": "'; DROP TABLE streams; --"}
+    [found] = landed_objects({"triggering_asset_events": {"asset": [event(1, told)]}})
+    assert found == landed("a") | {"resolution": 900}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"uri": "https://lake/a"}, {"uri": "s3://lake/a\nb"}, {"rows": "1); DROP TABLE streams; --"}, {"rows": True},
+        {"bytes": -1}, {"start": "2025-07-01T00:00:00Z' AS TIMESTAMPTZ)"}, {"end": "2025-07-01T00:00:00"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_object_of_wrong_types_is_told(wrong):
+    with pytest.raises(StemConfigError, match="objects of a triggering asset event is"):
+        landed_objects({"triggering_asset_events": {"asset": [event(1, landed("a") | wrong)]}})
 
 
 def test_a_run_that_no_event_triggered_has_none():

@@ -12,8 +12,19 @@ STORED AS INPUTFORMAT 'org.apache.hadoop.hive.ql.io.SymlinkTextInputFormat'
 OUTPUTFORMAT 'org.apache.hadoop.hive.ql.io.HiveIgnoreKeyTextOutputFormat'
 LOCATION '{{ ti.xcom_pull(task_ids='manifest') }}';
 
--- Fails, by a division by zero, where an object was replaced since its receipt.
-SELECT 1 / CASE WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }} THEN 1 ELSE 0 END AS as_landed
+-- Fails, by a division by zero, where an object was replaced since its receipt, or holds another resolution than it
+-- tells.
+SELECT 1 / CASE
+    WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
+        AND count(CASE WHEN resolution NOT IN ({{ ti.xcom_pull(task_ids='objects') | map(attribute='resolution') | unique | join(', ') }}) THEN 1 END) = 0
+    THEN 1 ELSE 0
+END AS as_landed
+FROM {{ params.schema }}.stem_staged;
+
+-- Likewise where two objects hold the same key: a merge adds a new key as often as it is staged.
+SELECT 1 / CASE WHEN count(*) = (
+    SELECT count(*) FROM (SELECT DISTINCT site_id, stream_type, resolution, interval_end FROM {{ params.schema }}.stem_staged) AS staged_keys
+) THEN 1 ELSE 0 END AS each_key_once
 FROM {{ params.schema }}.stem_staged;
 
 MERGE INTO {{ params.schema }}.streams AS known
@@ -38,6 +49,6 @@ INSERT INTO {{ params.schema }}.loads (
 )
 VALUES
 {% for landed in ti.xcom_pull(task_ids='objects') %}
-('{{ landed.uri | replace("'", "''") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ params.resolution }},
+('{{ landed.uri | replace("'", "''") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ landed.resolution }},
      CAST(from_iso8601_timestamp('{{ landed.start }}') AS TIMESTAMP), CAST(from_iso8601_timestamp('{{ landed.end }}') AS TIMESTAMP), '{{ dag.dag_id }}', '{{ run_id | replace("'", "''") }}', CAST(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' AS TIMESTAMP)){{ ',' if not loop.last }}
 {% endfor %};

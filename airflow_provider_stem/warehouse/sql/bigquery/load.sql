@@ -7,15 +7,25 @@ LOAD DATA OVERWRITE {{ params.schema }}.stem_staged (
 )
 FROM FILES (
     format = 'PARQUET',
-    uris = [{% for landed in ti.xcom_pull(task_ids='objects') %}'{{ landed.uri | replace("'", "\\'") }}'{{ ', ' if not loop.last }}{% endfor %}]
+    uris = [{% for landed in ti.xcom_pull(task_ids='objects') %}'{{ landed.uri | replace('\\', '\\\\') | replace("'", "\\'") }}'{{ ', ' if not loop.last }}{% endfor %}]
 )
 WITH CONNECTION `{{ params.connection }}`;
 
 BEGIN TRANSACTION;
 
--- Fails where an object was replaced since its receipt.
-ASSERT (SELECT count(*) FROM {{ params.schema }}.stem_staged) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
+-- Fails where an object was replaced since its receipt, or holds another resolution than it tells.
+ASSERT (
+    SELECT count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
+        AND countif(resolution NOT IN ({{ ti.xcom_pull(task_ids='objects') | map(attribute='resolution') | unique | join(', ') }})) = 0
+    FROM {{ params.schema }}.stem_staged
+)
     AS 'The objects do not hold the rows that their receipts tell of';
+
+-- A merge adds a new key as often as it is staged.
+ASSERT (SELECT count(*) FROM {{ params.schema }}.stem_staged) = (
+    SELECT count(*) FROM (SELECT DISTINCT site_id, stream_type, resolution, interval_end FROM {{ params.schema }}.stem_staged) AS staged_keys
+)
+    AS 'Two objects hold the same key: load them one after the other';
 
 MERGE INTO {{ params.schema }}.streams AS known
 USING {{ params.schema }}.stem_staged AS staged
@@ -39,8 +49,8 @@ INSERT INTO {{ params.schema }}.loads (
 )
 VALUES
 {% for landed in ti.xcom_pull(task_ids='objects') %}
-('{{ landed.uri | replace("'", "\\'") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ params.resolution }},
-     TIMESTAMP '{{ landed.start }}', TIMESTAMP '{{ landed.end }}', '{{ dag.dag_id }}', '{{ run_id | replace("'", "\\'") }}', CURRENT_TIMESTAMP()){{ ',' if not loop.last }}
+('{{ landed.uri | replace('\\', '\\\\') | replace("'", "\\'") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ landed.resolution }},
+     TIMESTAMP '{{ landed.start }}', TIMESTAMP '{{ landed.end }}', '{{ dag.dag_id }}', '{{ run_id | replace('\\', '\\\\') | replace("'", "\\'") }}', CURRENT_TIMESTAMP()){{ ',' if not loop.last }}
 {% endfor %};
 
 COMMIT TRANSACTION;

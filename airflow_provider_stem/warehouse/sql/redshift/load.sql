@@ -8,8 +8,19 @@ CREATE TEMPORARY TABLE stem_staged (
 -- The manifest lists the objects one by one; a prefix would also bring what no receipt tells of.
 COPY stem_staged FROM '{{ ti.xcom_pull(task_ids='manifest') }}' IAM_ROLE DEFAULT FORMAT AS PARQUET MANIFEST;
 
--- Fails, by a division by zero, where an object was replaced since its receipt.
-SELECT 1 / CASE WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }} THEN 1 ELSE 0 END AS as_landed
+-- Fails, by a division by zero, where an object was replaced since its receipt, or holds another resolution than it
+-- tells.
+SELECT 1 / CASE
+    WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
+        AND count(CASE WHEN resolution NOT IN ({{ ti.xcom_pull(task_ids='objects') | map(attribute='resolution') | unique | join(', ') }}) THEN 1 END) = 0
+    THEN 1 ELSE 0
+END AS as_landed
+FROM stem_staged;
+
+-- Likewise where two objects hold the same key: what follows adds a new key as often as it is staged.
+SELECT 1 / CASE WHEN count(*) = (
+    SELECT count(*) FROM (SELECT DISTINCT site_id, stream_type, resolution, interval_end FROM stem_staged) AS staged_keys
+) THEN 1 ELSE 0 END AS each_key_once
 FROM stem_staged;
 
 LOCK TABLE {{ params.schema }}.streams;
@@ -45,6 +56,6 @@ INSERT INTO {{ params.schema }}.loads (
 )
 VALUES
 {% for landed in ti.xcom_pull(task_ids='objects') %}
-('{{ landed.uri | replace("'", "''") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ params.resolution }},
-     CAST('{{ landed.start }}' AS TIMESTAMPTZ), CAST('{{ landed.end }}' AS TIMESTAMPTZ), '{{ dag.dag_id }}', '{{ run_id | replace("'", "''") }}', GETDATE()){{ ',' if not loop.last }}
+('{{ landed.uri | replace('\\', '\\\\') | replace("'", "''") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ landed.resolution }},
+     CAST('{{ landed.start }}' AS TIMESTAMPTZ), CAST('{{ landed.end }}' AS TIMESTAMPTZ), '{{ dag.dag_id }}', '{{ run_id | replace('\\', '\\\\') | replace("'", "''") }}', GETDATE()){{ ',' if not loop.last }}
 {% endfor %};

@@ -8,7 +8,7 @@ CREATE OR REPLACE TEMPORARY TABLE stem_staged (
 -- The stage stands for the bucket; FILES lists the objects one by one, at most 1,000.
 COPY INTO stem_staged
 FROM @{{ params.stage }}
-FILES = ({% for landed in ti.xcom_pull(task_ids='objects') %}'{{ landed.uri.split('/', 3)[3] | replace("'", "''") }}'{{ ', ' if not loop.last }}{% endfor %})
+FILES = ({% for landed in ti.xcom_pull(task_ids='objects') %}'{{ landed.uri.split('/', 3)[3] | replace('\\', '\\\\') | replace("'", "''") }}'{{ ', ' if not loop.last }}{% endfor %})
 FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE)
 MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE
 FORCE = TRUE
@@ -16,8 +16,19 @@ ON_ERROR = ABORT_STATEMENT;
 
 BEGIN;
 
--- Fails, by a division by zero, where an object was replaced since its receipt.
-SELECT 1 / CASE WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }} THEN 1 ELSE 0 END AS as_landed
+-- Fails, by a division by zero, where an object was replaced since its receipt, or holds another resolution than it
+-- tells.
+SELECT 1 / CASE
+    WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
+        AND count(CASE WHEN resolution NOT IN ({{ ti.xcom_pull(task_ids='objects') | map(attribute='resolution') | unique | join(', ') }}) THEN 1 END) = 0
+    THEN 1 ELSE 0
+END AS as_landed
+FROM stem_staged;
+
+-- Likewise where two objects hold the same key: a merge adds a new key as often as it is staged.
+SELECT 1 / CASE WHEN count(*) = (
+    SELECT count(*) FROM (SELECT DISTINCT site_id, stream_type, resolution, interval_end FROM stem_staged) AS staged_keys
+) THEN 1 ELSE 0 END AS each_key_once
 FROM stem_staged;
 
 MERGE INTO {{ params.schema }}.streams AS known
@@ -42,8 +53,8 @@ INSERT INTO {{ params.schema }}.loads (
 )
 VALUES
 {% for landed in ti.xcom_pull(task_ids='objects') %}
-('{{ landed.uri | replace("'", "''") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ params.resolution }},
-     '{{ landed.start }}', '{{ landed.end }}', '{{ dag.dag_id }}', '{{ run_id | replace("'", "''") }}', CURRENT_TIMESTAMP){{ ',' if not loop.last }}
+('{{ landed.uri | replace('\\', '\\\\') | replace("'", "''") }}', {{ landed.rows }}, NULL, NULL, NULL, NULL, {{ landed.resolution }},
+     '{{ landed.start }}', '{{ landed.end }}', '{{ dag.dag_id }}', '{{ run_id | replace('\\', '\\\\') | replace("'", "''") }}', CURRENT_TIMESTAMP){{ ',' if not loop.last }}
 {% endfor %};
 
 COMMIT;
