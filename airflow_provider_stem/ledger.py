@@ -10,9 +10,10 @@ same sites. What lies before a site's day is nobody's but the history's, for goo
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
@@ -46,12 +47,14 @@ class Entry:
     :param cohort: the number of the ledger that it was entered with; sites of one cohort share ``since``.
     :param batch: the batch that it is in.
     :param gone: the first day that no run had set out to read when it was no longer listed.
+    :param missed: where the periods begin that the history set out to read for its cohort without it.
     """
 
     since: date
     cohort: int
     batch: str
     gone: date | None = None
+    missed: tuple[date, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ class Ledger:
         Tell what lies before the days that the daily load holds, for ``StemStreamsToS3Operator`` to be mapped over.
 
         Sites that were entered together share objects, so that what an object holds is settled once and for all. While
-        one of them is not listed the others wait, for a week: it may have been a mishap of the list.
+        one of them is not listed the others wait, for a week: it may have been a mishap of the list. What is then read
+        without it is read for it alone, once it is listed again; see :meth:`with_history`.
 
         :param batches: the sites that are listed.
         :param settle: how long after its end a day may still be restated: what is younger has to wait.
@@ -146,22 +150,76 @@ class Ledger:
             as one object the days of the month that the daily load begins in.
         """
         listed = {site["site_id"]: site for batch in batches for site in batch["sites"]}
-        groups: dict[tuple[int, str], list[str]] = defaultdict(list)
-        for site_id, entry in sorted(self.sites.items()):
-            groups[entry.cohort, entry.batch].append(site_id)
-        for (cohort, name), members in sorted(groups.items()):
+        settled = None if self.end is None else self.end - settle
+        for group, members in self._groups().items():
             sites = [listed[site_id] for site_id in members if site_id in listed]
-            if not sites or any(self._may_return(site_id) for site_id in members if site_id not in listed):
+            if any(self._may_return(site_id) for site_id in members if site_id not in listed):
                 continue
-            began = min(map(_began, sites))
-            for start, end, partition in _chunks(began, self.sites[members[0]].since):
-                if self.end is None or end + settle > self.end:
-                    continue
-                group = f"{cohort:05d}_{name}"
-                periods = Window.covering(_midnight(start), _midnight(end), 900).periods(partition)
-                names = {"batch": group, "dag_id": "", "task_id": "", "extension": "parquet"}
-                if not all(object_key(key, period, **names) in there for period in periods):
-                    yield {"sites": sites, "batch": group, **_bounds(start, end), "partition": partition}
+            if sites:
+                yield from self._lacking(group, sites, settled, key, there, alone=False)
+            for site in sites:
+                # Opaque, and of any length, so that it is hashed in a key.
+                digest = hashlib.sha256(site["site_id"].encode(errors="surrogatepass")).hexdigest()[:16]
+                yield from self._lacking(f"{group}_{digest}", [site], settled, key, there, alone=True)
+
+    def with_history(self, pieces: Iterable[Mapping[str, Any]]) -> Ledger:
+        """
+        Enter pieces of the history that are about to be read.
+
+        :param pieces: of those that :meth:`history` gave.
+        :return: the next state, or this one where each of them is read for all of its sites.
+        """
+        groups = self._groups()
+        missed: dict[str, set[date]] = defaultdict(set)
+        for piece in pieces:
+            read = {site["site_id"] for site in piece["sites"]}
+            start, end = (datetime.fromisoformat(piece[bound]) for bound in ("start", "end"))
+            begins = {period.start.date() for period in Window.covering(start, end, 900).periods(piece["partition"])}
+            for site_id in groups.get(piece["batch"], ()):
+                if site_id not in read:
+                    missed[site_id] |= begins
+        sites = {
+            site_id: replace(entry, missed=tuple(sorted(missed[site_id].union(entry.missed))))
+            if site_id in missed
+            else entry
+            for site_id, entry in self.sites.items()
+        }
+        return self if sites == self.sites else replace(self, number=self.number + 1, sites=sites)
+
+    def _lacking(
+        self,
+        group: str,
+        sites: Sequence[Mapping[str, Any]],
+        settled: date | None,
+        key: str,
+        there: Collection[str],
+        *,
+        alone: bool,
+    ) -> Iterator[dict[str, Any]]:
+        """Give the pieces of sites that share objects, but for what each missed, or of one alone just that."""
+        names = {"batch": group, "dag_id": "", "task_id": "", "extension": "parquet"}
+        since = self.sites[sites[0]["site_id"]].since
+        for start, end, partition in _chunks(min(map(_began, sites)), since):
+            if settled is None or end > settled:
+                continue
+
+            def members(period: Window) -> list[Mapping[str, Any]]:
+                began = period.start.date()
+                return [site for site in sites if (began in self.sites[site["site_id"]].missed) is alone]
+
+            periods = Window.covering(_midnight(start), _midnight(end), 900).periods(partition)
+            for read, run in groupby(periods, members):
+                first, *_, last = piece = [*run] * 2
+                if read and not all(object_key(key, period, **names) in there for period in piece):
+                    bounds = {"start": iso(first.start), "end": iso(last.end)}
+                    yield {"sites": read, "batch": group, **bounds, "partition": partition}
+
+    def _groups(self) -> dict[str, list[str]]:
+        """Give the sites that share objects of the history, by these objects' batch."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for site_id, entry in sorted(self.sites.items()):
+            groups[f"{entry.cohort:05d}_{entry.batch}"].append(site_id)
+        return dict(sorted(groups.items()))
 
     def _may_return(self, site_id: str) -> bool:
         gone = self.sites[site_id].gone
@@ -208,6 +266,7 @@ class LedgerStore:
                     entry["cohort"],
                     entry["batch"],
                     date.fromisoformat(entry["gone"]) if entry["gone"] else None,
+                    tuple(map(date.fromisoformat, entry["missed"])),
                 )
                 for site_id, entry in kept["sites"].items()
             },
@@ -219,12 +278,32 @@ class LedgerStore:
 
         :raises StemTransportError: others were faster, again and again.
         """
+        batches = list(batches)
+        return self._enter(lambda ledger: ledger.with_run(batches, end, first))
+
+    def enter_history(self, choose: Callable[[Ledger], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """
+        Enter pieces of the history before they are read; see :meth:`Ledger.with_history`.
+
+        :param choose: gives them, of a state; asked again where that is not the newest any more.
+        :raises StemTransportError: others were faster, again and again.
+        """
+        chosen: list[dict[str, Any]] = []
+
+        def step(ledger: Ledger) -> Ledger:
+            nonlocal chosen
+            chosen = choose(ledger)
+            return ledger.with_history(chosen)
+
+        self._enter(step)
+        return chosen
+
+    def _enter(self, step: Callable[[Ledger], Ledger]) -> Ledger:
         from botocore.exceptions import ClientError
 
-        batches = list(batches)
         for _ in range(_ATTEMPTS):
             ledger = self.read()
-            entered = ledger.with_run(batches, end, first)
+            entered = step(ledger)
             if entered is ledger:
                 return ledger
             text = json.dumps(asdict(entered), default=str, sort_keys=True)

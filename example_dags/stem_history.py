@@ -23,7 +23,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset
 
 from airflow_provider_stem.assets import combined
 from airflow_provider_stem.failures import final_errors
-from airflow_provider_stem.ledger import LedgerStore
+from airflow_provider_stem.ledger import Ledger, LedgerStore
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 
 log = logging.getLogger(__name__)
@@ -57,12 +57,16 @@ with DAG(
         """List what is not in the lake yet, the newest first."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-        with final_errors("stem_default"):
-            ledger = LedgerStore(BUCKET, "stem/ledger").read()
-            there = set(S3Hook().list_keys(BUCKET, prefix="stem/history/") or ())
+        there = set(S3Hook().list_keys(BUCKET, prefix="stem/history/") or ())
+
+        def next_pieces(ledger: Ledger) -> list[dict[str, Any]]:
             lacking = list(ledger.history(batches, SETTLE, KEY, there))
-        log.info("%s tasks' worth of history is not in the lake, %s are next", f"{len(lacking):,}", TASKS)
-        return sorted(lacking, key=lambda piece: piece["start"], reverse=True)[:TASKS]
+            log.info("%s tasks' worth of history is not in the lake, %s are next", f"{len(lacking):,}", TASKS)
+            return sorted(lacking, key=lambda piece: piece["start"], reverse=True)[:TASKS]
+
+        # In the ledger before it is read: which sites it is read without, since they are not listed now.
+        with final_errors("stem_default"):
+            return LedgerStore(BUCKET, "stem/ledger").enter_history(next_pieces)
 
     land = StemStreamsToS3Operator.partial(
         task_id="land_streams",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.ledger import EARLIEST, Ledger, LedgerStore
+from airflow_provider_stem.streams.keys import object_key
+from airflow_provider_stem.streams.windows import Window
 
 DAY = timedelta(days=1)
 FIRST = date(2025, 3, 30)
@@ -79,6 +81,56 @@ def test_daily_and_history_hold_every_day_of_every_site_exactly_once(data):
     every_day = [months_start + number * DAY for number in range((day(last) - months_start).days)]
     sites = [f"site-{number}" for number in range(count)]
     assert lake.held() == Counter((site, at) for site in sites for at in every_day)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_the_history_holds_every_day_of_every_site_exactly_once_however_sites_go_and_return(data):
+    """Whenever it is read, whatever of it fails, and however long a site is not listed meanwhile."""
+    count = data.draw(st.integers(2, 5))
+    every = listed(count)
+    ledger, at = Ledger(), 0
+    objects: dict[str, tuple[set[str], list[date]]] = {}
+
+    def run_daily(days, batches):
+        nonlocal ledger, at
+        at += days
+        ledger = ledger.with_run(batches, day(at), FIRST)
+
+    def read(batches, of_each):
+        nonlocal ledger
+        lacking = list(ledger.history(batches, timedelta(), KEY, objects))
+        chosen = [piece for piece in lacking if of_each()]
+        ledger = ledger.with_history(chosen)
+        for piece in chosen:
+            # A task may fail, and it may have written some of its objects before.
+            start, end = (datetime.fromisoformat(piece[bound]) for bound in ("start", "end"))
+            for period in Window.covering(start, end, 900).periods(piece["partition"]):
+                if of_each():
+                    name = object_key(KEY, period, batch=piece["batch"], dag_id="", task_id="", extension="parquet")
+                    days = (period.end - period.start).days
+                    sites = {site["site_id"] for site in piece["sites"]}
+                    objects[name] = sites, [period.start.date() + number * DAY for number in range(days)]
+        return chosen
+
+    run_daily(1, every)
+    for _ in range(data.draw(st.integers(0, 6))):
+        away = data.draw(st.sets(st.integers(0, count - 1)))
+        here = [
+            {**batch, "sites": [site for site in batch["sites"] if int(site["site_id"][5:]) not in away]}
+            for batch in every
+        ]
+        for _ in range(data.draw(st.integers(1, 2))):
+            run_daily(data.draw(st.integers(1, 9)), here)
+        read(here, lambda: data.draw(st.booleans()))
+    run_daily(1, every)
+    while read(every, lambda: True):
+        pass
+
+    held = Counter((site, one) for sites, days in objects.values() for site in sites for one in days)
+    months_start = BEGAN.replace(day=1)
+    before = [months_start + number * DAY for number in range((FIRST - months_start).days)]
+    assert held == Counter((f"site-{number}", one) for number in range(count) for one in before)
 
 
 def test_what_a_first_run_enters_begins_with_the_first_day_whichever_it_reads():
@@ -202,6 +254,31 @@ def test_what_is_kept_is_what_was_entered(lake):
     assert LedgerStore(lake.bucket, "ledger/").read() == entered
     assert store.enter(listed(2), day(2), FIRST) == entered
     assert sorted(lake.objects()) == ["ledger/00000001.json.gz", "ledger/00000002.json.gz"]
+
+
+@pytest.mark.s3
+def test_the_history_is_entered_by_what_the_newest_state_makes_of_it(lake):
+    store = LedgerStore(lake.bucket, "ledger")
+    store.enter(listed(3), day(1), FIRST)
+    store.enter(listed(1), day(1), FIRST)
+    for number in range(2, 10):
+        store.enter(listed(1), day(number), FIRST)
+    states = []
+
+    def choose(ledger):
+        states.append(ledger.number)
+        if len(states) == 1:
+            LedgerStore(lake.bucket, "ledger").enter(listed(1), day(10), FIRST)
+        return list(ledger.history(listed(1), timedelta(), KEY, ()))
+
+    pieces = store.enter_history(choose)
+    assert [[site["site_id"] for site in piece["sites"]] for piece in pieces] == [["site-0"], ["site-0"]]
+    entered = store.read()
+    assert [entered.number - number for number in states] == [2, 1]
+    assert entered.sites["site-2"].missed == (BEGAN.replace(day=1), FIRST.replace(day=1))
+    assert entered.sites["site-0"].missed == ()
+    assert store.enter_history(choose) == pieces
+    assert store.read() == entered
 
 
 @pytest.mark.s3
