@@ -40,7 +40,7 @@ def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [objects[uri] for uri in sorted(objects)]
 
 
-def combined(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def combined(receipts: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
     """
     Make one event's extra of the receipts of several tasks, such as those of all batches of a run.
 

@@ -23,7 +23,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, Asset, task
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, task
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_stem.assets import combined
@@ -87,11 +87,20 @@ with DAG(
         on_site_error="fail",  # to skip a site would take its earlier rows from the days that are looked back on
     ).expand_kwargs(enter_sites(sites.output))
 
-    # One event a run, whole, whatever the number of batches; stem_history.py is scheduled on it.
-    @task(outlets=[TELEMETRY])
-    def tell(receipts: list[dict[str, Any]], **context: Any) -> dict[str, int]:
+    # One event a run, whatever the number of batches; stem_history.py is scheduled on it. What was landed is told
+    # whatever became of the others: it is not landed again where one of its sites is no longer listed tomorrow.
+    @task(outlets=[TELEMETRY], trigger_rule="all_done")
+    def tell(receipts: list[dict[str, Any] | None] | None, **context: Any) -> None:
         """Tell the asset what there is to load."""
-        context["outlet_events"][TELEMETRY].extra.update(combined(receipts))
+        if not any(receipts or ()):
+            raise AirflowSkipException("Nothing was landed.")
+        context["outlet_events"][TELEMETRY].extra.update(combined(receipts or ()))
+
+    # Only where all went well. Without it the run would end well wherever the event did.
+    @task
+    def sum_up(receipts: list[dict[str, Any]]) -> dict[str, int]:
+        """Give the figures of the whole run."""
         return {name: sum(receipt[name] for receipt in receipts) for name in ("rows", "missing", "requests")}
 
     tell(land.output)
+    sum_up(land.output)

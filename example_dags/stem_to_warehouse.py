@@ -35,7 +35,13 @@ with DAG(
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
-    default_args={"retries": 5, "retry_delay": timedelta(minutes=15)},
+    # Days, since a run that fails for good has had its events: the next one loads newer ones alone.
+    default_args={
+        "retries": 70,
+        "retry_delay": timedelta(minutes=5),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(hours=1),
+    },
     tags=["stem", "energy"],
 ) as dag:
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from tests.examples.loading import LATE, SITES, START, TYPES, context_of, load, loading
 from tests.support import expected_rows, run_context
@@ -137,3 +137,23 @@ def test_settings_come_from_the_environment(loading, monkeypatch):
     module = load("stem_daily")
     assert module.dag.get_task("land_streams").partial_kwargs["pool"] == "another"
     assert module.TELEMETRY.uri == f"s3://{loading.lake.bucket}/stem/daily"
+
+
+def test_what_landed_is_told_although_other_batches_failed_and_the_run_fails_all_the_same(loading):
+    receipts = [loading.land(loading.daily, piece) for piece in loading.begin_day(START)]
+    tell, sum_up = (loading.daily.dag.get_task(name) for name in ("tell", "sum_up"))
+    context = context_of(START)
+    tell.python_callable([None, *receipts, None], **context)
+    extra = context["outlet_events"][loading.daily.TELEMETRY].extra
+    assert [one["uri"].partition(f"{loading.lake.bucket}/")[2] for one in extra["objects"]] == loading.keys(
+        "stem/daily/"
+    )
+    assert extra["rows"] > 0
+    for nothing in (None, [], [None]):
+        with pytest.raises(AirflowSkipException):
+            tell.python_callable(nothing, **context)
+    assert (tell.trigger_rule, sum_up.trigger_rule) == ("all_done", "all_success")
+    # Of a run's last tasks each must have gone well.
+    assert {task.task_id for task in loading.daily.dag.leaves} == {"tell", "sum_up"}
+    assert sum_up.upstream_task_ids == {"land_streams"}
+    assert sum_up.python_callable(receipts)["rows"] == extra["rows"]

@@ -145,6 +145,6 @@ def test_airflow_runs_both(loading, tmp_path):
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     daily, history = (line for line in done.stdout.splitlines() if line.startswith("STATES"))
-    assert (daily.count("land_streams"), daily.count("success")) == (2, 6)
+    assert (daily.count("land_streams"), daily.count("success")) == (2, 7)
     assert (history.count("land_streams"), history.count("skipped")) == (6, 1)
     loading.check(START + 2 * DAY)
