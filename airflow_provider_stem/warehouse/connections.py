@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_stem.warehouse.session import Session
 
+_ATTEMPTS = 4
 _EXTRAS = {"duckdb": "duckdb", "postgres": "postgres"}
 """The extra that brings the hook, by the connection's type."""
 
@@ -90,19 +91,40 @@ class S3Objects:
 
         :return: the SHA-256 that it was landed with, where it tells one.
         :raises StemDataError: the object is not there any more.
-        :raises StemTransportError: S3 did not give it, in as many attempts as the connection allows.
+        :raises StemTransportError: S3 did not give it, in as many attempts as the connection allows, or not whole.
         """
-        from botocore.exceptions import BotoCoreError, ClientError
+        import tenacity
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            IncompleteReadError,
+            ReadTimeoutError,
+            ResponseStreamingError,
+        )
         from urllib3.exceptions import HTTPError
 
         from airflow_provider_stem.storage import DIGEST
 
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        try:
+
+        # The client itself asks again where no answer begins, and not where one breaks off.
+        @tenacity.retry(
+            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+            retry=tenacity.retry_if_exception_type((IncompleteReadError, ReadTimeoutError, ResponseStreamingError)),
+            reraise=True,
+        )
+        def copy() -> Any:
+            file.seek(0)
+            file.truncate()
             answer = self._client.get_object(Bucket=bucket, Key=key)
             shutil.copyfileobj(answer["Body"], file, 2**20)
+            return answer
+
+        try:
+            answer = copy()
         except (BotoCoreError, ClientError, HTTPError) as exc:
-            status = getattr(exc, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+            status = (getattr(exc, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status == 404:
                 raise StemDataError(f"{one_line(uri)} is not there any more: land it again.") from None
             raise StemTransportError(

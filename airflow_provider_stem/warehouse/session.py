@@ -25,6 +25,7 @@ SELECT pg_class.relname
 FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_namespace.nspname = ?
 """
+_OF_THE_ENGINES = ("information_schema", "system", "temp")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -113,6 +114,10 @@ def check_schema(argument: str, value: object) -> None:
         raise StemConfigError(
             f"{argument} is {value!r}: give a name of letters, digits and underscores that begins with no digit, "
             "such as 'stem'."
+        )
+    if value.lower() in _OF_THE_ENGINES or value.lower().startswith("pg_"):
+        raise StemConfigError(
+            f"{argument} is {value!r}, which engines keep for themselves: give a name of your own, such as 'stem'."
         )
 
 

@@ -89,7 +89,9 @@ class Staging:
                     rows += batch.num_rows
                     resolution = batch.column("resolution")[0].as_py()
             except (ValueError, OSError, EOFError, ZlibError, pa.ArrowException) as exc:
-                raise StemDataError(f"{one_line(landed.uri)} is not as it was landed: {one_line(str(exc))}") from exc
+                raise StemDataError(
+                    f"{one_line(landed.uri)} is not as it was landed: {one_line(str(exc))}. Land it again."
+                ) from exc
         if rows != landed.rows:
             told = f"{one_line(landed.uri)} holds {rows:,} rows, its receipt tells of {landed.rows:,}"
             if not digest:

@@ -13,9 +13,10 @@ import duckdb
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException
 
-from airflow_provider_stem.errors import StemConfigError, StemDataError
+from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, StemSitesToSqlOperator
+from tests.faults.proxy import FaultyProxy, altered, reset_within
 from tests.support import expected_rows, printed_by, run_context
 from tests.test_bad_input import CONNECTIONS, DURATIONS, Wrong, assert_tells, each, own_arguments
 
@@ -82,6 +83,25 @@ def test_the_objects_of_the_triggering_events_are_loaded(engine, lake, stem):
         task.execute(event(objects=[]))
     with pytest.raises(AirflowFailException, match="objects is None, and no asset event"):
         task.execute({})
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
+@pytest.mark.parametrize("fault", [reset_within, altered(lambda head, body: (head, body[:-9]))], ids=["reset", "cut"])
+def test_an_object_that_breaks_off_on_its_way_is_asked_for_again(fault, engine, lake, s3_server, stem, monkeypatch):
+    receipt = land(lake, "site-00001", stream_types=["MONITOR"])
+    with FaultyProxy(s3_server.url) as proxy:
+        connection = json.loads(s3_server.connection)
+        connection["extra"]["endpoint_url"] = proxy.url
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        monkeypatch.setattr("airflow_provider_stem.warehouse.connections._ATTEMPTS", 2)
+        proxy.go_wrong(fault, lambda exchange: exchange.number < 2)
+        with pytest.raises(StemTransportError, match="cannot be read through connection 'aws_default'"):
+            loaded(receipt)
+        assert len(proxy.targets) == 2
+        proxy.go_wrong(fault, lambda exchange: exchange.number < 1)
+        assert loaded(receipt) == counts(1, 96, 96, 0, 0, 0)
+        assert len(proxy.targets) == 2
 
 
 @pytest.mark.s3
@@ -177,6 +197,7 @@ def test_a_connection_that_is_not_there_is_told(lake):
 COMMON = [
     Wrong("sql_conn_id", CONNECTIONS, "give the id of a connection"),
     Wrong("schema", ["", "a b", "1st", "a.b", "x" * 64, None, 17, True], "give a name of letters"),
+    Wrong("schema", ["temp", "System", "information_schema", "pg_catalog"], "give a name of your own"),
     Wrong("lock_timeout", DURATIONS, "give a timedelta above zero"),
 ]
 OPERATORS = {
