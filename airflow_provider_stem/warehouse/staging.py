@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_provider_stem.errors import StemDataError
+from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import RESOLUTIONS
 from airflow_provider_stem.text import one_line
 from airflow_provider_stem.warehouse.objects import LandedObject
-from airflow_provider_stem.warehouse.reading import read_batches
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A landed object's bytes back to rows in the landing schema: Parquet, CSV or JSON lines; for the staging."""
+"""Read the rows of a landed object from its bytes: Parquet, CSV or JSON Lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 _BATCH_ROWS = 2**16
 _CHUNK_BYTES = 2**22
 _INSTANTS = ("interval_start", "interval_end")
-# As written: instants are text until they are cast, so that none is read by a guess.
+# Instants are read as strings and then cast, so that pyarrow does not guess their type.
 _TEXT_SCHEMA = pa.schema(
     [pa.field(field.name, pa.string() if field.name in _INSTANTS else field.type) for field in LANDING_SCHEMA]
 )
@@ -25,11 +25,13 @@ _TEXT_SCHEMA = pa.schema(
 
 def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     """
-    Read an object. Its format and compression show in its first bytes, so a key without extension does too.
+    Iterate over the rows of an object as record batches in the landing schema.
 
-    :param file: from front to end; can be sought.
-    :raises ValueError: it does not hold the columns of the landing schema; also as :class:`pyarrow.ArrowInvalid`.
-    :raises OSError: it is damaged; also as :class:`EOFError`.
+    Format and compression are detected from the first bytes, so the key needs no extension.
+
+    :param file: seekable binary file, positioned at its start.
+    :raises ValueError: the columns are not those of the landing schema; :class:`pyarrow.ArrowInvalid` is one.
+    :raises OSError: the file is damaged or cut off; also :class:`EOFError` and :class:`zlib.error`.
     """
     if _head(file, 4) == b"PAR1":
         yield from _read_parquet(file)
@@ -40,13 +42,13 @@ def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
             yield from _read_jsonl(source)
         elif first:
             yield from _read_csv(source)
-        # Without any byte it is JSON lines without a row.
+        # An empty file is JSON Lines without rows.
 
 
 def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     with pyarrow.parquet.ParquetFile(file) as parquet:
         if not parquet.schema_arrow.equals(LANDING_SCHEMA, check_metadata=False):
-            raise ValueError(f"its columns are {_shown(parquet.schema_arrow)}")
+            raise ValueError(f"its columns are {_columns(parquet.schema_arrow)}")
         yield from parquet.iter_batches(_BATCH_ROWS)
 
 
@@ -55,18 +57,18 @@ def _read_csv(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
         source,
         read_options=pyarrow.csv.ReadOptions(block_size=_CHUNK_BYTES),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        # An empty field is a null only where a number is to be; all texts are texts.
+        # An empty field is null in a number column only; in a string column it is the empty string.
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=_TEXT_SCHEMA, null_values=[""], strings_can_be_null=False, check_utf8=True
         ),
     )
     if reader.schema.names != LANDING_SCHEMA.names:
-        raise ValueError(f"its columns are {_shown(reader.schema)}")
+        raise ValueError(f"its columns are {_columns(reader.schema)}")
     yield from map(_with_instants, reader)
 
 
 def _read_jsonl(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
-    # In chunks of whole lines: pyarrow reads JSON as a stream only in its latest versions.
+    # In chunks of whole lines: only recent pyarrow versions have a streaming JSON reader.
     while chunk := source.read(_CHUNK_BYTES):
         chunk += source.readline()
         table = pyarrow.json.read_json(
@@ -100,5 +102,5 @@ def _head(file: BinaryIO, size: int) -> bytes:
     return head
 
 
-def _shown(schema: pa.Schema) -> str:
+def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)[:300]
