@@ -13,6 +13,7 @@ import pytest
 
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams import source
@@ -154,7 +155,7 @@ def check(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(clients=2, sites=6, seed=3, now=NOW, **{n: v for n, v in case.items() if n != "resolution"})
     resolution = case.get("resolution", 900)
     with Simulator(settings) as simulator:
-        config = ClientConfig(settings.api_key, simulator.url, page_size=4, max_attempts=8)
+        config = ClientConfig(ApiKey(settings.api_key), simulator.url, page_size=4, max_attempts=8)
         with StemClient(config, sleep=lambda _: None) as client:
             sites = listed(simulator, client)
             past = Window.covering(NOW - timedelta(hours=30), NOW - timedelta(hours=6), resolution)
@@ -203,7 +204,7 @@ def test_a_server_that_is_soon_tired(retry_after: Any) -> None:
         time.sleep(min(seconds, 0.4))
 
     with Simulator(settings) as simulator:
-        config = ClientConfig(settings.api_key, simulator.url, max_attempts=8)
+        config = ClientConfig(ApiKey(settings.api_key), simulator.url, max_attempts=8)
         with StemClient(config, sleep=wait) as client:
             sites = listed(simulator, client)
             past = Window.covering(NOW - timedelta(hours=30), NOW - timedelta(hours=6), 900)

@@ -649,6 +649,7 @@ def test_the_configuration_section_names_what_is_in_force():
 
     from airflow_provider_stem import get_provider_info
     from airflow_provider_stem.api.config import ClientConfig
+    from airflow_provider_stem.api.key import ApiKey
     from airflow_provider_stem.sensors import StemStreamsSensor
 
     options = {
@@ -656,7 +657,7 @@ def test_the_configuration_section_names_what_is_in_force():
     }
     for task in (StemStreamsToS3Operator, StemStreamsSensor):
         assert inspect.signature(task).parameters["max_workers"].default == options["max_workers"]
-    config = ClientConfig("key")
+    config = ClientConfig(ApiKey("key"))
     assert {name: getattr(config, name) for name in options if name != "max_workers"} == {
         name: value for name, value in options.items() if name != "max_workers"
     }

@@ -43,6 +43,14 @@ class StemClient:
         """How many requests went out so far, retries included."""
         return self._transport.requests_sent
 
+    def redact(self, text: str) -> str:
+        """
+        Replace the API key in a text by ``***``, in whichever way it is written there.
+
+        For every text that holds something of the API's and goes to a log, a receipt or another system.
+        """
+        return self._config.api_key.redact(text)
+
     def close(self) -> None:
         """Stop waiting and close all connections."""
         self._transport.close()

@@ -8,11 +8,12 @@ import math
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.errors import StemConfigError
 
 DEFAULT_BASE_URL = "https://app.stem.com/api/v1/"
@@ -26,7 +27,7 @@ class ClientConfig:
     """
     Where the API is, who asks, and how patiently.
 
-    :param api_key: the developer token (guide: "Authentication Token"); never shown by ``repr``.
+    :param api_key: the developer token (guide: "Authentication Token").
     :param base_url: ends with a slash; https, or http on a loopback address.
     :param timeout: seconds for one request, from its start to the last byte of its answer.
     :param max_attempts: how often one request is sent at the most.
@@ -34,12 +35,16 @@ class ClientConfig:
     :param verify: whether TLS certificates are verified, or a bundle of certificate authorities.
     """
 
-    api_key: str = field(repr=False)
+    api_key: ApiKey
     base_url: str = DEFAULT_BASE_URL
     timeout: float = 60.0
     max_attempts: int = 5
     page_size: int = 100
     verify: bool | str = True
+
+    def __post_init__(self) -> None:
+        # A plain string would be in every pickle, copy and repr.
+        object.__setattr__(self, "api_key", ApiKey.of(self.api_key))
 
     @classmethod
     def from_connection(
@@ -66,10 +71,10 @@ class ClientConfig:
         except StemConfigError as exc:
             message = str(exc)
         # Pasted into a wrong field as well, the key would be shown with that field's value.
-        raise StemConfigError(message.replace(api_key, "***"))
+        raise StemConfigError(api_key.redact(message))
 
 
-def _api_key(password: str | None) -> str:
+def _api_key(password: str | None) -> ApiKey:
     key = (password or "").strip()
     if not key:
         raise StemConfigError("The connection has no Password: put the Stem API key there.")
@@ -79,7 +84,7 @@ def _api_key(password: str | None) -> str:
             "The connection's Password holds a space, a line break or a character outside ASCII, "
             "which no Stem API key does: paste the key again."
         )
-    return key
+    return ApiKey(key)
 
 
 def _base_url(host: str, schema: str, port: int | None) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import requests
 import tenacity
@@ -22,6 +21,7 @@ from requests.auth import AuthBase
 from airflow_provider_stem import __version__
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.deadline import WholeAnswerAdapter
+from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError, error_messages
 from airflow_provider_stem.errors import (
     StemApiError,
@@ -58,18 +58,12 @@ class ApiKeyAuth(AuthBase):
     An auth object, since requests lets ``.netrc`` replace a header that was merely set.
     """
 
-    def __init__(self, api_key: str) -> None:
+    def __init__(self, api_key: ApiKey) -> None:
         self._api_key = api_key
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:  # noqa: D102
-        request.headers["Authorization"] = f"APIKEY {self._api_key}"
+        request.headers["Authorization"] = f"APIKEY {self._api_key.reveal()}"
         return request
-
-    def redact(self, text: str) -> str:
-        """Take the key out of a text that a server or a library made."""
-        for shown in {self._api_key, quote(self._api_key), quote(self._api_key, safe="")}:
-            text = text.replace(shown, "***")
-        return text
 
 
 class Transport:
@@ -167,7 +161,7 @@ class Transport:
 
     def _shown(self, text: str) -> str:
         # In this order: a key that is cut in two would not be found.
-        return one_line(self._auth.redact(text))
+        return one_line(self._config.api_key.redact(text))
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)

@@ -9,6 +9,7 @@ import pytest
 
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.simulator import Simulator
 from airflow_provider_stem.streams import source
 from tests.support import TALLIES_KEY
@@ -24,7 +25,7 @@ def connect() -> Iterator[Connect]:
     with ExitStack() as opened:
 
         def client(simulator: Simulator, *, patient: bool = False, **options: Any) -> StemClient:
-            config = ClientConfig(simulator.settings.api_key, simulator.url, **options)
+            config = ClientConfig(ApiKey(simulator.settings.api_key), simulator.url, **options)
             return opened.enter_context(StemClient(config, sleep=None if patient else lambda _: None))
 
         yield client

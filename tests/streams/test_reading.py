@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.errors import StemDataError, StemNotFoundError, StemUnavailableError
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams.reading import SiteReading, SiteResult, StreamAccount
@@ -383,7 +384,7 @@ def patchy() -> Iterator[tuple[Simulator, StemClient]]:
     with ExitStack() as stack:
         simulator = stack.enter_context(Simulator(Settings(gaps=0.2, null_values=0.2, now=utc("2025-07-01"))))
         client = stack.enter_context(
-            StemClient(ClientConfig(simulator.settings.api_key, simulator.url), sleep=lambda _: None)
+            StemClient(ClientConfig(ApiKey(simulator.settings.api_key), simulator.url), sleep=lambda _: None)
         )
         yield simulator, client
 

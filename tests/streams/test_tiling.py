@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams.reading import SiteReading
 from airflow_provider_stem.streams.sites import Site
@@ -189,7 +190,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[dict[Rounding, tuple[Sim
             settings = Settings(sites=1, clients=1, reading=request.param, rounding=rounding, partial_bin=True)
             simulator = stack.enter_context(Simulator(settings))
             client = stack.enter_context(
-                StemClient(ClientConfig(settings.api_key, simulator.url), sleep=lambda _: None)
+                StemClient(ClientConfig(ApiKey(settings.api_key), simulator.url), sleep=lambda _: None)
             )
             running[rounding] = simulator, client
         yield running
