@@ -8,11 +8,16 @@ __version__ = "0.1.0"
 
 __all__ = ["__version__", "get_provider_info"]
 
-_DEFAULTS = {
-    "max_workers": ("8", "How many sites a task reads at a time."),
-    "max_attempts": ("5", "How often one request is sent at the most."),
-    "timeout": ("60", "Seconds for one request, from its start to the last byte of the answer."),
-    "page_size": ("100", "Clients and sites per page of a listing."),
+_OPTIONS = {
+    "max_workers": ("integer", "8", "How many sites a task reads at a time."),
+    "max_attempts": ("integer", "5", "How many times one request is sent at most."),
+    "timeout": ("integer", "60", "Seconds for one request, from its start to the last byte of the answer."),
+    "page_size": ("integer", "100", "Clients and sites per page of a listing."),
+    "allow_unconditional_writes": (
+        "boolean",
+        "False",
+        "Whether to merge into a store without conditional writes, where tasks that write one object can lose rows.",
+    ),
 }
 
 
@@ -53,11 +58,11 @@ def get_provider_info() -> dict[str, Any]:
                     name: {
                         "description": description,
                         "version_added": "0.1.0",
-                        "type": "integer",
+                        "type": kind,
                         "example": None,
                         "default": default,
                     }
-                    for name, (default, description) in _DEFAULTS.items()
+                    for name, (kind, default, description) in _OPTIONS.items()
                 },
             }
         },

@@ -22,6 +22,10 @@ from airflow_provider_stem.streams.windows import (
     parse_instant,
 )
 
+_SET_BY_THE_OPERATOR = frozenset(
+    {"Body", "Bucket", "ChecksumAlgorithm", "ChecksumSHA256", "ContentLength", "IfMatch", "IfNoneMatch", "Key"}
+)
+
 _LONGEST = timedelta(days=36_500)
 """Beyond it sums of times leave the calendar."""
 
@@ -153,6 +157,15 @@ def _check_key_text(_: str, value: object) -> None:
         check_key_template(value)
 
 
+def _check_extra_args(argument: str, value: object) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise StemConfigError(
+            f'{argument} must be a dict of arguments of a PUT, such as {{"StorageClass": "STANDARD"}}, got {value!r}.'
+        )
+    if reserved := sorted(_SET_BY_THE_OPERATOR & value.keys()):
+        raise StemConfigError(f"{argument} must not hold {reserved[0]!r}, which the operator sets itself. Remove it.")
+
+
 def _check_progress(argument: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise StemConfigError(f"{argument} is {value!r}: give what Watch.progress gave, or leave it out.")
@@ -171,7 +184,8 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "on_empty": _one_of("write", "skip", "fail"),
     "on_site_error": _one_of("fail", "skip"),
     "partition_events": _check_flag,
-    "replace": _check_flag,
+    "if_exists": _one_of("merge", "replace", "fail"),
+    "parquet_encoding": _one_of("portable", "smallest"),
     "deferrable": _check_flag,
     "start_from_trigger": _check_flag,
     "max_workers": _check_count,
@@ -198,6 +212,7 @@ _TEMPLATED_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "batch": _or_none(_check_name),
     "s3_bucket": _or_none(check_bucket),
     "s3_key": lambda _, value: check_key_template(value),
+    "s3_extra_args": _or_none(_check_extra_args),
     "stem_conn_id": check_connection_id,
     "aws_conn_id": _or_none(_check_text),
 }

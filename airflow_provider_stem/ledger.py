@@ -21,7 +21,7 @@ from itertools import groupby
 from typing import Any
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
-from airflow_provider_stem.streams.keys import object_key
+from airflow_provider_stem.streams.keys import KeyTemplate
 from airflow_provider_stem.streams.sites import stream_starts
 from airflow_provider_stem.streams.windows import Partition, Window, iso
 from airflow_provider_stem.text import one_line
@@ -197,7 +197,7 @@ class Ledger:
         alone: bool,
     ) -> Iterator[dict[str, Any]]:
         """Give the pieces of sites that share objects, but for what each missed, or of one alone just that."""
-        names = {"batch": group, "dag_id": "", "task_id": "", "extension": "parquet"}
+        template = KeyTemplate(key, batch=group, dag_id="", task_id="", extension="parquet")
         since = self.sites[sites[0]["site_id"]].since
         for start, end, partition in _chunks(min(map(_began, sites)), since):
             if settled is None or end > settled:
@@ -210,7 +210,7 @@ class Ledger:
             periods = Window.covering(_midnight(start), _midnight(end), 900).periods(partition)
             for read, run in groupby(periods, members):
                 first, *_, last = piece = [*run] * 2
-                if read and not all(object_key(key, period, **names) in there for period in piece):
+                if read and not all(template.key(period) in there for period in piece):
                     bounds = {"start": iso(first.start), "end": iso(last.end)}
                     yield {"sites": read, "batch": group, **bounds, "partition": partition}
 

@@ -25,7 +25,7 @@ from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import LandedObjectsLink
 from airflow_provider_stem.mapping import CheckedWhenParsed, MappedOverSites
 from airflow_provider_stem.streams.formats import check_format, extension
-from airflow_provider_stem.streams.keys import DEFAULT_KEY, common_prefix, split_address
+from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate, split_address
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, check_stream_types
 from airflow_provider_stem.text import one_line
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_stem.api.client import StemClient
+    from airflow_provider_stem.streams.receipts import Receipt
 
 __all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
 
 _MAX_LINES = 100
 _MAX_ID = 1_024  # a key of S3 has no room for more
-_COUNTS = {"incomplete": "incomplete_count", "unavailable": "unavailable_count", "failed_sites": "failed_count"}
 
 
 class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
@@ -143,9 +143,14 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     :param on_unavailable: where a site lacks a type: ``skip`` it and land the others, or ``fail``.
     :param on_empty: where the whole run has no row: ``write`` objects that hold the schema alone, ``skip`` or ``fail``.
     :param on_site_error: where a single site is forbidden, unknown or answers with wrong data: ``fail``, or ``skip``
-        it. Rows that an earlier run landed for a skipped site go with the object that is replaced.
+        it. Rows that an earlier run landed for a skipped site stay with ``if_exists="merge"``.
     :param partition_events: give the asset events the window as partition key (Airflow 3.3).
-    :param replace: whether objects that are there already are replaced.
+    :param if_exists: ``merge``: an object becomes the union of what it held and what was read, and where both have a
+        row, the one that was read later holds; ``replace``: it becomes what was read; ``fail``: other content under the
+        key is an error, the same content counts as landed. In each, an attempt that began to read earlier never
+        overwrites one that began later.
+    :param parquet_encoding: ``portable``: what every common reader reads; ``smallest``: may use newer encodings.
+    :param s3_extra_args: further arguments of each PUT, as boto3 takes them, such as ``ServerSideEncryption``.
     :param max_workers: how many sites are read at a time; default: ``[stem] max_workers``, else 8.
     :param stem_conn_id: connection of type ``stem``.
     :param aws_conn_id: connection of type ``aws``.
@@ -160,9 +165,10 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         "s3_key",
         "batch",
         "stem_conn_id",
+        "s3_extra_args",
         "aws_conn_id",
     )
-    template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - the base class's own way
+    template_fields_renderers = {"sites": "json", "s3_extra_args": "json"}  # noqa: RUF012 - the base class's own way
     operator_extra_links = (LandedObjectsLink(),)
 
     def __init__(
@@ -186,7 +192,9 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         on_empty: Literal["write", "skip", "fail"] = "write",
         on_site_error: Literal["fail", "skip"] = "fail",
         partition_events: bool = False,
-        replace: bool = True,
+        if_exists: Literal["merge", "replace", "fail"] = "merge",
+        parquet_encoding: Literal["portable", "smallest"] = "portable",
+        s3_extra_args: Mapping[str, Any] | None = None,
         max_workers: int = conf.getint("stem", "max_workers", fallback=8),
         stem_conn_id: str = StemHook.default_conn_name,
         aws_conn_id: str | None = "aws_default",
@@ -212,7 +220,9 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             on_empty=on_empty,
             on_site_error=on_site_error,
             partition_events=partition_events,
-            replace=replace,
+            if_exists=if_exists,
+            parquet_encoding=parquet_encoding,
+            s3_extra_args=s3_extra_args,
             max_workers=max_workers,
             stem_conn_id=stem_conn_id,
             aws_conn_id=aws_conn_id,
@@ -235,17 +245,19 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         self.on_empty = on_empty
         self.on_site_error = on_site_error
         self.partition_events = partition_events
-        self.replace = replace
+        self.if_exists = if_exists
+        self.parquet_encoding = parquet_encoding
+        self.s3_extra_args = s3_extra_args
         self.max_workers = max_workers
         self.stem_conn_id = stem_conn_id
         self.aws_conn_id = aws_conn_id
         self._client: StemClient | None = None
-        self._receipt: dict[str, Any] | None = None
+        self._receipt: Receipt | None = None
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> Receipt:
         """Resolve the arguments, land the window, tell the outlets."""
         from airflow_provider_stem.storage import S3Store
-        from airflow_provider_stem.streams.landing import Landing, plan_keys
+        from airflow_provider_stem.streams.landing import Landing
 
         with final_errors(self.stem_conn_id):
             sites = read_sites(self.sites)
@@ -264,42 +276,49 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             window = window.moved_back(self.lookback, self.partition)
             bucket, key = self._bucket_and_key()
             compression = check_format(self.file_format, self.compression)
+            template = KeyTemplate(
+                key,
+                batch=self._batch_of(context),
+                dag_id=self.dag_id,
+                task_id=self.task_id,
+                extension=extension(self.file_format, compression),
+            )
             landing = Landing(
                 window=window,
                 stream_types=self.stream_types,
-                partition=self.partition,
-                keys=plan_keys(
-                    key,
-                    window,
-                    self.partition,
-                    batch=self._batch_of(context),
-                    dag_id=self.dag_id,
-                    task_id=self.task_id,
-                    extension=extension(self.file_format, compression),
-                ),
+                objects=template.plan(window, self.partition),
+                template=template,
                 file_format=self.file_format,
                 compression=compression,
+                parquet_encoding=self.parquet_encoding,
+                if_exists=self.if_exists,
                 on_incomplete=self.on_incomplete,
                 on_unavailable=self.on_unavailable,
                 on_empty=self.on_empty,
                 on_site_error=self.on_site_error,
                 max_workers=self.max_workers,
             )
-            store = S3Store(self.aws_conn_id, bucket, replace=self.replace)
+            store = S3Store(self.aws_conn_id, bucket, self.s3_extra_args)
             self._check_outlets(context)
-            self._log_group("Objects to land", (store.uri(key) for key in landing.keys))
+            self._log_group("Objects to land", map(store.uri, landing.objects))
             with StemHook(self.stem_conn_id).get_conn() as self._client:
-                store.check()
+                store.check(
+                    template.prefix,
+                    may_be_unconditional=self.if_exists == "replace"
+                    or conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
+                )
                 self._receipt = receipt = landing.run(self._client, sites, store)
-        for findings in ("incomplete", "unavailable", "failed_sites"):
-            self._log_group(
-                f"{findings} ({receipt[_COUNTS[findings]]:,})",
-                (one_line(" ".join(f"{name}={value}" for name, value in one.items())) for one in receipt[findings]),
-            )
+        findings: tuple[tuple[str, int, Sequence[Mapping[str, Any]]], ...] = (
+            ("incomplete", receipt["incomplete_count"], receipt["incomplete"]),
+            ("unavailable", receipt["unavailable_count"], receipt["unavailable"]),
+            ("failed_sites", receipt["failed_count"], receipt["failed_sites"]),
+        )
+        for title, count, listed in findings:
+            lines = (one_line(" ".join(f"{name}={value}" for name, value in one.items())) for one in listed)
+            self._log_group(f"{title} ({count:,})", lines)
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"No row came for {window}: nothing was uploaded (on_empty='skip').")
-        prefix = store.uri(common_prefix(key, dag_id=self.dag_id, task_id=self.task_id))
-        self._tell_outlets(context, receipt, window, prefix)
+        self._tell_outlets(context, receipt, window, store.uri(template.prefix))
         return receipt
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
@@ -343,10 +362,10 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             return self.batch
         if isinstance(self.sites, (str, Mapping)):
             return read_sites(self.sites)[0].site_id
-        if getattr(context.get("ti"), "map_index", -1) >= 0:
+        if getattr(context.get("ti"), "map_index", -1) >= 0 and self.if_exists != "merge":
             raise StemConfigError(
-                "batch is not given: tasks that are mapped over lists of sites would write the same keys. Map with "
-                ".expand_kwargs over StemSiteListOperator(batches=...), which gives each its batch."
+                f"batch is missing, so mapped tasks would overwrite each other (if_exists={self.if_exists!r}). "
+                "Map with .expand_kwargs over StemSiteListOperator(batches=...), which sets it."
             )
         return "all"
 
@@ -357,10 +376,10 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         ):
             raise StemConfigError("partition_events=True needs asset partitions, which Airflow has from 3.3 on.")
 
-    def _tell_outlets(self, context: Context, receipt: dict[str, Any], window: Window, prefix: str) -> None:
+    def _tell_outlets(self, context: Context, receipt: Receipt, window: Window, prefix: str) -> None:
         from airflow import __version__ as airflow_version
 
-        extra = {name: receipt[name] for name in ("window", "objects", "rows")}
+        extra = {"window": receipt["window"], "objects": receipt["objects"], "rows": receipt["rows"]}
         for outlet in self.outlets:
             event = context["outlet_events"][outlet]
             if isinstance(outlet, AssetAlias):

@@ -1,44 +1,86 @@
-"""Finished files to S3, through Airflow's own hook; for the operator."""
+"""Objects in S3: read, compared and written on condition, through Airflow's own hook; for operators and the landing."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
+import shutil
+from collections.abc import Container, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import tenacity
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    ParamValidationError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+from urllib3.exceptions import HTTPError
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
-
-if TYPE_CHECKING:
-    from airflow_provider_stem.streams.spool import ShelvedFile
+from airflow_provider_stem.streams.objects import ObjectChangedError, Version
+from airflow_provider_stem.streams.spool import ScratchFile
+from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 
 DIGEST = "sha256"
-"""Under which metadata of an object the SHA-256 of its content is kept."""
+"""Metadata name of the SHA-256 of an object's content, in hexadecimal."""
+READ_AT = "read-at"
+"""Metadata name of the time at which the reading of an object's newest rows began: ISO 8601, UTC, the store's clock."""
+
+_PROBE = ".stem-conditional-write-probe"
+_PROBE_BODY = b"Written to find out whether this store honours If-None-Match and If-Match. It can be deleted.\n"
+_NO_SUCH_ETAG = '"00000000000000000000000000000000"'
+_ANY_STATUS = range(300, 600)
+# AWS answers 409 where two conditional requests for one key meet.
+_CONFLICTS = (409, 412)
+# Refusals of a PUT that another attempt can cure.
+_PASSING = {"BadDigest", "ExpiredToken", "RequestTimeout", "TokenRefreshRequired", "XAmzContentChecksumMismatch"}
+_MAX_DOWNLOADS = 4
+_FOR_READS = (
+    "ExpectedBucketOwner",
+    "RequestPayer",
+    "SSECustomerAlgorithm",
+    "SSECustomerKey",
+    "SSECustomerKeyMD5",
+)
+"""Arguments of a PUT that HEAD and GET need as well."""
 
 
 class S3Store:
     """
-    Stores files in one bucket, each with a single PUT: visible whole or not at all, and no multipart upload to orphan.
+    One bucket. An object is written with a single PUT: visible whole or not at all, and no multipart upload to orphan.
 
     :param aws_conn_id: connection of type ``aws``.
-    :param bucket: the bucket's name, or ``None`` for the one in the connection's ``service_config``.
-    :param replace: whether an object that is there already is replaced. If not, one with the same content is taken
-        as landed, so that a retry can complete what an earlier attempt began; any other is an error.
+    :param bucket: name of the bucket, or ``None`` for the one in the connection's ``service_config``.
+    :param extra_args: further arguments of each PUT, as boto3's ``put_object`` takes them.
     """
 
-    def __init__(self, aws_conn_id: str | None, bucket: str | None, *, replace: bool) -> None:
+    def __init__(
+        self, aws_conn_id: str | None, bucket: str | None, extra_args: Mapping[str, Any] | None = None
+    ) -> None:
         self._aws_conn_id = aws_conn_id
         self._bucket = bucket
-        self._replace = replace
+        self._extra_args = dict(extra_args or {})
+        self._for_reads = {name: value for name, value in self._extra_args.items() if name in _FOR_READS}
+        self._conditional = True
 
     @cached_property
     def _hook(self) -> S3Hook:
         return S3Hook(aws_conn_id=self._aws_conn_id)
+
+    @cached_property
+    def _client(self) -> Any:
+        return self._hook.get_conn()
 
     @cached_property
     def bucket(self) -> str:
@@ -50,86 +92,254 @@ class S3Store:
         bucket = self._bucket or self._hook.service_config.get("bucket_name")
         if not bucket:
             raise StemConfigError(
-                "s3_bucket is not given: give it, or a full s3://bucket/key as s3_key, or a bucket_name for s3 in the "
-                f"service_config of connection {self._aws_conn_id!r}."
+                "s3_bucket is missing. Set it, or use a full s3://bucket/key as s3_key, or set bucket_name for s3 in "
+                f"the service_config of connection {self._aws_conn_id!r}."
             )
         return str(bucket)
 
-    def check(self) -> None:
-        """
-        See that the bucket is there, before anything is read for it.
-
-        :raises StemConfigError: there is no such bucket.
-        :raises StemTransportError: S3 cannot be reached, or no credentials are found.
-        """
-        bucket = self.bucket
-        try:
-            self._hook.get_conn().head_bucket(Bucket=bucket)
-        except ClientError as exc:
-            # Who may write need not be allowed to look: only "not there" is a clear answer.
-            if _status(exc) == 404:
-                raise StemConfigError(
-                    f"s3_bucket is {bucket!r}, which does not exist: create it, or mend s3_bucket or the connection "
-                    f"{self._aws_conn_id!r}."
-                ) from None
-        except BotoCoreError as exc:
-            raise StemTransportError(f"S3 cannot be used through connection {self._aws_conn_id!r}: {exc}") from None
-
     def uri(self, key: str) -> str:
-        """Give the address of a key."""
+        """Return the address of a key."""
         return f"s3://{self.bucket}/{key}"
 
-    def put(self, key: str, file: ShelvedFile) -> None:
+    def check(self, prefix: str, *, may_be_unconditional: bool) -> None:
         """
-        Store a file.
+        Check that the bucket exists and that this task may write to it, before anything is read from the API.
 
-        :raises StemConfigError: there is another object under the key, and ``replace`` is off.
-        :raises StemTransportError: S3 did not take it, in as many attempts as the connection allows.
+        A probe object below ``prefix`` shows whether the store honours conditional writes. It is deleted again.
+
+        :param prefix: prefix of the keys to write, without a trailing slash; may be empty.
+        :param may_be_unconditional: whether to write without conditions where the store ignores them, with a warning.
+        :raises StemConfigError: the bucket does not exist, a PUT is forbidden or its arguments are wrong, or the store
+            ignores conditions.
+        :raises StemTransportError: the store cannot be reached, or no credentials were found.
         """
         try:
-            self._put(key, file)
-        except (BotoCoreError, ClientError) as exc:
-            raise StemTransportError(f"{self.uri(key)} was not stored: {exc}") from exc
+            self._call("head_bucket", expected=_ANY_STATUS, **self._only("ExpectedBucketOwner"))
+        except ClientError as exc:
+            # A role that may write may lack permission to list, so only a 404 is conclusive.
+            if _status(exc) == 404:
+                raise StemConfigError(
+                    f"s3_bucket {self.bucket!r} does not exist. Create it, or correct s3_bucket or connection "
+                    f"{self._aws_conn_id!r}."
+                ) from None
+        ignored = self._ignored_condition(f"{prefix}/{_PROBE}" if prefix else _PROBE)
+        if ignored is None:
+            return
+        message = (
+            f"The store of connection {self._aws_conn_id!r} ignores {ignored}, so two tasks that write one object at "
+            "the same time can lose rows."
+        )
+        if not may_be_unconditional:
+            raise StemConfigError(
+                f"{message} Use a store that honours conditional writes, or set [stem] allow_unconditional_writes = "
+                "True and make sure that only one task writes an object at a time."
+            )
+        log.warning("%s", message)
+        self._conditional = False
+
+    def head(self, key: str) -> tuple[Version | None, datetime]:
+        """
+        Look up an object.
+
+        :return: its version, ``None`` where there is none, and the time of the store's answer, in UTC.
+        :raises StemTransportError: the store did not answer in as many attempts as the connection allows.
+        """
+        try:
+            answer = self._call("head_object", key, expected=(403, 404), **self._for_reads)
+        except ClientError as exc:
+            # Without permission to list, S3 answers 403 for a key that does not exist. A PUT on the condition that
+            # there is no object settles it.
+            return None, self._answered_at(exc.response)
+        return _version(answer), self._answered_at(answer)
+
+    def get(self, key: str, file: ScratchFile) -> Version | None:
+        """
+        Copy an object into a file, from its start.
+
+        :return: its version, or ``None`` where there is no such object.
+        :raises StemConfigError: reading it is forbidden.
+        :raises StemTransportError: it did not arrive whole in as many attempts as the connection allows.
+        """
+
+        # boto3 repeats a request that gets no answer, but not one whose answer breaks off.
+        @tenacity.retry(
+            stop=tenacity.stop_after_attempt(_MAX_DOWNLOADS),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+            retry=tenacity.retry_if_exception_type((IncompleteReadError, ReadTimeoutError, ResponseStreamingError)),
+            reraise=True,
+        )
+        def download() -> Version:
+            file.clear()
+            answer = self._call("get_object", key, expected=(404,), **self._for_reads)
+            shutil.copyfileobj(answer["Body"], file, 2**20)
+            return _version(answer)
+
+        try:
+            return download()
+        except ClientError:
+            return None
+        except (BotoCoreError, HTTPError) as exc:
+            raise self._unusable(exc, key) from None
+
+    def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
+        """
+        Store a file, on condition that the object is still the one that was looked up.
+
+        :param read_at: when the reading of its newest rows began, by the store's clock.
+        :param replaces: version of the object that is replaced; ``None`` where there is none.
+        :raises ObjectChangedError: another task has written the object since.
+        :raises StemConfigError: the PUT is forbidden, or its arguments are wrong.
+        :raises StemTransportError: the store did not take it in as many attempts as the connection allows, or keeps
+            something else.
+        """
+        file.seek(0)
+        metadata = {DIGEST: file.sha256, READ_AT: read_at.astimezone(UTC).isoformat()}
+        try:
+            answer = self._put(
+                key,
+                file,
+                replaces.etag if replaces else None,
+                ContentLength=file.size,
+                # A checksum of boto3's own choice is sent behind the body, which not every store understands.
+                ChecksumSHA256=base64.b64encode(bytes.fromhex(file.sha256)).decode(),
+                **self._extra_args | {"Metadata": self._extra_args.get("Metadata", {}) | metadata},
+            )
+        except ClientError:
+            raise ObjectChangedError(self.uri(key)) from None
+        if not self._keeps(key, answer, file):
+            raise StemTransportError(
+                f"The store keeps other bytes than were sent to it. Check the store and the network before it; the "
+                f"next attempt writes the object again [{self.uri(key)}]"
+            )
         get_hook_lineage_collector().add_output_asset(  # type: ignore[no-untyped-call]
             context=self._hook, scheme="s3", asset_kwargs={"bucket": self.bucket, "key": key}
         )
 
-    def _put(self, key: str, file: ShelvedFile) -> None:
-        client = self._hook.get_conn()
-        condition = {}
-        if not self._replace:
-            if self._has_same(client, key, file):
-                return
-            condition = {"IfNoneMatch": "*"}
-        file.seek(0)
-        try:
-            client.put_object(
-                Bucket=self.bucket,
-                Key=key,
-                Body=file,
-                ContentLength=file.size,
-                Metadata={DIGEST: file.sha256},
-                **condition,
-            )
-        except ClientError as exc:
-            # Another run was faster.
-            if not (condition and _status(exc) == 412 and self._has_same(client, key, file)):
-                raise
+    def keys(self, prefix: str) -> Iterator[str]:
+        """
+        Iterate over the keys below a prefix; without permission to list there are none, and a warning is logged.
 
-    def _has_same(self, client: Any, key: str, file: ShelvedFile) -> bool:
+        :raises StemTransportError: the store did not answer.
+        """
+        token: dict[str, str] = {}
+        while True:
+            try:
+                page = self._call(
+                    "list_objects_v2", expected=(403,), Prefix=prefix, **token, **self._only("ExpectedBucketOwner")
+                )
+            except ClientError:
+                log.warning("Listing %s is forbidden, so other objects there go unnoticed.", self.uri(prefix))
+                return
+            yield from (listed["Key"] for listed in page.get("Contents", ()))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _ignored_condition(self, key: str) -> str | None:
+        """Return the name of a condition that the store ignores."""
+
+        def honours(etag: str | None) -> bool:
+            try:
+                self._put(key, _PROBE_BODY, etag, **self._extra_args)
+            except ClientError as exc:
+                return _status(exc) != 501
+            return False
+
+        exists = honours(None)
         try:
-            found = client.head_object(Bucket=self.bucket, Key=key)
+            if not exists and not honours(None):
+                return "If-None-Match"
+            return None if honours(_NO_SUCH_ETAG) else "If-Match"
+        finally:
+            if not exists:
+                try:
+                    self._call("delete_object", key, expected=_ANY_STATUS, **self._only("ExpectedBucketOwner"))
+                except ClientError as exc:
+                    log.info("%s stays, and is not written again (%s)", self.uri(key), _reason(exc))
+
+    def _put(self, key: str, body: Any, etag: str | None, **arguments: Any) -> Any:
+        condition: dict[str, str] = {}
+        # S3 answers 404 where the object of an If-Match is gone, and stores without conditional writes answer 501.
+        expected: tuple[int, ...] = ()
+        if self._conditional:
+            condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+            expected = (*_CONFLICTS, 501) if etag is None else (*_CONFLICTS, 404, 501)
+        return self._call("put_object", key, expected=expected, Body=body, **condition, **arguments)
+
+    def _keeps(self, key: str, answer: Mapping[str, Any], file: ScratchFile) -> bool:
+        """Check that the store has what was sent: by its checksum, else by its ETag, else by reading it back."""
+        checksum = answer.get("ChecksumSHA256")
+        if checksum is not None and base64.b64decode(checksum).hex() == file.sha256:
+            return True
+        file.seek(0)
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+        if checksum is None and str(answer.get("ETag")).strip('"') == digest.hexdigest():
+            return True
+        # With a key of KMS or of the customer an ETag is no MD5.
+        with ScratchFile() as copy:
+            return self.get(key, copy) is not None and copy.sha256 == file.sha256
+
+    def _call(self, method: str, key: str = "", *, expected: Container[int], **arguments: Any) -> Any:
+        """
+        Call a method of boto3's client.
+
+        :param expected: statuses that raise ``ClientError``, for the caller to handle.
+        """
+        if key:
+            arguments["Key"] = key
+        try:
+            return getattr(self._client, method)(Bucket=self.bucket, **arguments)
         except ClientError as exc:
-            if _status(exc) == 404:
-                return False
-            raise
-        if found["Metadata"].get(DIGEST) != file.sha256:
-            raise StemConfigError(
-                f"{self.uri(key)} is there already, with other content: it stays as it is (replace=False)."
-            )
-        log.info("%s is there already, with the same content", self.uri(key))
-        return True
+            status, code = _status(exc), exc.response.get("Error", {}).get("Code")
+            if status in expected:
+                raise
+            failed = f"{method} failed: {_reason(exc)} [{self.uri(key)}]"
+            if status == 403:
+                raise StemConfigError(
+                    f"Access denied. Check the permissions of connection {self._aws_conn_id!r}, and whether the bucket "
+                    f"demands s3_extra_args such as ServerSideEncryption: {failed}"
+                ) from None
+            if status == 400 and method == "put_object" and code not in _PASSING:
+                raise StemConfigError(f"S3 rejects the arguments of the PUT. Check s3_extra_args: {failed}") from None
+            raise StemTransportError(failed) from None
+        except ParamValidationError as exc:
+            raise StemConfigError(f"s3_extra_args is invalid. Correct it: {one_line(str(exc))}") from None
+        except (BotoCoreError, HTTPError) as exc:
+            raise self._unusable(exc, key) from None
+
+    def _unusable(self, exc: Exception, key: str) -> StemTransportError:
+        return StemTransportError(
+            f"S3 cannot be used through connection {self._aws_conn_id!r}: {one_line(str(exc))} [{self.uri(key)}]"
+        )
+
+    def _answered_at(self, answer: Mapping[str, Any]) -> datetime:
+        """Return the time at which the store answered, by its own clock: the worker's may be wrong."""
+        text = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+        try:
+            return parsedate_to_datetime(text).astimezone(UTC)
+        except ValueError:
+            raise StemTransportError(
+                f"The store of connection {self._aws_conn_id!r} answers without a valid Date header, so it cannot be "
+                "said which of two attempts is the later one. Check the store and the proxies before it."
+            ) from None
+
+    def _only(self, name: str) -> dict[str, Any]:
+        return {name: self._extra_args[name]} if name in self._extra_args else {}
+
+
+def _version(answer: Mapping[str, Any]) -> Version:
+    metadata = answer.get("Metadata", {})
+    try:
+        read_at = datetime.fromisoformat(metadata[READ_AT]).astimezone(UTC)
+    except (KeyError, ValueError, OverflowError):
+        read_at = None
+    return Version(answer["ETag"], metadata.get(DIGEST), read_at)
 
 
 def _status(exc: ClientError) -> int:
     return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _reason(exc: ClientError) -> str:
+    error = exc.response.get("Error", {})
+    return one_line(f"HTTP {_status(exc)} {error.get('Code', '')}: {error.get('Message', '')}")

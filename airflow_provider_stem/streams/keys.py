@@ -5,22 +5,27 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.windows import Window
+from airflow_provider_stem.streams.windows import Partition, Window
 
 DEFAULT_KEY = (
     "stem/{dag_id}/{task_id}/date={start:%Y-%m-%d}/{start:%Y%m%dT%H%M%SZ}_{end:%Y%m%dT%H%M%SZ}"
     "_{resolution}s_{batch}.{extension}"
 )
 
+MAX_OBJECTS = 1000
+"""Of one task."""
+
 PLACEHOLDERS = ("start", "end", "resolution", "batch", "dag_id", "task_id", "extension")
 
 _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _MAX_KEY_BYTES = 1024
+_MARK = "stem-batch-mark"
 _SCHEME = "s3://"
 # As boto3 checks them: a name, or the address of an access point.
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
@@ -83,36 +88,90 @@ def check_key_template(s3_key: object) -> None:
     example = {"batch": "batch", "dag_id": "dag", "task_id": "task", "extension": "parquet"}
     _format(without_jinja, _values(_EXAMPLE, **example))
     if without_jinja == s3_key:
-        object_key(split_address(s3_key)[1], _EXAMPLE, **example)
+        KeyTemplate(split_address(s3_key)[1], **example).key(_EXAMPLE)
 
 
-def object_key(s3_key: str, period: Window, *, batch: str, dag_id: str, task_id: str, extension: str) -> str:
+@dataclass(frozen=True, slots=True)
+class KeyTemplate:
     """
-    Give the key of one object.
+    The keys of one task's objects.
 
     :param s3_key: the template, with Jinja rendered.
-    :param period: gives ``{start}``, ``{end}`` and ``{resolution}``.
     :param batch: free text; what could lead out of its place in the key is percent-encoded.
-    :raises StemConfigError: an unknown placeholder, or a result that is no good key.
     """
-    key = _format(s3_key, _values(period, batch, dag_id, task_id, extension))
-    if not key or key.startswith("/") or {"", ".", ".."} & set(key.split("/")):
-        raise StemConfigError(f"s3_key gives {key!r}: a key has no empty, '.' or '..' part and does not end with '/'.")
-    if len(key.encode()) > _MAX_KEY_BYTES or not key.isprintable():
-        raise StemConfigError(f"s3_key gives {key[:100]!r}…: a key has at most 1,024 bytes and no control characters.")
-    return key
 
+    s3_key: str
+    batch: str
+    dag_id: str
+    task_id: str
+    extension: str
 
-def common_prefix(s3_key: str, *, dag_id: str, task_id: str) -> str:
-    """Give the part of the key that is the same for every object, period and batch: what an asset stands for."""
-    prefix = ""
-    for literal, field, _, _ in _FORMATTER.parse(s3_key):
-        prefix += literal
-        if field in {"dag_id", "task_id"}:
-            prefix += _part(dag_id if field == "dag_id" else task_id)
-        elif field is not None:
-            return prefix.rpartition("/")[0]
-    return prefix
+    def key(self, period: Window) -> str:
+        """
+        Return the key of one object.
+
+        :param period: fills in ``{start}``, ``{end}`` and ``{resolution}``.
+        :raises StemConfigError: an unknown placeholder, or a result that is no valid key.
+        """
+        key = self._filled(period, self.batch)
+        if not key or key.startswith("/") or {"", ".", ".."} & set(key.split("/")):
+            raise StemConfigError(
+                f"s3_key gives {key!r}: a key has no empty, '.' or '..' part and does not end with '/'."
+            )
+        if len(key.encode()) > _MAX_KEY_BYTES or not key.isprintable():
+            raise StemConfigError(
+                f"s3_key gives {key[:100]!r}…: a key has at most 1,024 bytes and no control characters."
+            )
+        return key
+
+    def plan(self, window: Window, partition: Partition) -> dict[str, Window]:
+        """
+        Return the period of each key, in order.
+
+        :raises StemConfigError: too many objects for one task, or two periods with the same key.
+        """
+        periods = list(window.periods(partition))
+        if len(periods) > MAX_OBJECTS:
+            larger = {"hour": "'day'", "day": "'month'"}.get(partition, "'interval'")
+            raise StemConfigError(
+                f"partition={partition!r} makes {len(periods):,} objects of {window}, more than {MAX_OBJECTS:,}. "
+                f"Use partition={larger}, or shorter windows."
+            )
+        planned = {self.key(period): period for period in periods}
+        if len(planned) < len(periods):
+            raise StemConfigError(
+                f"s3_key {self.s3_key!r} gives several {partition}s the same key, such as {next(iter(planned))!r}. "
+                "Use {start} in it, as finely as the partition."
+            )
+        return planned
+
+    @property
+    def prefix(self) -> str:
+        """The part of the key that is the same for every object, period and batch: the address of an asset."""
+        prefix = ""
+        for literal, field, _, _ in _FORMATTER.parse(self.s3_key):
+            prefix += literal
+            if field in {"dag_id", "task_id"}:
+                prefix += _part(self.dag_id if field == "dag_id" else self.task_id)
+            elif field is not None:
+                return prefix.rpartition("/")[0]
+        return prefix
+
+    def batches(self, period: Window) -> tuple[str, re.Pattern[str]] | None:
+        """
+        Describe the keys of all batches of one period.
+
+        :return: their common prefix, and a pattern whose group ``batch`` is the batch, percent-encoded; ``None`` where
+            the key does not hold the batch.
+        """
+        parts = self._filled(period, _MARK).split(_MARK)
+        if len(parts) == 1:
+            return None
+        begin, *rest = map(re.escape, parts)
+        return parts[0], re.compile(f"{begin}(?P<batch>[^/]+)" + "(?P=batch)".join(rest))
+
+    def _filled(self, period: Window, batch: str) -> str:
+        return _format(self.s3_key, _values(period, batch, self.dag_id, self.task_id, self.extension))
 
 
 def _values(period: Window, batch: str, dag_id: str, task_id: str, extension: str) -> dict[str, Any]:

@@ -1,70 +1,69 @@
 """
-A window of many sites to objects, whole or not at all, and the receipt of what landed; for the operator.
+One window of many sites to objects, and the receipt; for the operator.
 
-First everything is read, checked and written to local files; only then is anything uploaded. So a run that fails
-earlier leaves what was there, and one that fails during the upload leaves whole objects that a retry completes.
+First everything is read, checked and stored on local disk; only then is anything uploaded. A run that fails earlier
+leaves what was there, and one that fails during the upload leaves whole objects that a retry completes.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
+import re
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, Protocol, cast
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Literal
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from airflow_provider_stem.api.client import StemClient
-from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompleteError
+from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompleteError, StemTransportError
 from airflow_provider_stem.streams.extraction import Extraction
-from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.keys import object_key
+from airflow_provider_stem.streams.keys import KeyTemplate
+from airflow_provider_stem.streams.objects import IfExists, ObjectStore, ObjectWriter, OvertakenError, Version
 from airflow_provider_stem.streams.reading import SiteResult
+from airflow_provider_stem.streams.receipts import COUNTS, Receipt, receipt_of
 from airflow_provider_stem.streams.sites import Site
-from airflow_provider_stem.streams.spool import Piece, Shelf, ShelvedFile, Spool
+from airflow_provider_stem.streams.spool import Piece, ScratchFile, Spool
 from airflow_provider_stem.streams.tables import landing_batch
-from airflow_provider_stem.streams.windows import Partition, Window, iso
+from airflow_provider_stem.streams.windows import Window, iso
 from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 
-Receipt = dict[str, Any]
-
-MAX_OBJECTS = 1000
-_MAX_LISTED = 100
-
-
-class ObjectStore(Protocol):
-    """Where finished files go."""
-
-    def put(self, key: str, file: ShelvedFile) -> None:
-        """Store a file under a key, visible whole or not at all."""
-
-    def uri(self, key: str) -> str:
-        """Give the address of a key."""
+_MAX_ATTEMPTS = 5
+_MAX_CLOCK_ERROR = timedelta(seconds=60)
+_NUMBERED = re.compile(r"\d+-of-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Landing:
     """
-    What is to be landed, and how.
+    What to land, and how.
 
     :param window: what to read; see :meth:`Window.moved_back` for whole periods.
-    :param keys: one key for each of the window's periods; see :func:`plan_keys`.
-    :param compression: as :func:`~airflow_provider_stem.streams.formats.check_format` gave it.
+    :param objects: the periods of the window by key; see :meth:`KeyTemplate.plan`.
+    :param template: of these keys.
+    :param compression: as :func:`~airflow_provider_stem.streams.formats.check_format` returns it.
+    :param if_exists: see :class:`~airflow_provider_stem.streams.objects.ObjectWriter`.
     :param on_incomplete: where rows are missing: ``warn``, or ``fail`` before anything is uploaded.
     :param on_empty: where the run has no row at all: ``write`` objects without rows, ``skip`` or ``fail``.
     """
 
     window: Window
     stream_types: Sequence[str]
-    partition: Partition
-    keys: Sequence[str]
+    objects: Mapping[str, Window]
+    template: KeyTemplate
     file_format: str
     compression: str
+    parquet_encoding: str
+    if_exists: IfExists
     on_incomplete: Literal["warn", "fail"]
     on_unavailable: Literal["skip", "fail"]
     on_empty: Literal["write", "skip", "fail"]
@@ -75,60 +74,46 @@ class Landing:
         """
         Read, write and upload.
 
+        Where another task has landed rows that it read later, the window is read again.
+
         :return: the receipt; without objects where ``on_empty="skip"`` applies.
+        :raises StemConfigError: the objects under the prefix belong to another number of batches.
         :raises StemIncompleteError: rows are missing and the policy says so, or every site failed.
+        :raises StemTransportError: other tasks landed later rows again and again.
         :raises StemError: see :mod:`airflow_provider_stem.errors`.
         """
         began = time.monotonic()
-        periods = list(self.window.periods(self.partition))
-        with Spool() as spool, Shelf() as shelf:
-            keeper = _Keeper(spool, periods)
-            extraction: Extraction[_Kept] = Extraction(
-                client,
-                self.stream_types,
-                self.window,
-                keeper.keep,
-                on_unavailable=self.on_unavailable,
-                on_site_error=self.on_site_error,
-            )
-            log.info(
-                "Reading %s of %s at %s s: %s to %s, with %s or more, to land in %s",
-                ", ".join(self.stream_types),
-                _count(len(sites), "site"),
-                self.window.resolution,
-                iso(self.window.start),
-                iso(self.window.end),
-                _count(extraction.planned_requests(sites), "request"),
-                _count(len(periods), "object"),
-            )
-            results: list[SiteResult[_Kept]] = []
-            incoming = _collected(extraction.read(sites, self.max_workers), results, len(sites))
-            # The first period's file is written while sites come in, the others from what was kept of them.
-            turns = itertools.tee(incoming, len(periods))
-            files = []
-            for number, (period, turn) in enumerate(zip(periods, turns, strict=True)):
-                file = shelf.new_file()
-                batches = keeper.batches(turn, number, self.window.resolution)
-                rows = write_file(batches, cast(BinaryIO, file), self.file_format, self.compression, period)
-                files.append((period, file, rows))
-
-            receipt = self._receipt(results)
-            self._judge(receipt, results)
-            receipt["requests"] = client.requests_sent
-            if receipt["rows"] or self.on_empty == "write":
-                for key, (period, file, rows) in zip(self.keys, files, strict=True):
-                    store.put(key, file)
-                    receipt["objects"].append(
-                        {
-                            "uri": store.uri(key),
-                            "rows": rows,
-                            "bytes": file.size,
-                            "start": iso(period.start),
-                            "end": iso(period.end),
-                        }
-                    )
         log.info(
-            "Landed %s in %s with %s in %.1f s: %s missing of %s expected",
+            "Reading %s of %s at %s s: %s to %s, to land in %s",
+            ", ".join(self.stream_types),
+            _count(len(sites), "site"),
+            self.window.resolution,
+            iso(self.window.start),
+            iso(self.window.end),
+            _count(len(self.objects), "object"),
+        )
+        counts: Counter[str] = Counter()
+        for _ in range(_MAX_ATTEMPTS):
+            seen, read_at = self._look_up(store)
+            self._check_batches([self.objects[key] for key, version in seen.items() if not version], sites, store)
+            writer = ObjectWriter(
+                store, self.file_format, self.compression, self.parquet_encoding, self.if_exists, read_at
+            )
+            try:
+                receipt = self._attempt(client, sites, writer, seen, counts)
+            except OvertakenError as exc:
+                # What is already written is compared with itself in the next attempt.
+                counts["unchanged"] = -counts["inserted"] - counts["changed"]
+                counts["kept"] = 0
+                log.warning("Another task landed rows that it read later, so the window is read again [%s]", exc)
+            else:
+                break
+        else:
+            raise StemTransportError(
+                f"Other tasks landed later rows of {self.window} {_MAX_ATTEMPTS} times. Try again when they are done."
+            )
+        log.info(
+            "Landed %s in %s with %s in %.1f s: %s of %s expected are missing",
             _count(receipt["rows"], "row"),
             _count(len(receipt["objects"]), "object"),
             _count(receipt["requests"], "request"),
@@ -138,40 +123,103 @@ class Landing:
         )
         return receipt
 
-    def _receipt(self, results: Sequence[SiteResult[_Kept]]) -> Receipt:
-        whole = [result for result in results if result.error is None]
-        accounts = [(r.site_id, t, a) for r in whole for t, a in sorted(r.accounts.items())]
-        expected = sum(account.expected for _, _, account in accounts)
-        incomplete = [
-            {
-                "site_id": site_id,
-                "stream_type": stream_type,
-                "expected": account.expected,
-                "received": account.received,
-                "first_missing": iso(account.first_missing),
-            }
-            for site_id, stream_type, account in accounts
-            if account.first_missing is not None
-        ]
-        unavailable = [{"site_id": r.site_id, "stream_type": t} for r in whole for t in sorted(r.unavailable)]
-        failed = [{"site_id": r.site_id, "error": str(r.error)} for r in results if r.error is not None]
-        return {
-            "window": self.window.as_json(),
-            "objects": [],
-            "rows": sum(result.rows for result in whole),
-            "expected": expected,
-            "missing": expected - sum(account.received for _, _, account in accounts),
-            "sites": len(results),
-            "requests": 0,
-            "incomplete": incomplete[:_MAX_LISTED],
-            "unavailable": unavailable[:_MAX_LISTED],
-            "failed_sites": failed[:_MAX_LISTED],
-            "incomplete_count": len(incomplete),
-            "unavailable_count": len(unavailable),
-            "failed_count": len(failed),
-        }
+    def _look_up(self, store: ObjectStore) -> tuple[dict[str, Version | None], datetime]:
+        """Return the version of each object before anything is read, and the time of the store at that moment."""
+        with ThreadPoolExecutor(self.max_workers, thread_name_prefix="stem-store") as pool:
+            found = dict(zip(self.objects, pool.map(store.head, self.objects), strict=True))
+        seen = {key: version for key, (version, _) in found.items()}
+        read_at = max(time for _, time in found.values())
+        for key, version in seen.items():
+            if version and version.read_at and version.read_at > read_at + _MAX_CLOCK_ERROR:
+                raise StemTransportError(
+                    f"The object was read at {iso(version.read_at)} according to its metadata, and the store's clock "
+                    f"says {iso(read_at)}. Correct that clock, or delete the object [{one_line(store.uri(key))}]"
+                )
+        return seen, read_at
 
-    def _judge(self, receipt: Receipt, results: Sequence[SiteResult[_Kept]]) -> None:
+    def _check_batches(self, new: Iterable[Window], sites: Sequence[Site], store: ObjectStore) -> None:
+        """Check that no interval would be there twice, since the sites were in other batches before."""
+
+        def scheme(batch: str) -> str | None:
+            if numbered := _NUMBERED.fullmatch(batch):
+                return f"batches={int(numbered[1])}"
+            if batch == "all":
+                return "one batch"
+            return "one batch per site" if batch in site_ids else None
+
+        site_ids = {site.site_id for site in sites}
+        own = scheme(self.template.batch)
+        if own is None:
+            return
+        for period in new:
+            described = self.template.batches(period)
+            for key in store.keys(described[0]) if described else ():
+                found = described[1].fullmatch(key) if described else None
+                other = scheme(unquote(found["batch"])) if found else None
+                if other not in (None, own):
+                    raise StemConfigError(
+                        f"Objects of {other} exist for {period}, and this task writes {own}: every interval would be "
+                        f"there twice. Go back to {other}, use another s3_key, or delete the other objects "
+                        f"[{one_line(store.uri(key))}]"
+                    )
+
+    def _attempt(
+        self,
+        client: StemClient,
+        sites: Sequence[Site],
+        writer: ObjectWriter,
+        seen: Mapping[str, Version | None],
+        counts: Counter[str],
+    ) -> Receipt:
+        """
+        Read the window once, and write what was read.
+
+        :param seen: the version of each object before.
+        :param counts: of rows that were inserted, changed, unchanged and kept, to add to.
+        """
+        with Spool() as spool, ScratchFile() as scratch:
+            partitioner = _Partitioner(spool, list(self.objects.values()))
+            extraction: Extraction[_Pieces] = Extraction(
+                client,
+                self.stream_types,
+                self.window,
+                partitioner.store,
+                on_unavailable=self.on_unavailable,
+                on_site_error=self.on_site_error,
+            )
+            results: list[SiteResult[_Pieces]] = []
+            incoming = _collected(extraction.read(sites, self.max_workers), results, len(sites))
+            prepared = None
+            if seen[next(iter(self.objects))] is None:
+                # Written while other sites are still being read.
+                prepared = scratch, writer.write_file(scratch, partitioner.rows(incoming, 0, self.window.resolution))
+            deque(incoming, maxlen=0)
+
+            receipt = receipt_of(results, self.window, client.redact)
+            self._check(receipt, results)
+            if receipt["rows"] or self.on_empty == "write":
+                for number, (key, period) in enumerate(self.objects.items()):
+                    read = partial(partitioner.rows, results, number, self.window.resolution)
+                    written = writer.write(key, seen[key], read, None if number else prepared)
+                    counts.update({name: getattr(written.merge, name) for name in COUNTS})
+                    receipt["objects"].append(
+                        {
+                            "uri": writer.store.uri(key),
+                            "rows": written.rows,
+                            "bytes": written.size,
+                            "sha256": written.sha256,
+                            "read_at": iso(written.read_at),
+                            "start": iso(period.start),
+                            "end": iso(period.end),
+                        }
+                    )
+        receipt["requests"] = client.requests_sent
+        receipt["inserted"], receipt["changed"] = counts["inserted"], counts["changed"]
+        receipt["unchanged"], receipt["kept"] = max(0, counts["unchanged"]), counts["kept"]
+        return receipt
+
+    def _check(self, receipt: Receipt, results: Sequence[SiteResult[_Pieces]]) -> None:
+        """Apply the policies for what is missing, before anything is uploaded."""
         if receipt["failed_count"] == len(results):
             raise results[0].error or StemError("no site was read")
         if receipt["incomplete_count"]:
@@ -191,47 +239,20 @@ class Landing:
             )
 
 
-def plan_keys(
-    s3_key: str, window: Window, partition: Partition, *, batch: str, dag_id: str, task_id: str, extension: str
-) -> list[str]:
-    """
-    Give the key of each period.
-
-    :raises StemConfigError: too many objects for one task, or two periods with the same key.
-    """
-    periods = list(window.periods(partition))
-    if len(periods) > MAX_OBJECTS:
-        larger = {"hour": "'day'", "day": "'month'"}.get(partition, "'interval'")
-        raise StemConfigError(
-            f"partition={partition!r} makes {len(periods):,} objects of {window}, more than {MAX_OBJECTS:,}: "
-            f"use partition={larger}, or shorter windows."
-        )
-    keys = [
-        object_key(s3_key, period, batch=batch, dag_id=dag_id, task_id=task_id, extension=extension)
-        for period in periods
-    ]
-    if len(set(keys)) < len(keys):
-        raise StemConfigError(
-            f"s3_key {s3_key!r} gives several {partition}s the same key, such as {keys[0]!r}: "
-            "let it hold {start}, as finely as the partition."
-        )
-    return keys
+_Pieces = dict[int, Piece]
+"""The rows of one part of a stream, by the number of the period that they belong to."""
 
 
-_Kept = dict[int, Piece]
-"""The rows of one part of a stream by the number of the period that they lie in."""
-
-
-class _Keeper:
-    """Sorts rows into periods on their way to the spool, and brings them back as an object needs them."""
+class _Partitioner:
+    """Splits rows by period on their way to local disk, and reads them back object by object."""
 
     def __init__(self, spool: Spool, periods: Sequence[Window]) -> None:
         self._spool = spool
         self._edges = [period.end for period in periods]
 
-    def keep(self, stream: pa.RecordBatch) -> _Kept:
+    def store(self, stream: pa.RecordBatch) -> _Pieces:
         ends = stream.column(0)
-        kept = {}
+        pieces = {}
         begin = 0
         while begin < stream.num_rows:
             # An interval belongs to the period in which it ends, the period's own end included.
@@ -239,11 +260,12 @@ class _Keeper:
             upto = bisect_right(
                 range(stream.num_rows), self._edges[period], lo=begin, key=lambda row: ends[row].as_py()
             )
-            kept[period] = self._spool.append(stream.slice(begin, upto - begin))
+            pieces[period] = self._spool.append(stream.slice(begin, upto - begin))
             begin = upto
-        return kept
+        return pieces
 
-    def batches(self, results: Iterator[SiteResult[_Kept]], period: int, resolution: int) -> Iterator[pa.RecordBatch]:
+    def rows(self, results: Iterable[SiteResult[_Pieces]], period: int, resolution: int) -> Iterator[pa.RecordBatch]:
+        """Iterate over the rows of one period in the landing schema, one part of a stream at a time."""
         for result in results:
             for stream_type, parts in sorted(result.kept.items()):
                 for part in parts:
@@ -252,9 +274,9 @@ class _Keeper:
 
 
 def _collected(
-    incoming: Iterator[SiteResult[_Kept]], results: list[SiteResult[_Kept]], total: int
-) -> Iterator[SiteResult[_Kept]]:
-    """Note each result, and tell how far it is."""
+    incoming: Iterator[SiteResult[_Pieces]], results: list[SiteResult[_Pieces]], total: int
+) -> Iterator[SiteResult[_Pieces]]:
+    """Collect each result on its way, and log the progress."""
     step = max(1, total // 10)
     for result in incoming:
         results.append(result)

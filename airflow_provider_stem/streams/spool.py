@@ -1,4 +1,4 @@
-"""Rows and files that wait on disk, in files without a name: the kernel removes them however the process ends."""
+"""Rows and files on local disk, in files without a name: the kernel removes them however the process ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
 class Spool:
     """
-    Keeps rows outside of memory until their turn to be written comes.
+    Stores rows outside of memory until they are written to an object.
 
     Can be shared between threads.
     """
@@ -34,8 +34,8 @@ class Spool:
         self._end = 0
 
     def append(self, stream: pa.RecordBatch) -> Piece:
-        """Keep some rows of one stream."""
-        # Not from Arrow's own pool: there each thread that comes here would keep megabytes for itself.
+        """Store some rows of one stream, and return where they are."""
+        # Not from Arrow's own pool, in which each thread that calls this would keep megabytes.
         data = stream.serialize(memory_pool=pa.system_memory_pool())
         with self._lock:
             piece = Piece(self._end, len(data))
@@ -44,11 +44,11 @@ class Spool:
         return piece
 
     def read(self, piece: Piece) -> pa.RecordBatch:
-        """Give kept rows back."""
+        """Return the rows of a piece."""
         return pa.ipc.read_record_batch(_read_at(self._file.fileno(), piece.size, piece.offset), STREAM_SCHEMA)
 
     def close(self) -> None:
-        """Let go of the disk space."""
+        """Free the disk space."""
         self._file.close()
 
     def __enter__(self) -> Spool:
@@ -58,46 +58,29 @@ class Spool:
         self.close()
 
 
-class Shelf:
-    """Finished files, one behind the other: a thousand of them would be too many open files."""
+class ScratchFile(io.RawIOBase):
+    """A file without a name, with the digest of what was written: written from front to end, then read at will."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="stem-files-")  # noqa: SIM115
-        self._end = 0
-
-    def new_file(self) -> ShelvedFile:
-        """Begin a file behind the last one, which must be whole."""
-        return ShelvedFile(self, self._file.fileno(), self._end)
-
-    def close(self) -> None:
-        """Let go of the disk space."""
-        self._file.close()
-
-    def __enter__(self) -> Shelf:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _grow(self, size: int) -> None:
-        self._end += size
-
-
-class ShelvedFile(io.RawIOBase):
-    """A file on a :class:`Shelf`: written once from front to end, then read as often as needed."""
-
-    def __init__(self, shelf: Shelf, descriptor: int, offset: int) -> None:
-        self._shelf = shelf
-        self._descriptor = descriptor
-        self._offset = offset
-        self._position = 0
-        self._hash = hashlib.sha256()
-        self.size = 0
+        self._file = tempfile.TemporaryFile(prefix="stem-file-")  # noqa: SIM115
+        self.clear()
 
     @property
     def sha256(self) -> str:
-        """Digest of what was written, in hexadecimal."""
+        """SHA-256 of what was written, in hexadecimal."""
         return self._hash.hexdigest()
+
+    def clear(self) -> None:
+        """Remove what was written."""
+        self._file.truncate(0)
+        self._hash = hashlib.sha256()
+        self._position = 0
+        self.size = 0
+
+    def close(self) -> None:
+        """Free the disk space."""
+        self._file.close()
+        super().close()
 
     def writable(self) -> bool:
         return True
@@ -118,19 +101,18 @@ class ShelvedFile(io.RawIOBase):
 
     def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
         if self._position != self.size:
-            raise io.UnsupportedOperation("a file on the shelf is written from front to end")
+            raise io.UnsupportedOperation("a scratch file is written from front to end")
         view = memoryview(data)
-        _write_at(self._descriptor, view, self._offset + self.size)
+        _write_at(self._file.fileno(), view, self.size)
         self._hash.update(view)
         self.size += view.nbytes
         self._position = self.size
-        self._shelf._grow(view.nbytes)
         return view.nbytes
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         view = memoryview(buffer).cast("B")
         wanted = max(0, min(len(view), self.size - self._position))
-        data = _read_at(self._descriptor, wanted, self._offset + self._position)
+        data = _read_at(self._file.fileno(), wanted, self._position)
         view[: len(data)] = data
         self._position += len(data)
         return len(data)

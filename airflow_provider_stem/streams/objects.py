@@ -1,0 +1,220 @@
+"""
+Rows to one object in a store, on top of what it holds; for the landing.
+
+Several tasks, and paused attempts of one task, may write the same object. An object is therefore written on condition
+that it is still the one that was read, and its metadata tell when the reading of its newest rows began.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import BinaryIO, Literal, Protocol, cast
+
+import pyarrow as pa
+
+from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
+from airflow_provider_stem.streams.file_reading import read_batches
+from airflow_provider_stem.streams.files import write_file
+from airflow_provider_stem.streams.merging import Merge, NotMergeableError
+from airflow_provider_stem.streams.spool import ScratchFile
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from airflow_provider_stem.text import one_line
+
+log = logging.getLogger(__name__)
+
+IfExists = Literal["merge", "replace", "fail"]
+
+_MAX_WRITES = 20  # each of them only where another task has written the object meanwhile
+_CLOCK_SKEW = timedelta(seconds=2)
+"""The store's times have whole seconds, and come from several servers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """
+    One version of a stored object.
+
+    :param etag: the store's identifier of its content.
+    :param sha256: SHA-256 of its content in hexadecimal, where its metadata have it.
+    :param read_at: when the reading of its newest rows began, in UTC by the store's clock, where its metadata have it.
+    """
+
+    etag: str
+    sha256: str | None
+    read_at: datetime | None
+
+
+class ObjectStore(Protocol):
+    """Where objects are kept; see :class:`~airflow_provider_stem.storage.S3Store`."""
+
+    def head(self, key: str) -> tuple[Version | None, datetime]:
+        """Return an object's version, ``None`` where there is none, and the store's time."""
+
+    def keys(self, prefix: str) -> Iterable[str]:
+        """Iterate over the keys below a prefix."""
+
+    def get(self, key: str, file: ScratchFile) -> Version | None:
+        """Copy an object into a file; ``None`` where there is none."""
+
+    def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
+        """Store a file, or raise :class:`ObjectChangedError` where the object is not ``replaces`` any more."""
+
+    def uri(self, key: str) -> str:
+        """Return the address of a key."""
+
+
+class ObjectChangedError(Exception):
+    """Another task has written the object since it was looked up."""
+
+
+class OvertakenError(Exception):
+    """The object holds rows that were read later than those at hand, so these must be read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """
+    One object as it was written.
+
+    :param rows: how many it holds.
+    :param size: bytes.
+    :param sha256: of its bytes, in hexadecimal.
+    :param read_at: when the reading of its newest rows began, in UTC by the store's clock.
+    :param merge: counts of the rows that were read against what it held before.
+    """
+
+    rows: int
+    size: int
+    sha256: str
+    read_at: datetime
+    merge: Merge
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectWriter:
+    """
+    Writes the objects of one attempt.
+
+    :param compression: as :func:`~airflow_provider_stem.streams.formats.check_format` returns it.
+    :param if_exists: ``merge``: the object becomes the union of what it held and what was read; ``replace``: it becomes
+        what was read; ``fail``: other content is an error.
+    :param read_at: when the attempt began to read, in UTC by the store's clock.
+    """
+
+    store: ObjectStore
+    file_format: str
+    compression: str
+    parquet_encoding: str
+    if_exists: IfExists
+    read_at: datetime
+
+    def write_file(self, file: ScratchFile, batches: Iterable[pa.RecordBatch]) -> int:
+        """Write rows in the landing schema into a file, and return how many there are."""
+        file.clear()
+        return write_file(
+            iter(batches), cast(BinaryIO, file), self.file_format, self.compression, self.parquet_encoding
+        )
+
+    def write(
+        self,
+        key: str,
+        seen: Version | None,
+        read: Callable[[], Iterable[pa.RecordBatch]],
+        prepared: tuple[ScratchFile, int] | None = None,
+    ) -> Written:
+        """
+        Write one object.
+
+        :param seen: its version before the attempt began to read; ``None`` where there was none.
+        :param read: iterates over the rows that were read, in the landing schema, sorted.
+        :param prepared: the file of these rows alone and their number, where it is written already.
+        :raises OvertakenError: the object holds rows that were read later.
+        :raises StemConfigError: it holds other content, with ``if_exists="fail"``.
+        :raises StemDataError: it holds something that rows cannot be merged with.
+        :raises StemTransportError: the store failed, or other tasks wrote the object again and again.
+        """
+        uri = one_line(self.store.uri(key))
+        written: Written | None = None
+        with ScratchFile() as held, ScratchFile() as scratch:
+            look = seen is not None
+            for _ in range(_MAX_WRITES):
+                current = self.store.get(key, held) if look else None
+                if current and written and (current.sha256, current.read_at) == (written.sha256, written.read_at):
+                    return written  # the answer to the PUT was lost
+                if current and self.if_exists == "fail":
+                    return self._compared(uri, current, held, scratch, read)
+                if current and current != seen and self._may_be_later(current):
+                    raise OvertakenError(uri)
+                if current:
+                    file, (rows, merge) = scratch, self._united(uri, current, held, scratch, read)
+                else:
+                    file, rows = prepared or (scratch, self.write_file(scratch, read()))
+                    merge = Merge(inserted=rows)
+                read_at = max(self.read_at, current.read_at) if current and current.read_at else self.read_at
+                written = Written(rows, file.size, file.sha256, read_at, merge)
+                try:
+                    self.store.put(key, file, read_at, current)
+                except ObjectChangedError:
+                    look = True
+                else:
+                    return written
+        raise StemTransportError(f"Other tasks changed the object {_MAX_WRITES} times. Try again later [{uri}]")
+
+    def _may_be_later(self, current: Version) -> bool:
+        return current.read_at is None or current.read_at + _CLOCK_SKEW >= self.read_at
+
+    def _compared(
+        self,
+        uri: str,
+        current: Version,
+        held: ScratchFile,
+        scratch: ScratchFile,
+        read: Callable[[], Iterable[pa.RecordBatch]],
+    ) -> Written:
+        rows = self.write_file(scratch, read())
+        if scratch.sha256 != held.sha256:
+            raise StemConfigError(
+                "The object exists with other content, and stays as it is (if_exists='fail'). Use if_exists='merge' or "
+                f"'replace', or delete it [{uri}]"
+            )
+        log.info("%s exists with the same content", uri)
+        read_at = current.read_at or self.read_at
+        return Written(rows, scratch.size, scratch.sha256, read_at, Merge(unchanged=rows))
+
+    def _united(
+        self,
+        uri: str,
+        current: Version,
+        held: ScratchFile,
+        scratch: ScratchFile,
+        read: Callable[[], Iterable[pa.RecordBatch]],
+    ) -> tuple[int, Merge]:
+        """Write the file that replaces an object."""
+        merge = Merge(keeps=self.if_exists == "merge")
+        try:
+            return self.write_file(scratch, merge.united(_verified(held, current), read())), merge
+        except NotMergeableError as exc:
+            message = f"The object cannot be merged with, since it holds something else: {one_line(str(exc))}"
+            if self.if_exists == "merge":
+                raise StemDataError(f"{message}. Restore or delete it, or use if_exists='replace' [{uri}]") from None
+            log.warning("%s [%s]", message, uri)
+            rows = self.write_file(scratch, read())
+            return rows, Merge(inserted=rows)
+
+
+def _verified(held: ScratchFile, current: Version) -> Iterator[pa.RecordBatch]:
+    """Iterate over the rows of an object that was copied."""
+    if current.sha256 not in (None, held.sha256):
+        raise NotMergeableError(f"its SHA-256 is {held.sha256}, its metadata say {current.sha256}")
+    held.seek(0)
+    try:
+        for batch in read_batches(cast(BinaryIO, held)):
+            yield pa.RecordBatch.from_arrays(batch.columns, schema=LANDING_SCHEMA)
+    except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:  # a fault of the disk, not of the content
+            raise
+        raise NotMergeableError(str(exc)) from None
