@@ -101,13 +101,13 @@ class S3Store:
         """Return the address of a key."""
         return f"s3://{self.bucket}/{key}"
 
-    def check(self, prefix: str, *, may_be_unconditional: bool) -> None:
+    def check(self, key: str, *, may_be_unconditional: bool) -> None:
         """
         Check that the bucket exists and that this task may write to it, before anything is read from the API.
 
-        A probe object below ``prefix`` shows whether the store honours conditional writes. It is deleted again.
+        A probe object beside ``key`` shows whether the store honours conditional writes. It is deleted again.
 
-        :param prefix: prefix of the keys to write, without a trailing slash; may be empty.
+        :param key: one of the keys to write.
         :param may_be_unconditional: whether to write without conditions where the store ignores them, with a warning.
         :raises StemConfigError: the bucket does not exist, a PUT is forbidden or its arguments are wrong, or the store
             ignores conditions.
@@ -122,7 +122,7 @@ class S3Store:
                     f"s3_bucket {self.bucket!r} does not exist. Create it, or correct s3_bucket or connection "
                     f"{self._aws_conn_id!r}."
                 ) from None
-        ignored = self._ignored_condition(f"{prefix}/{_PROBE}" if prefix else _PROBE)
+        ignored = self._ignored_condition("".join([*key.rpartition("/")[:2], _PROBE]))
         if ignored is None:
             return
         message = (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.ledger import EARLIEST, Ledger, LedgerStore
-from airflow_provider_stem.streams.keys import object_key
+from airflow_provider_stem.streams.keys import KeyTemplate
 from airflow_provider_stem.streams.windows import Window
 
 DAY = timedelta(days=1)
@@ -107,7 +107,7 @@ def test_the_history_holds_every_day_of_every_site_exactly_once_however_sites_go
             start, end = (datetime.fromisoformat(piece[bound]) for bound in ("start", "end"))
             for period in Window.covering(start, end, 900).periods(piece["partition"]):
                 if of_each():
-                    name = object_key(KEY, period, batch=piece["batch"], dag_id="", task_id="", extension="parquet")
+                    name = KeyTemplate(KEY, piece["batch"], "", "", "parquet").key(period)
                     days = (period.end - period.start).days
                     sites = {site["site_id"] for site in piece["sites"]}
                     objects[name] = sites, [period.start.date() + number * DAY for number in range(days)]

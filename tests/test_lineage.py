@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from airflow_provider_stem.api.config import DEFAULT_BASE_URL
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.operators import StemStreamsToS3Operator
-from airflow_provider_stem.streams import landing
+from airflow_provider_stem.streams import receipts
 from airflow_provider_stem.streams.reading import SiteResult, StreamAccount
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import Window
@@ -59,8 +59,7 @@ def receipt_of(sites, objects=1):
                 result.accounts[stream_type] = StreamAccount(96, 90 if missing else 96, missing)
                 result.rows += result.accounts[stream_type].received
         results.append(result)
-    landed = landing.Landing(WINDOW, TYPES, "interval", [], "parquet", "zstd", "warn", "skip", "write", "skip", 8)
-    receipt = landed._receipt(results)
+    receipt: Any = receipts.receipt_of(results, WINDOW, str)
     uris = [f"s3://lake/stem/{number}.parquet" for number in range(objects)]
     receipt["objects"] = [
         {"uri": uri, "rows": number, "bytes": 10 * number, "start": "…", "end": "…"} for number, uri in enumerate(uris)
@@ -234,7 +233,7 @@ def test_any_receipt_makes_a_right_event(sites, objects, clients, listed):
         for number, site_id in enumerate(sites)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(landing, "_MAX_LISTED", listed)
+        patch.setattr(receipts, "_MAX_LISTED", listed)
         patch.setattr(lineage, "MAX_INPUTS", 5)
         receipt = receipt_of(sites, objects)
         found = told(receipt, given_sites)

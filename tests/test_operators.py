@@ -194,12 +194,23 @@ def test_text_formats_hold_the_same_rows_as_parquet(file_format, compression, st
     assert got == expected_rows(stem, ["site-00001", "site-00002"], ALL_TYPES, 900, *DAY)
 
 
+def assert_unchanged(receipt, before):
+    """Check a receipt of a run that found all that it read already landed."""
+    rows = before["rows"]
+    assert receipt["objects"] == [
+        {**one, "read_at": new["read_at"]} for one, new in zip(before["objects"], receipt["objects"], strict=True)
+    ]
+    assert all(new["read_at"] >= one["read_at"] for one, new in zip(before["objects"], receipt["objects"], strict=True))
+    counts = {"inserted": 0, "changed": 0, "unchanged": rows, "kept": 0}
+    assert {**receipt, "objects": None} == {**before, "objects": None, **counts}
+
+
 def test_the_same_data_gives_the_same_bytes(stem, lake):
     task = streams_to_s3(lake, max_workers=4, sites=list(stem.fleet.site_ids))
     first_receipt = task.execute(run_context(*DAY))
     first = lake.objects()
     again = streams_to_s3(lake, max_workers=1, sites=list(reversed(stem.fleet.site_ids)))
-    assert again.execute(run_context(*DAY)) == first_receipt
+    assert_unchanged(again.execute(run_context(*DAY)), first_receipt)
     assert lake.objects() == first
 
 
@@ -367,7 +378,8 @@ def test_a_run_that_fails_leaves_what_was_there(stem, lake):
     assert lake.objects() == before
 
 
-def test_an_upload_that_fails_halfway_leaves_whole_objects_that_a_retry_completes(stem, lake, monkeypatch):
+@pytest.mark.parametrize("if_exists", ["merge", "replace", "fail"])
+def test_an_upload_that_fails_halfway_leaves_whole_objects_that_a_retry_completes(if_exists, stem, lake, monkeypatch):
     context = run_context("2025-07-01T00:00Z", "2025-07-04T00:00Z")
     receipt = streams_to_s3(lake, partition="day").execute(context)
     undisturbed = lake.objects()
@@ -376,30 +388,34 @@ def test_an_upload_that_fails_halfway_leaves_whole_objects_that_a_retry_complete
     put = S3Store.put
     calls = []
 
-    def put_twice(self, key, file):
+    def put_twice(self, key, *arguments):
         calls.append(key)
         if len(calls) == 3:
             raise ClientError({"Error": {"Code": "SlowDown"}}, "PutObject")
-        put(self, key, file)
+        put(self, key, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(S3Store, "put", put_twice)
         with pytest.raises(ClientError):
-            streams_to_s3(lake, partition="day", replace=False).execute(context)
+            streams_to_s3(lake, partition="day", if_exists=if_exists).execute(context)
     landed = lake.objects()
     assert len(landed) == 2
     assert landed.items() <= undisturbed.items()
-    assert streams_to_s3(lake, partition="day", replace=False).execute(context) == receipt
+    retried = streams_to_s3(lake, partition="day", if_exists=if_exists).execute(context)
+    assert (retried["inserted"], retried["unchanged"]) == (receipt["rows"] // 3, receipt["rows"] // 3 * 2)
+    assert [one["sha256"] for one in retried["objects"]] == [one["sha256"] for one in receipt["objects"]]
     assert lake.objects() == undisturbed
     assert lake.uploads() == []
 
 
-def test_without_replace_another_object_stays_as_it_is(stem, lake):
+def test_an_object_with_other_content_is_only_replaced(stem, lake):
     lake.client.put_object(Bucket=lake.bucket, Key="taken.parquet", Body=b"precious")
-    with pytest.raises(AirflowFailException, match="taken.parquet is there already, with other content"):
-        streams_to_s3(lake, s3_key="taken.{extension}", replace=False).execute(run_context(*DAY))
+    with pytest.raises(AirflowFailException, match=r"exists with other content.*if_exists='fail'.*taken.parquet"):
+        streams_to_s3(lake, s3_key="taken.{extension}", if_exists="fail").execute(run_context(*DAY))
+    with pytest.raises(StemDataError, match=r"cannot be merged with.*use if_exists='replace'.*taken.parquet"):
+        streams_to_s3(lake, s3_key="taken.{extension}").execute(run_context(*DAY))
     assert lake.read("taken.parquet") == b"precious"
-    streams_to_s3(lake, s3_key="taken.{extension}").execute(run_context(*DAY))
+    streams_to_s3(lake, s3_key="taken.{extension}", if_exists="replace").execute(run_context(*DAY))
     assert pq.read_table(io.BytesIO(lake.read("taken.parquet"))).num_rows > 0
 
 
@@ -409,7 +425,7 @@ def test_passing_faults_cost_one_request_each(stem, lake):
     for fault in (500, 503, "cut_body", "reset", "html", "cut_json", "empty"):
         stem.fail(fault, path="site-00001/streams")
         disturbed = streams_to_s3(lake).execute(run_context(*DAY))
-        assert disturbed == {**undisturbed, "requests": undisturbed["requests"] + 1}
+        assert_unchanged(disturbed, {**undisturbed, "requests": undisturbed["requests"] + 1})
         assert lake.objects() == body
 
 
@@ -434,7 +450,7 @@ def test_a_server_error_that_stays_fails_retryably(stem, lake, monkeypatch):
 
 
 def test_a_missing_bucket_is_told_before_any_request(stem, lake):
-    with pytest.raises(AirflowFailException, match="s3_bucket is 'nowhere', which does not exist"):
+    with pytest.raises(AirflowFailException, match="s3_bucket 'nowhere' does not exist"):
         streams_to_s3(s3_bucket="nowhere").execute(run_context(*DAY))
     assert stem.requests == []
 
@@ -506,7 +522,7 @@ def test_bad_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
     ("arguments", "interval", "message"),
     [
         ({"end": "2999-01-01T00:00Z"}, DAY, "lies in the future.*StemStreamsSensor"),
-        ({"s3_bucket": None}, DAY, "s3_bucket is not given"),
+        ({"s3_bucket": None}, DAY, "s3_bucket is missing"),
         ({"s3_key": "s3://other/x"}, DAY, "names a bucket too"),
         ({"s3_key": "x{start:%Y}", "partition": "hour"}, DAY, "several hours the same key, such as 'x2025'"),
         ({"partition": "hour"}, ("2025-01-01T00:00Z", "2025-03-01T00:00Z"), "1,416 objects.*use partition='day'"),
@@ -523,8 +539,8 @@ def test_bad_arguments_that_show_at_run_time_fail_before_any_request(arguments, 
 
 def test_tasks_mapped_over_lists_must_not_share_a_key(stem, lake):
     mapped = run_context(*DAY, ti=SimpleNamespace(map_index=3))
-    with pytest.raises(AirflowFailException, match="batch is not given"):
-        streams_to_s3(lake).execute(mapped)
+    with pytest.raises(AirflowFailException, match="batch is missing"):
+        streams_to_s3(lake, if_exists="replace").execute(mapped)
     assert stem.requests == []
     assert streams_to_s3(lake, batch="004-of-008").execute(mapped)["objects"][0]["uri"].endswith("_004-of-008.parquet")
 
@@ -653,7 +669,9 @@ def test_the_configuration_section_names_what_is_in_force():
     from airflow_provider_stem.sensors import StemStreamsSensor
 
     options = {
-        name: int(option["default"]) for name, option in get_provider_info()["config"]["stem"]["options"].items()
+        name: int(option["default"])
+        for name, option in get_provider_info()["config"]["stem"]["options"].items()
+        if option["type"] == "integer"
     }
     for task in (StemStreamsToS3Operator, StemStreamsSensor):
         assert inspect.signature(task).parameters["max_workers"].default == options["max_workers"]
@@ -674,11 +692,10 @@ def test_a_connection_that_cannot_be_looked_up_for_a_moment(stem, lake, monkeypa
         return look_up(conn_id)
 
     monkeypatch.setattr(BaseHook, "get_connection", staticmethod(get_connection))
-    lake.client.put_object(Bucket=lake.bucket, Key="streams.parquet", Body=b"of an earlier run")
     with pytest.raises(ConnectionError, match="the secrets backend does not answer"):
         streams_to_s3(lake, s3_key="streams.{extension}").execute(run_context(*DAY))
     assert stem.requests == []
-    assert lake.objects() == {"streams.parquet": b"of an earlier run"}
+    assert lake.objects() == {}
     # Airflow's retry.
     down.clear()
     streams_to_s3(lake, s3_key="streams.{extension}").execute(run_context(*DAY))

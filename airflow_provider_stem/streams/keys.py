@@ -134,8 +134,8 @@ class KeyTemplate:
         if len(periods) > MAX_OBJECTS:
             larger = {"hour": "'day'", "day": "'month'"}.get(partition, "'interval'")
             raise StemConfigError(
-                f"partition={partition!r} makes {len(periods):,} objects of {window}, more than {MAX_OBJECTS:,}. "
-                f"Use partition={larger}, or shorter windows."
+                f"partition={partition!r} makes {len(periods):,} objects of {window}, more than {MAX_OBJECTS:,}: "
+                f"use partition={larger}, or shorter windows."
             )
         planned = {self.key(period): period for period in periods}
         if len(planned) < len(periods):

@@ -83,15 +83,6 @@ class Landing:
         :raises StemError: see :mod:`airflow_provider_stem.errors`.
         """
         began = time.monotonic()
-        log.info(
-            "Reading %s of %s at %s s: %s to %s, to land in %s",
-            ", ".join(self.stream_types),
-            _count(len(sites), "site"),
-            self.window.resolution,
-            iso(self.window.start),
-            iso(self.window.end),
-            _count(len(self.objects), "object"),
-        )
         counts: Counter[str] = Counter()
         for _ in range(_MAX_ATTEMPTS):
             seen, read_at = self._look_up(store)
@@ -186,6 +177,16 @@ class Landing:
                 partitioner.store,
                 on_unavailable=self.on_unavailable,
                 on_site_error=self.on_site_error,
+            )
+            log.info(
+                "Reading %s of %s at %s s: %s to %s, with %s or more, to land in %s",
+                ", ".join(self.stream_types),
+                _count(len(sites), "site"),
+                self.window.resolution,
+                iso(self.window.start),
+                iso(self.window.end),
+                _count(extraction.planned_requests(sites), "request"),
+                _count(len(self.objects), "object"),
             )
             results: list[SiteResult[_Pieces]] = []
             incoming = _collected(extraction.read(sites, self.max_workers), results, len(sites))

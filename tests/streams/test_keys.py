@@ -12,9 +12,8 @@ from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.keys import (
     DEFAULT_KEY,
     PLACEHOLDERS,
+    KeyTemplate,
     check_key_template,
-    common_prefix,
-    object_key,
 )
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import Window
@@ -25,8 +24,12 @@ DAY = window("2025-07-01", "2025-07-02")
 
 
 def key_of(template: str = DEFAULT_KEY, period: Window = DAY, **values: str) -> str:
-    return object_key(
-        template, period, **{"batch": "all", "dag_id": "dag", "task_id": "task", "extension": "parquet", **values}
+    return template_of(template, **values).key(period)
+
+
+def template_of(template: str, **values: str) -> KeyTemplate:
+    return KeyTemplate(
+        template, **{"batch": "all", "dag_id": "dag", "task_id": "task", "extension": "parquet", **values}
     )
 
 
@@ -204,7 +207,7 @@ class TestCommonPrefix:
         ],
     )
     def test_it_ends_before_the_first_part_that_varies(self, template: str, prefix: str) -> None:
-        assert common_prefix(template, dag_id="dag", task_id="task") == prefix
+        assert template_of(template).prefix == prefix
 
     @examples(300)
     @given(
@@ -235,7 +238,7 @@ class TestCommonPrefix:
         self, parts: list[str], these: list[tuple[Window, str]], dag_id: str, task_id: str
     ) -> None:
         template = "".join(parts)
-        prefix = common_prefix(template, dag_id=dag_id, task_id=task_id)
+        prefix = template_of(template, dag_id=dag_id, task_id=task_id).prefix
         for of, batch in these:
             try:
                 key = key_of(template, of, batch=batch, dag_id=dag_id, task_id=task_id)

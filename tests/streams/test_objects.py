@@ -1,0 +1,363 @@
+"""One object that several attempts write: on a store in memory, whose every step a test decides on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
+from airflow_provider_stem.streams.objects import ObjectChangedError, ObjectWriter, OvertakenError, Version
+from airflow_provider_stem.streams.spool import ScratchFile
+
+from .test_merging import BEGIN, Rows, batches_of, rows_of
+
+KEY = "streams.parquet"
+EPOCH = datetime(2025, 7, 1, tzinfo=UTC)
+
+
+class MemoryStore:
+    """
+    Keeps objects as S3 does: the ETag is that of the bytes, and times have whole seconds.
+
+    :param step: called before each request, with its method.
+    """
+
+    def __init__(self, step: Callable[[str], None] = lambda _: None) -> None:
+        self.objects: dict[str, tuple[bytes, Version]] = {}
+        self.seconds = 0.0
+        self.requests: list[str] = []
+        self.step = step
+
+    def uri(self, key: str) -> str:
+        return f"s3://lake/{key}"
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        return (key for key in self.objects if key.startswith(prefix))
+
+    def head(self, key: str) -> tuple[Version | None, datetime]:
+        self._request("head")
+        return self.objects[key][1] if key in self.objects else None, EPOCH + timedelta(seconds=int(self.seconds))
+
+    def get(self, key: str, file: ScratchFile) -> Version | None:
+        self._request("get")
+        file.clear()
+        if key not in self.objects:
+            return None
+        body, version = self.objects[key]
+        file.write(body)
+        return version
+
+    def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
+        self._request("put")
+        there = self.objects.get(key)
+        if (there and there[1].etag) != (replaces and replaces.etag):
+            raise ObjectChangedError
+        file.seek(0)
+        body = file.read()
+        self.objects[key] = body, Version(hashlib.sha1(body).hexdigest(), file.sha256, read_at)
+
+    def rows(self) -> Rows:
+        table = pq.read_table(io.BytesIO(self.objects[KEY][0]))
+        rows = rows_of(iter(table.to_batches()))
+        assert len(dict(rows)) == len(rows)
+        return dict(rows)
+
+    def _request(self, method: str) -> None:
+        self.step(method)
+        self.requests.append(method)
+
+
+def rows(value: float | None, *sites: str, count: int = 3) -> Rows:
+    return {(site, "MONITOR", 900, BEGIN + 900 * number): value for site in sites for number in range(count)}
+
+
+class Attempt:
+    """One attempt that has begun to read."""
+
+    def __init__(self, store: Any, if_exists: Any = "merge") -> None:
+        self.seen, read_at = store.head(KEY)
+        self.writer = ObjectWriter(store, "parquet", "zstd", "portable", if_exists, read_at)
+
+    def write(self, read: Rows) -> Any:
+        return self.writer.write(KEY, self.seen, lambda: batches_of(read, []))
+
+
+def land(store: MemoryStore, read: Rows, if_exists: str = "merge") -> Any:
+    return Attempt(store, if_exists).write(read)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+def test_a_new_object_costs_one_head_and_one_put_and_an_existing_one_a_get_more(store: MemoryStore) -> None:
+    land(store, rows(1.0, "a"))
+    assert store.requests == ["head", "put"]
+    store.requests.clear()
+    store.seconds = 3600
+    written = land(store, rows(2.0, "a", "b"))
+    assert store.requests == ["head", "get", "put"]
+    assert (written.merge.inserted, written.merge.changed, written.rows) == (3, 3, 6)
+    assert store.rows() == rows(2.0, "a", "b")
+    assert store.objects[KEY][1].read_at == EPOCH + timedelta(hours=1)
+
+
+def test_rows_that_were_not_read_this_time_stay(store: MemoryStore) -> None:
+    land(store, rows(1.0, "a", "b"))
+    written = land(store, rows(None, "b", count=2))
+    assert store.rows() == {**rows(1.0, "a", "b"), **rows(None, "b", count=2)}
+    assert (written.merge.changed, written.merge.kept) == (2, 4)
+    written = land(store, {})
+    assert (written.merge.kept, written.rows) == (6, 6)
+
+
+def test_an_attempt_that_began_earlier_does_not_overwrite_a_later_one(store: MemoryStore) -> None:
+    land(store, rows(0.0, "a"))
+    store.seconds = 100
+    paused = Attempt(store)
+    store.seconds = 200
+    land(store, rows(2.0, "a", "b"))
+    with pytest.raises(OvertakenError, match="s3://lake/streams.parquet"):
+        paused.write(rows(1.0, "a"))
+    assert store.rows() == rows(2.0, "a", "b")
+
+
+def test_an_attempt_on_a_new_object_does_not_overwrite_a_later_one(store: MemoryStore) -> None:
+    paused = Attempt(store)
+    store.seconds = 200
+    land(store, rows(2.0, "a", "b"))
+    with pytest.raises(OvertakenError):
+        paused.write(rows(1.0, "a"))
+    assert store.rows() == rows(2.0, "a", "b")
+
+
+def test_the_same_bytes_written_again_are_later_too(store: MemoryStore) -> None:
+    land(store, rows(1.0, "a"))
+    store.seconds = 100
+    paused = Attempt(store)
+    store.seconds = 200
+    land(store, rows(1.0, "a"))
+    with pytest.raises(OvertakenError):
+        paused.write(rows(5.0, "a"))
+    assert store.rows() == rows(1.0, "a")
+
+
+def test_an_attempt_that_began_later_merges_with_an_earlier_one_without_reading_again(store: MemoryStore) -> None:
+    early = Attempt(store)
+    store.seconds = 100
+    late = Attempt(store)
+    early.write(rows(1.0, "a", "b"))
+    written = late.write(rows(2.0, "b", "c"))
+    assert store.rows() == {**rows(1.0, "a"), **rows(2.0, "b", "c")}
+    assert (written.merge.inserted, written.merge.changed, written.merge.kept) == (3, 3, 3)
+    assert written.read_at == EPOCH + timedelta(seconds=100)
+
+
+def test_two_attempts_of_the_same_second_are_not_told_apart_by_their_times(store: MemoryStore) -> None:
+    first, second = Attempt(store), Attempt(store)
+    first.write(rows(1.0, "a"))
+    with pytest.raises(OvertakenError):
+        second.write(rows(2.0, "a"))
+    assert land(store, rows(2.0, "a")).merge.changed == 3
+
+
+def test_a_time_never_goes_back(store: MemoryStore) -> None:
+    store.seconds = 50
+    land(store, rows(1.0, "a"))
+    store.seconds = 20
+    assert land(store, rows(2.0, "a")).read_at == EPOCH + timedelta(seconds=50)
+    assert store.rows() == rows(2.0, "a")
+
+
+def test_a_put_whose_answer_is_lost_counts_as_done(store: MemoryStore) -> None:
+    put = store.put
+
+    def lossy(*arguments: Any) -> None:
+        put(*arguments)
+        store.put = put  # type: ignore[method-assign]
+        raise ObjectChangedError  # what the repeated request is answered
+
+    store.put = lossy  # type: ignore[method-assign]
+    written = land(store, rows(1.0, "a"))
+    assert (written.merge.inserted, written.merge.unchanged) == (3, 0)
+    assert store.requests == ["head", "put", "get"]
+
+
+def test_an_object_that_is_deleted_meanwhile_is_written_again(store: MemoryStore) -> None:
+    land(store, rows(1.0, "a"))
+    attempt = Attempt(store)
+    store.objects.clear()
+    assert attempt.write(rows(2.0, "b")).merge.inserted == 3
+    assert store.rows() == rows(2.0, "b")
+
+
+def test_an_object_that_changes_again_and_again_is_left_for_a_retry(store: MemoryStore) -> None:
+    land(store, rows(1.0, "a"))
+    store.seconds = 100
+
+    def touch(method: str) -> None:
+        if method == "put":
+            body, version = store.objects[KEY]
+            store.objects[KEY] = body, Version(version.etag + "x", version.sha256, version.read_at)
+
+    store.step = touch
+    with pytest.raises(StemTransportError, match=r"Other tasks changed the object 20 times. Try again later"):
+        land(store, rows(2.0, "a"))
+
+
+def test_replace_keeps_nothing_and_goes_back_no_more_than_merge(store: MemoryStore) -> None:
+    land(store, rows(1.0, "a", "b"))
+    store.seconds = 100
+    paused = Attempt(store, "replace")
+    store.seconds = 200
+    written = land(store, rows(2.0, "b"), "replace")
+    assert store.rows() == rows(2.0, "b")
+    assert (written.merge.changed, written.merge.kept) == (3, 0)
+    with pytest.raises(OvertakenError):
+        paused.write(rows(1.0, "a"))
+
+
+def test_fail_takes_the_same_content_as_landed_and_refuses_any_other(store: MemoryStore) -> None:
+    first = Attempt(store, "fail")
+    store.seconds = 100
+    second = Attempt(store, "fail")
+    first.write(rows(1.0, "a"))
+    written = second.write(rows(1.0, "a"))
+    assert (written.merge.unchanged, written.read_at) == (3, EPOCH)
+    with pytest.raises(StemConfigError, match="exists with other content"):
+        land(store, rows(2.0, "a"), "fail")
+    assert store.rows() == rows(1.0, "a")
+
+
+@pytest.mark.parametrize("body", [b"", b"precious", b"PAR1", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b'{"a": 1}\n'])
+def test_an_object_of_something_else_is_only_replaced(body: bytes, store: MemoryStore) -> None:
+    store.objects[KEY] = body, Version("etag", None, None)
+    if body:
+        with pytest.raises(StemDataError, match=r"cannot be merged with.*use if_exists='replace'"):
+            land(store, rows(1.0, "a"))
+        assert store.objects[KEY][0] == body
+    written = land(store, rows(1.0, "a"), "replace" if body else "merge")
+    assert (written.merge.inserted, store.rows()) == (3, rows(1.0, "a"))
+
+
+def test_an_object_that_is_damaged_is_not_merged_with(store: MemoryStore) -> None:
+    land(store, rows(1.0, "a"))
+    other = MemoryStore()
+    land(other, rows(7.0, "a"))
+    store.objects[KEY] = other.objects[KEY][0], store.objects[KEY][1]
+    with pytest.raises(StemDataError, match="its SHA-256 is .*, its metadata say"):
+        land(store, rows(2.0, "a"))
+
+
+# --- any order --------------------------------------------------------------------------------------------------------
+
+
+class Turnstile:
+    """Lets one of several threads go on at a time, in an order of choice."""
+
+    def __init__(self, choose: random.Random) -> None:
+        self._choose = choose
+        self._condition = threading.Condition()
+        self._waiting: set[int] = set()
+        self._running = 0
+        self._next: int | None = None
+
+    def step(self, _: str = "") -> None:
+        me = threading.get_ident()
+        with self._condition:
+            self._waiting.add(me)
+            self._running -= 1
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._next == me)
+            self._next = None
+            self._waiting.remove(me)
+            self._running += 1
+
+    def run(self, tasks: list[Callable[[], None]]) -> None:
+        def whole(task: Callable[[], None]) -> None:
+            try:
+                self.step()
+                task()
+            finally:
+                with self._condition:
+                    self._running -= 1
+                    self._condition.notify_all()
+
+        threads = [threading.Thread(target=whole, args=[task]) for task in tasks]
+        self._running = len(threads)
+        for thread in threads:
+            thread.start()
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: not self._running and self._next is None)
+                if not self._waiting:
+                    break
+                self._next = self._choose.choice(sorted(self._waiting))
+                self._condition.notify_all()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_in_any_order_each_row_is_the_one_that_was_read_last(seed: int) -> None:
+    choose = random.Random(seed)
+    turnstile = Turnstile(choose)
+    store = MemoryStore()
+    now, reads = [0], []
+
+    def step(method: str) -> None:
+        turnstile.step(method)
+        now[0] += 1
+        store.seconds += choose.choice([0, 0.1, 0.7, 2, 30])
+
+    store.step = step
+
+    def task(sites: list[str]) -> None:
+        for _ in range(30):
+            attempt = Attempt(store)
+            began = now[0]
+            step("read")  # the API's value changes with each step
+            read = rows(float(now[0]), *sites)
+            try:
+                attempt.write(read)
+            except OvertakenError:
+                continue
+            reads.append((began, read))
+            return
+        raise AssertionError("never landed")
+
+    groups = [choose.sample("abcd", choose.randint(1, 3)) for _ in range(choose.randint(2, 5))]
+    turnstile.run([lambda group=group: task(group) for group in groups])  # type: ignore[misc]
+    assert len(reads) == len(groups)
+    explained: Rows = {}
+    for _, read in sorted(reads, key=lambda one: one[0]):
+        explained |= read
+    assert store.rows() == explained
+
+
+def test_the_order_can_be_wrong_at_all() -> None:
+    """Without the look before the PUT the same schedules find a value that goes back."""
+
+    class Blind(MemoryStore):
+        def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
+            del replaces
+            there = self.objects.get(key)
+            super().put(key, file, read_at, there and there[1])
+
+    store = Blind()
+    land(store, rows(0.0, "a"))
+    paused = Attempt(store)
+    paused.seen = None
+    store.seconds = 100
+    land(store, rows(2.0, "a"))
+    paused.write(rows(1.0, "a"))
+    assert store.rows() == rows(1.0, "a")
