@@ -303,7 +303,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             self._log_group("Objects to land", map(store.uri, landing.objects))
             with StemHook(self.stem_conn_id).get_conn() as self._client:
                 store.check(
-                    next(iter(landing.objects)),
+                    template.probe(window),
                     may_be_unconditional=self.if_exists == "replace"
                     or conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
                 )

@@ -37,7 +37,6 @@ DIGEST = "sha256"
 READ_AT = "read-at"
 """Metadata name of the time at which the reading of an object's newest rows began: ISO 8601, UTC, the store's clock."""
 
-_PROBE = ".stem-conditional-write-probe"
 _PROBE_BODY = b"Written to find out whether this store honours If-None-Match and If-Match. It can be deleted.\n"
 _NO_SUCH_ETAG = '"00000000000000000000000000000000"'
 _ANY_STATUS = range(300, 600)
@@ -101,13 +100,13 @@ class S3Store:
         """Return the address of a key."""
         return f"s3://{self.bucket}/{key}"
 
-    def check(self, key: str, *, may_be_unconditional: bool) -> None:
+    def check(self, probe: str, *, may_be_unconditional: bool) -> None:
         """
         Check that the bucket exists and that this task may write to it, before anything is read from the API.
 
-        A probe object beside ``key`` shows whether the store honours conditional writes. It is deleted again.
+        A probe object shows whether the store honours conditional writes. It is deleted again.
 
-        :param key: one of the keys to write.
+        :param probe: key of the probe, in the folder of the objects to write.
         :param may_be_unconditional: whether to write without conditions where the store ignores them, with a warning.
         :raises StemConfigError: the bucket does not exist, a PUT is forbidden or its arguments are wrong, or the store
             ignores conditions.
@@ -122,7 +121,7 @@ class S3Store:
                     f"s3_bucket {self.bucket!r} does not exist. Create it, or correct s3_bucket or connection "
                     f"{self._aws_conn_id!r}."
                 ) from None
-        ignored = self._ignored_condition("".join([*key.rpartition("/")[:2], _PROBE]))
+        ignored = self._ignored_condition(probe)
         if ignored is None:
             return
         message = (
@@ -245,17 +244,16 @@ class S3Store:
                 return _status(exc) != 501
             return False
 
-        exists = honours(None)
         try:
-            if not exists and not honours(None):
+            # The first PUT creates the object, and another task may delete it once more.
+            if not any(honours(None) for _ in range(4)):
                 return "If-None-Match"
             return None if honours(_NO_SUCH_ETAG) else "If-Match"
         finally:
-            if not exists:
-                try:
-                    self._call("delete_object", key, expected=_ANY_STATUS, **self._only("ExpectedBucketOwner"))
-                except ClientError as exc:
-                    log.info("%s stays, and is not written again (%s)", self.uri(key), _reason(exc))
+            try:
+                self._call("delete_object", key, expected=_ANY_STATUS, **self._only("ExpectedBucketOwner"))
+            except ClientError as exc:
+                log.info("The probe %s cannot be deleted (%s)", self.uri(key), _reason(exc))
 
     def _put(self, key: str, body: Any, etag: str | None, **arguments: Any) -> Any:
         condition: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -156,6 +157,11 @@ class KeyTemplate:
             elif field is not None:
                 return prefix.rpartition("/")[0]
         return prefix
+
+    def probe(self, window: Window) -> str:
+        """Return the key of a hidden object in the folder of the first period's, different for each batch."""
+        folder = "".join(self.key(window).rpartition("/")[:2])
+        return f"{folder}.stem-probe-{zlib.crc32(self.batch.encode(errors='surrogatepass')):08x}"
 
     def batches(self, period: Window) -> tuple[str, re.Pattern[str]] | None:
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow.parquet as pq
 import pytest
 import urllib3
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -29,13 +31,22 @@ from airflow_provider_stem.errors import (
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams import windows
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from tests.faults import proxy
 from tests.faults.proxy import Exchange, Fault, FaultyProxy, altered, answer
 from tests.support import Lake, expected_rows, landed_rows, run_context
 
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
 DAYS = ("2025-07-01T00:00Z", "2025-07-04T00:00Z")
-EARLIER = b"of an earlier run"
+
+
+def without_rows() -> bytes:
+    body = io.BytesIO()
+    pq.write_table(LANDING_SCHEMA.empty_table(), body)
+    return body.getvalue()
+
+
+EARLIER = without_rows()
 
 
 def throttled(after: str | None) -> Fault:
@@ -225,7 +236,7 @@ def test_a_fault_of_the_api_that_stays_leaves_what_was_there(fresh: Any, fault: 
     assert len(attempts) == (1 if fault in FINAL else 2)
     assert len(set(attempts)) == 1
     assert fresh.lake.objects() == {"streams.parquet": EARLIER}
-    assert fresh.s3.targets in ([], [f"HEAD /{fresh.lake.bucket}"])
+    assert s3_stages(fresh) in ([], OF_A_RUN[:-2])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -265,11 +276,21 @@ def test_nobody_listens(fresh: Any, monkeypatch: pytest.MonkeyPatch, stage: str,
         assert fresh.lake.objects() == {"streams.parquet": EARLIER}
 
 
-def of_s3(method: str, *, once: bool) -> Any:
+# What a run asks S3, in order. The probe is a PUT that creates it, two on conditions that fail, and a DELETE.
+OF_A_RUN = ["HEAD bucket", "PUT probe", "PUT probe", "PUT probe", "DELETE probe", "HEAD", "GET", "PUT"]
+
+
+def s3_stage(method: str, target: str) -> str:
+    name = target.partition("?")[0].rpartition("/")[2]
+    kinds = {"streams.parquet": "", "lake": " bucket"}
+    return method + (" probe" if name.startswith(".stem-probe") else kinds.get(name.partition("-")[0], ""))
+
+
+def of_s3(stage: str, *, once: bool) -> Any:
     hits: list[int] = []
 
     def wrong(exchange: Exchange) -> bool:
-        if exchange.method != method:
+        if s3_stage(exchange.method, exchange.target) != stage:
             return False
         hits.append(exchange.number)
         return not once or len(hits) == 1
@@ -277,13 +298,25 @@ def of_s3(method: str, *, once: bool) -> Any:
     return wrong
 
 
-@pytest.mark.parametrize("method", ["HEAD", "PUT"])
+def s3_stages(fresh: Any) -> list[str]:
+    return [s3_stage(*target.split()) for target in fresh.s3.targets]
+
+
+@pytest.mark.parametrize("stage", dict.fromkeys(OF_A_RUN))
 @pytest.mark.parametrize("fault", OF_S3)
-def test_a_fault_of_s3_that_passes_costs_one_request(fresh: Any, fault: str, method: str) -> None:
-    fresh.s3.go_wrong(OF_S3[fault], of_s3(method, once=True))
+def test_a_fault_of_s3_that_passes_costs_one_request(fresh: Any, fault: str, stage: str) -> None:
+    fresh.s3.go_wrong(OF_S3[fault], of_s3(stage, once=True))
     fresh.run()
     assert fresh.exact()
-    assert [target.split()[0] for target in fresh.s3.targets] == sorted(["HEAD", "PUT", method])
+    assert list(fresh.lake.objects()) == ["streams.parquet"]
+    if (fault, stage) == ("reset after it is stored", "PUT probe"):
+        # The repeated request is the one whose condition fails.
+        assert s3_stages(fresh) == OF_A_RUN
+    elif (fault, stage) == ("reset after it is stored", "PUT"):
+        assert s3_stages(fresh) == [*OF_A_RUN, "PUT", "GET"]
+    else:
+        place = OF_A_RUN.index(stage)
+        assert s3_stages(fresh) == [*OF_A_RUN[:place], stage, *OF_A_RUN[place:]]
     assert fresh.api.targets == fresh.undisturbed
     assert fresh.lake.uploads() == []
 
@@ -291,7 +324,7 @@ def test_a_fault_of_s3_that_passes_costs_one_request(fresh: Any, fault: str, met
 @pytest.mark.parametrize("fault", OF_S3)
 def test_a_put_that_fails_for_good_says_so_and_leaves_a_whole_object(fresh: Any, fault: str) -> None:
     fresh.s3.go_wrong(OF_S3[fault], of_s3("PUT", once=False))
-    with pytest.raises(StemTransportError, match=f"s3://{fresh.lake.bucket}/streams.parquet was not stored: "):
+    with pytest.raises(StemTransportError, match=rf"s3://{fresh.lake.bucket}/streams.parquet\]"):
         fresh.run()
     if fault == "reset after it is stored":
         assert fresh.exact()
@@ -304,9 +337,10 @@ def test_a_put_that_fails_for_good_says_so_and_leaves_a_whole_object(fresh: Any,
     assert fresh.exact()
 
 
+@pytest.mark.parametrize("stage", ["HEAD bucket", "PUT probe", "HEAD"])
 @pytest.mark.parametrize("fault", ["reset at once", "timeout"])
-def test_an_s3_that_cannot_be_reached_is_told_before_the_api_is_asked(fresh: Any, fault: str) -> None:
-    fresh.s3.go_wrong(OF_S3[fault], of_s3("HEAD", once=False))
+def test_an_s3_that_cannot_be_reached_is_reported_before_the_api_is_asked(fresh: Any, fault: str, stage: str) -> None:
+    fresh.s3.go_wrong(OF_S3[fault], of_s3(stage, once=False))
     with pytest.raises(StemTransportError, match="S3 cannot be used through connection 'aws_default'"):
         fresh.run()
     assert not [target for target in fresh.api.targets if "/streams" in target]
@@ -316,5 +350,5 @@ def test_an_s3_that_cannot_be_reached_is_told_before_the_api_is_asked(fresh: Any
 def test_a_put_whose_answer_is_lost_is_not_taken_for_another_run_s(fresh: Any) -> None:
     fresh.lake.client.delete_object(Bucket=fresh.lake.bucket, Key="streams.parquet")
     fresh.s3.go_wrong(proxy.reset_behind, of_s3("PUT", once=True))
-    fresh.run(replace=False)
+    fresh.run(if_exists="fail")
     assert fresh.exact()
