@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -12,18 +13,20 @@ from airflow_provider_stem.streams.windows import check_resolution, iso, parse_i
 from airflow_provider_stem.text import one_line
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     List the objects that the run's triggering events tell of: what there is to load, and nothing else.
 
-    An object that several events tell of was landed anew in between; it is listed once, as the last of them tells.
+    An object that several events list was rewritten in between; it is returned once, as the last of them lists it.
 
     :param context: of a task in a run that events of
         :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` triggered.
-    :return: ``{"uri", "rows", "bytes", "start", "end", "resolution"}`` of each, by uri; ISO 8601 in UTC, seconds. No
-        more than that, and each of its type: whoever may make an event could have written anything into it.
+    :return: ``{"uri", "rows", "bytes", "sha256", "read_at", "start", "end", "resolution"}`` of each, sorted by uri;
+        times in ISO 8601, UTC; resolution in seconds. No other keys, and each value of its type: anyone who may create
+        an event could have written anything into it.
     :raises StemConfigError: an event tells of something else.
     """
     objects: dict[str, dict[str, Any]] = {}
@@ -96,9 +99,18 @@ def _read_objects(told: Any, window: Any) -> Iterator[dict[str, Any]]:
             raise ValueError
         if type(rows) is not int or type(size) is not int or rows < 0 or size < 0:
             raise ValueError
+        if not _SHA256.fullmatch(one["sha256"]):
+            raise ValueError
         check_resolution(window["resolution"])
-        bounds = {bound: iso(parse_instant(bound, one[bound])) for bound in ("start", "end")}
-        yield {"uri": uri, "rows": rows, "bytes": size, **bounds, "resolution": window["resolution"]}
+        times = {name: iso(parse_instant(name, one[name])) for name in ("read_at", "start", "end")}
+        yield {
+            "uri": uri,
+            "rows": rows,
+            "bytes": size,
+            "sha256": one["sha256"],
+            **times,
+            "resolution": window["resolution"],
+        }
 
 
 def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -265,6 +265,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
                 s3_bucket=self.s3_bucket,
                 s3_key=self.s3_key,
                 batch=self.batch,
+                s3_extra_args=self.s3_extra_args,
                 stem_conn_id=self.stem_conn_id,
                 aws_conn_id=self.aws_conn_id,
             )

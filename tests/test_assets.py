@@ -14,6 +14,8 @@ def landed(name, rows=1):
         "uri": f"s3://lake/{name}",
         "rows": rows,
         "bytes": 9,
+        "sha256": "0123456789abcdef" * 4,
+        "read_at": "2025-07-02T00:30:00Z",
         "start": "2025-07-01T00:00:00Z",
         "end": "2025-07-02T00:00:00Z",
     }
@@ -48,6 +50,7 @@ def test_what_a_task_is_told_is_no_more_than_an_object_and_of_its_types():
     [
         {"uri": "https://lake/a"}, {"uri": "s3://lake/a\nb"}, {"rows": "1); DROP TABLE streams; --"}, {"rows": True},
         {"bytes": -1}, {"start": "2025-07-01T00:00:00Z' AS TIMESTAMPTZ)"}, {"end": "2025-07-01T00:00:00"},
+        {"sha256": "'; DROP TABLE streams; --"}, {"sha256": None}, {"sha256": "0" * 63}, {"read_at": "yesterday"},
     ],
     ids=str,
 )  # fmt: skip
