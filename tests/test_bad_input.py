@@ -101,7 +101,7 @@ OPERATOR = [
     Wrong("if_exists", CHOICES, "choose one of merge, replace, fail"),
     Wrong("parquet_encoding", CHOICES, "choose one of portable, smallest"),
     Wrong("s3_extra_args", ["ACL", [], 7, True, {1: "x"}], "must be a dict of arguments of a PUT"),
-    Wrong("s3_extra_args", [{"Key": "x"}, {"Body": b""}, {"IfMatch": "*"}], "Remove it", shows="must not hold"),
+    Wrong("s3_extra_args", [{"Key": "x"}, {"Body": b""}, {"IfMatch": "etag"}], "Remove it", shows="must not hold"),
     Wrong("aws_conn_id", [17, True, ["aws"], b"aws"], "give a text"),
 ]
 SENSOR = [
