@@ -30,19 +30,17 @@ def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     Format and compression are detected from the first bytes, so the key needs no extension.
 
     :param file: seekable binary file, positioned at its start.
-    :raises ValueError: the columns are not those of the landing schema; :class:`pyarrow.ArrowInvalid` is one.
+    :raises ValueError: the columns are not those of the landing schema, or one that is not nullable holds a null;
+        :class:`pyarrow.ArrowInvalid` is a ``ValueError`` too.
     :raises OSError: the file is damaged or cut off; also :class:`EOFError` and :class:`zlib.error`.
     """
-    if _head(file, 4) == b"PAR1":
-        yield from _read_parquet(file)
-        return
-    with _uncompressed(file) as source:
-        first = source.peek(1)[:1]
-        if first == b"{":
-            yield from _read_jsonl(source)
-        elif first:
-            yield from _read_csv(source)
-        # An empty file is JSON Lines without rows.
+    for batch in _read_parquet(file) if _head(file, 4) == b"PAR1" else _read_text(file):
+        columns = []
+        for field, column in zip(LANDING_SCHEMA, batch.columns, strict=True):
+            if column.null_count and not field.nullable:
+                raise ValueError(f"{field.name} holds a null")
+            columns.append(column.cast(field.type))
+        yield pa.RecordBatch.from_arrays(columns, schema=LANDING_SCHEMA)
 
 
 def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
@@ -52,39 +50,60 @@ def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
         yield from parquet.iter_batches(_BATCH_ROWS)
 
 
+def _read_text(file: BinaryIO) -> Iterator[pa.RecordBatch]:
+    with _uncompressed(file) as source:
+        first = source.peek(1)[:1]
+        if first == b"{":
+            yield from _read_jsonl(source)
+        elif first:
+            yield from _read_csv(source)
+        # An empty file is JSON Lines without rows.
+
+
 def _read_csv(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
-    reader = pyarrow.csv.open_csv(
-        source,
-        read_options=pyarrow.csv.ReadOptions(block_size=_CHUNK_BYTES),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        # An empty field is null in a number column only; in a string column it is the empty string.
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=_TEXT_SCHEMA, null_values=[""], strings_can_be_null=False, check_utf8=True
-        ),
-    )
-    if reader.schema.names != LANDING_SCHEMA.names:
-        raise ValueError(f"its columns are {_columns(reader.schema)}")
-    yield from map(_with_instants, reader)
+    names = None
+    for chunk in _chunks(source, quoted=True):
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(chunk),
+            read_options=pyarrow.csv.ReadOptions(block_size=len(chunk) + 1, column_names=names),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            # An empty field is null in a number column only; in a string column it is the empty string.
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=_TEXT_SCHEMA, null_values=[""], strings_can_be_null=False, check_utf8=True
+            ),
+        )
+        names = table.schema.names
+        if names != LANDING_SCHEMA.names:
+            raise ValueError(f"its columns are {_columns(table.schema)}")
+        yield from table.to_batches(_BATCH_ROWS)
 
 
 def _read_jsonl(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
-    # In chunks of whole lines: only recent pyarrow versions have a streaming JSON reader.
-    while chunk := source.read(_CHUNK_BYTES):
-        chunk += source.readline()
+    for chunk in _chunks(source, quoted=False):
         table = pyarrow.json.read_json(
             io.BytesIO(chunk),
             read_options=pyarrow.json.ReadOptions(block_size=len(chunk) + 1),
             parse_options=pyarrow.json.ParseOptions(explicit_schema=_TEXT_SCHEMA, unexpected_field_behavior="error"),
         )
-        yield from map(_with_instants, table.select(_TEXT_SCHEMA.names).to_batches(_BATCH_ROWS))
+        yield from table.select(_TEXT_SCHEMA.names).to_batches(_BATCH_ROWS)
 
 
-def _with_instants(batch: pa.RecordBatch) -> pa.RecordBatch:
-    columns = [
-        column.cast(field.type) if field.name in _INSTANTS else column
-        for field, column in zip(LANDING_SCHEMA, batch.columns, strict=True)
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=LANDING_SCHEMA.names)
+def _chunks(source: io.BufferedReader, *, quoted: bool) -> Iterator[bytes]:
+    """
+    Iterate over a text in chunks of whole lines, so that the reader needs a single block for each.
+
+    pyarrow streams JSON in recent versions only, and its CSV reader loses the second half of a quoted CR LF that two
+    blocks share.
+
+    :param quoted: whether a line break may lie in a quoted value.
+    """
+    while chunk := source.read(_CHUNK_BYTES):
+        lines = [chunk, source.readline()]
+        is_open = quoted and sum(line.count(b'"') for line in lines) % 2
+        while is_open and (line := source.readline()):
+            lines.append(line)
+            is_open ^= line.count(b'"') % 2
+        yield b"".join(lines)
 
 
 def _uncompressed(file: BinaryIO) -> io.BufferedReader:

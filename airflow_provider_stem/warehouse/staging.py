@@ -125,15 +125,11 @@ def _verified(batches: Iterator[pa.RecordBatch], landed: LandedObject) -> Iterat
     for batch in batches:
         if not batch.num_rows:
             continue
-        for field, column in zip(LANDING_SCHEMA, batch.columns, strict=True):
-            if column.null_count and not field.nullable:
-                raise ValueError(f"{field.name} holds a null")
-        rows = pa.RecordBatch.from_arrays(batch.columns, schema=LANDING_SCHEMA)
-        resolution = _check_intervals(rows, landed, resolution)
-        keys = pa.Table.from_batches([rows]).select(_KEYS)
+        resolution = _check_intervals(batch, landed, resolution)
+        keys = pa.Table.from_batches([batch]).select(_KEYS)
         _check_order(keys if last is None else pa.concat_tables([last, keys]))
         last = keys.slice(keys.num_rows - 1)
-        yield rows
+        yield batch
 
 
 def _check_intervals(rows: pa.RecordBatch, landed: LandedObject, resolution: int | None) -> int:
