@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any
 
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.formats import check_format
+from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS, check_format
 from airflow_provider_stem.streams.keys import check_bucket, check_key_template
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.windows import (
@@ -185,7 +185,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "on_site_error": _one_of("fail", "skip"),
     "partition_events": _check_flag,
     "if_exists": _one_of("merge", "replace", "fail"),
-    "parquet_encoding": _one_of("portable", "smallest"),
+    "parquet_encoding": _one_of(*PARQUET_ENCODINGS),
     "deferrable": _check_flag,
     "start_from_trigger": _check_flag,
     "max_workers": _check_count,

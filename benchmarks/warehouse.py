@@ -55,7 +55,7 @@ def make_day(folder: Path, number: int, sites: int, batches: int) -> list[dict[s
 
         path = folder / f"{number:03d}_{batch:03d}.parquet"
         with path.open("wb") as file:
-            count = write_file(rows(), file, "parquet", "zstd", window)
+            count = write_file(rows(), file, "parquet", "zstd", "portable")
         told.append({"uri": f"s3://{path}", "rows": count, "start": iso(window.start), "end": iso(window.end)})
     return told
 

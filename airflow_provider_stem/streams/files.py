@@ -1,107 +1,132 @@
 """
-Rows in the landing schema to bytes: Parquet, CSV or JSON lines; for the landing.
+Write rows in the landing schema as Parquet, CSV or JSON Lines.
 
-The same rows give the same bytes, so writing them again changes nothing.
+Equal rows give equal bytes, however they are split into record batches, so writing them again changes nothing.
 """
 
 from __future__ import annotations
 
 import gzip
+import inspect
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 
-from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.streams.windows import Window
+from airflow_provider_stem.streams.tables import INSTANT, LANDING_SCHEMA
 
-ROW_GROUP_ROWS = 2**16
-"""Almost two years of one stream: readers that look for a site skip the others, and a group takes little memory."""
+ROW_GROUP_ROWS = 2**17
+"""
+Rows of a Parquet row group: almost four years of one stream.
 
+Larger groups make smaller files, since zstd finds the instants of a stream again in the next one, but take more memory.
+"""
+
+_TEXT_ROWS = 2**14
+_TRIAL_ROWS = 2**16
 _ZSTD_LEVEL = 3
+_INSTANTS = ("interval_start", "interval_end")
 _VALUES = "kw_total_avg"
+# The encodings that are tried for each column. All common readers read the first two, some refuse the others.
+_Candidates = dict[str, tuple[str, ...]]
+_PORTABLE: _Candidates = dict.fromkeys((*_INSTANTS, _VALUES), ("PLAIN", "RLE_DICTIONARY"))
+_SMALLEST: _Candidates = {
+    **dict.fromkeys(_INSTANTS, ("PLAIN", "RLE_DICTIONARY", "DELTA_BINARY_PACKED")),
+    _VALUES: ("PLAIN", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT"),
+}
+# One page for each column of a row group: pages are compressed separately, and instants repeat at long distances.
+# Older versions of pyarrow limit pages by their size only.
+_ONE_PAGE = {"data_page_size": 2**30} | (
+    {"max_rows_per_page": 2**30}
+    if "max_rows_per_page" in inspect.signature(pyarrow.parquet.write_table).parameters
+    else {}
+)
 
 
 def write_file(
-    batches: Iterable[pa.RecordBatch], file: BinaryIO, file_format: str, compression: str, period: Window
+    batches: Iterable[pa.RecordBatch], file: BinaryIO, file_format: str, compression: str, parquet_encoding: str
 ) -> int:
     """
-    Write rows in the landing schema.
+    Write record batches to a file, and return the number of rows.
 
-    :param batches: sorted as :data:`~airflow_provider_stem.streams.tables.LANDING_SCHEMA` says.
-    :param file: takes the bytes, from front to end.
-    :param period: holds all rows.
-    :return: how many rows were written.
+    :param batches: in :data:`~airflow_provider_stem.streams.tables.LANDING_SCHEMA` and sorted as it says; a batch may
+        hold several streams and resolutions.
+    :param file: binary file that is written from front to end, and left open.
+    :param file_format: ``parquet``, ``csv`` or ``jsonl``.
+    :param compression: as :func:`~airflow_provider_stem.streams.formats.check_format` returned it.
+    :param parquet_encoding: ``portable`` or ``smallest``, see
+        :data:`~airflow_provider_stem.streams.formats.PARQUET_ENCODINGS`.
     """
     if file_format == "parquet":
-        return _write_parquet(batches, file, compression)
+        return _write_parquet(batches, file, compression, _SMALLEST if parquet_encoding == "smallest" else _PORTABLE)
     with _compressed(file, compression) as sink:
-        if file_format == "csv":
-            return _write_csv(batches, sink, period)
-        return _write_jsonl(batches, sink, period)
+        return _write_csv(batches, sink) if file_format == "csv" else _write_jsonl(batches, sink)
 
 
-def _write_parquet(batches: Iterable[pa.RecordBatch], file: BinaryIO, compression: str) -> int:
-    groups = _grouped(batches)
+def _write_parquet(batches: Iterable[pa.RecordBatch], file: BinaryIO, compression: str, candidates: _Candidates) -> int:
+    groups = _grouped(batches, ROW_GROUP_ROWS)
     group = next(groups, None)
-    encoding = _value_encoding(group, compression) if group else "PLAIN"
+    encodings = dict.fromkeys(candidates, "PLAIN") if group is None else _tried(group, compression, candidates)
     rows = 0
-    with _parquet_writer(file, LANDING_SCHEMA, compression, encoding) as writer:
-        while group:
+    with _parquet_writer(file, LANDING_SCHEMA, compression, encodings) as writer:
+        while group is not None:
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
             rows += group.num_rows
             group = next(groups, None)
     return rows
 
 
-def _value_encoding(group: pa.Table, compression: str) -> str:
+def _tried(group: pa.Table, compression: str, candidates: _Candidates) -> dict[str, str]:
     """
-    Give the encoding in which a row group's values are smallest.
+    Return the encoding in which each column of a row group is smallest.
 
-    No one suits all meters: few distinct values ask for a dictionary, whole numbers for splitting the bytes, and what
-    varies in every digit is best left alone.
+    None suits all meters: a dictionary is best for few distinct values, splitting the bytes for whole numbers, and
+    plain values where all digits vary.
     """
-    values = group.select([_VALUES])
-    sizes = {}
-    for encoding in ("PLAIN", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT"):
-        tried = pa.MockOutputStream()
-        with _parquet_writer(tried, values.schema, compression, encoding) as writer:
-            writer.write_table(values)
-        sizes[encoding] = tried.size()
-    return min(sizes, key=sizes.__getitem__)
+    sample = group.select(list(candidates)).slice(0, _TRIAL_ROWS)
+    sizes: dict[str, dict[str, int]] = {name: {} for name in candidates}
+    for choice in zip(*candidates.values(), strict=True):
+        encodings = dict(zip(candidates, choice, strict=True))
+        written: list[pyarrow.parquet.FileMetaData] = []
+        sink = pa.MockOutputStream()
+        with _parquet_writer(sink, sample.schema, compression, encodings, metadata_collector=written) as writer:
+            writer.write_table(sample)
+        for number, (name, encoding) in enumerate(encodings.items()):
+            sizes[name][encoding] = written[0].row_group(0).column(number).total_compressed_size
+    return {name: min(of, key=of.__getitem__) for name, of in sizes.items()}
 
 
-def _parquet_writer(sink: Any, schema: pa.Schema, compression: str, encoding: str) -> pyarrow.parquet.ParquetWriter:
-    """Make a writer of the landing schema, or of some of its columns; the encoding is that of the values."""
-    dictionaries = ["site_id", "stream_type", "resolution"]
-    encodings = {"interval_start": "DELTA_BINARY_PACKED", "interval_end": "DELTA_BINARY_PACKED"}
-    if encoding == "RLE_DICTIONARY":
-        dictionaries.append(_VALUES)
-    else:
-        encodings[_VALUES] = encoding
+def _parquet_writer(
+    sink: Any, schema: pa.Schema, compression: str, encodings: dict[str, str], **options: Any
+) -> pyarrow.parquet.ParquetWriter:
     return pyarrow.parquet.ParquetWriter(
         sink,
         schema,
+        version="2.6",
+        data_page_version="1.0",
         compression=compression,
         compression_level=_ZSTD_LEVEL if compression == "zstd" else None,
-        use_dictionary=[name for name in dictionaries if name in schema.names],
-        column_encoding={name: how for name, how in encodings.items() if name in schema.names},
+        # Where a writer gives up a dictionary that is too large depends on how the rows are split.
+        dictionary_pagesize_limit=2**30,
+        use_dictionary=[name for name in schema.names if encodings.get(name, "RLE_DICTIONARY") == "RLE_DICTIONARY"],
+        column_encoding={name: encoding for name, encoding in encodings.items() if encoding != "RLE_DICTIONARY"},
+        **_ONE_PAGE,
+        **options,
     )
 
 
-def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Gather batches to full row groups, so that small sites share one."""
+def _grouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Iterate over the rows in tables of ``size`` rows, but for the last one."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
-        while rows + batch.num_rows >= ROW_GROUP_ROWS:
-            head = ROW_GROUP_ROWS - rows
+        while rows + batch.num_rows >= size:
+            head = size - rows
             yield pa.Table.from_batches([*waiting, batch.slice(0, head)], LANDING_SCHEMA)
             batch = batch.slice(head)  # noqa: PLW2901
             waiting, rows = [], 0
@@ -112,60 +137,115 @@ def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting, LANDING_SCHEMA)
 
 
-def _write_csv(batches: Iterable[pa.RecordBatch], sink: BinaryIO, period: Window) -> int:
-    rows = 0
-    shown = _ShownInstants(period)
-    schema = pa.schema(
-        [field.with_type(pa.string()) if pa.types.is_timestamp(field.type) else field for field in LANDING_SCHEMA]
-    )
-    with pyarrow.csv.CSVWriter(sink, schema) as writer:
-        for batch in batches:
-            starts, ends = shown.of(batch)
-            columns = [*batch.columns[:3], starts, ends, batch.column("kw_total_avg")]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-            rows += batch.num_rows
-    return rows
+def _write_csv(batches: Iterable[pa.RecordBatch], sink: BinaryIO) -> int:
+    def quoted(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"'
 
-
-def _write_jsonl(batches: Iterable[pa.RecordBatch], sink: BinaryIO, period: Window) -> int:
+    sink.write((",".join(map(quoted, LANDING_SCHEMA.names)) + "\n").encode())
+    instants = _IsoText()
     rows = 0
-    shown = _ShownInstants(period)
-    for batch in batches:
-        if not batch.num_rows:
-            continue
-        starts, ends = shown.of(batch)
-        # One stream of one site to a batch, so all but instants and values is the same in every line.
-        head = {name: batch.column(name)[0].as_py() for name in ("site_id", "stream_type", "resolution")}
-        lines = pc.binary_join_element_wise(
-            json.dumps(head, separators=(",", ":"))[:-1] + ',"interval_start":"',
-            starts,
-            '","interval_end":"',
-            ends,
-            '","kw_total_avg":',
-            batch.column("kw_total_avg").cast(pa.string()).fill_null("null"),
-            "}\n",
-            "",
-        )
-        # The characters of a string array lie behind each other, so they are the file's text already.
-        sink.write(memoryview(lines.buffers()[2])[: pc.sum(pc.binary_length(lines)).as_py()])
+    for [batch] in (group.combine_chunks().to_batches() for group in _grouped(batches, _TEXT_ROWS)):
+        site_ids, stream_types, resolutions, starts, ends, values = batch.columns
+        lines = [_texts(site_ids, quoted), ",", _texts(stream_types, quoted), ",", _texts(resolutions, str)]
+        lines += [',"', instants.of(starts), 'Z","', instants.of(ends), 'Z",', _as_floats(values).fill_null(""), "\n"]
+        _write_lines(sink, lines)
         rows += batch.num_rows
     return rows
 
 
-class _ShownInstants:
-    """Instants of a period as ISO 8601 text: formatted once, then looked up, since formatting is slow."""
+def _write_jsonl(batches: Iterable[pa.RecordBatch], sink: BinaryIO) -> int:
+    instants = _IsoText()
+    rows = 0
+    for [batch] in (group.combine_chunks().to_batches() for group in _grouped(batches, _TEXT_ROWS)):
+        lines: list[pa.Array | str] = []
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            lines.append(f'{"," if lines else "{"}"{name}":')
+            if name in _INSTANTS:
+                lines += ['"', instants.of(column), 'Z"']
+            else:
+                lines.append(_as_floats(column).fill_null("null") if name == _VALUES else _texts(column, json.dumps))
+        _write_lines(sink, [*lines, "}\n"])
+        rows += batch.num_rows
+    return rows
 
-    def __init__(self, period: Window) -> None:
-        self._resolution = period.resolution
-        self._first = period.first_end - period.resolution
-        edges = pa.array(range(self._first, period.last_end + 1, period.resolution), pa.int64())
-        self._text = pc.strftime(edges.cast(pa.timestamp("s", "UTC")), "%Y-%m-%dT%H:%M:%SZ")
 
-    def of(self, batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
-        """Give a batch's interval starts and ends."""
-        ends = batch.column("interval_end").cast(pa.timestamp("s", "UTC")).cast(pa.int64())
-        position = pc.divide(pc.subtract(ends, self._first), self._resolution)
-        return self._text.take(pc.subtract(position, 1)), self._text.take(position)
+def _write_lines(sink: BinaryIO, parts: Iterable[pa.Array | str]) -> None:
+    """Write the parts side by side, one line for each row."""
+    joined: list[pa.Array | str] = []
+    for part in parts:
+        # Each part takes time in each line, so constant ones are joined first.
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    lines = pc.binary_join_element_wise(*joined, "")
+    # The characters of a string array are contiguous, so they are the file's text.
+    sink.write(memoryview(lines.buffers()[2])[: pc.sum(pc.binary_length(lines)).as_py()])
+
+
+def _texts(column: pa.Array, text_of: Callable[[Any], str]) -> pa.Array | str:
+    """Return the text of each value, or a single one where all values are equal."""
+    if pc.all(pc.equal(column, column[0])).as_py():
+        return text_of(column[0].as_py())
+    encoded = column.dictionary_encode()
+    return pa.array(map(text_of, encoded.dictionary.to_pylist()), pa.string()).take(encoded.indices)
+
+
+def _as_floats(values: pa.Array) -> pa.Array:
+    """
+    Return the shortest text of each number that reads as the same float.
+
+    Each has a point, since readers that infer types take ``0`` for an integer.
+    """
+    texts = values.cast(pa.string())
+    pointless = pc.invert(pc.match_substring(texts, "."))
+    if not pc.any(pointless).as_py():
+        return texts
+    whole = texts.filter(pointless)
+    with_point = pc.binary_join_element_wise(whole, ".0", "")
+    exponents = pc.match_substring(whole, "e")
+    if pc.any(exponents).as_py():
+        with_point = pc.if_else(exponents, pc.replace_substring(whole, "e", ".0e"), with_point)
+    return pc.replace_with_mask(texts, pointless, with_point)
+
+
+class _IsoText:
+    """
+    Formats UTC instants as ISO 8601 text without the ``Z``.
+
+    Keeps the text of each instant on the grid, up to 7 years, since streams repeat them.
+    """
+
+    _STEP = 900_000_000  # us
+    _MOST = 2**18
+
+    def __init__(self) -> None:
+        self._known = range(0)
+        self._texts = pa.array([], pa.string())
+
+    def of(self, instants: pa.Array) -> pa.Array:
+        """Return the text of each instant."""
+        micros = instants.cast(pa.int64())
+        bounds = pc.min_max(micros).as_py()
+        first, last = bounds["min"], bounds["max"]
+        if not (self._known and self._known[0] <= first and last <= self._known[-1]):
+            if self._known:
+                first, last = min(first, self._known[0]), max(last, self._known[-1])
+            grid = range(first - first % self._STEP, last + self._STEP, self._STEP)
+            if len(grid) > self._MOST:
+                return _as_iso(instants)
+            self._known, self._texts = grid, _as_iso(pa.array(grid, pa.int64()).cast(INSTANT))
+        passed = pc.subtract(micros, self._known[0])
+        position = pc.divide(passed, self._STEP)
+        if not pc.all(pc.equal(pc.multiply(position, self._STEP), passed)).as_py():
+            return _as_iso(instants)
+        return self._texts.take(position)
+
+
+def _as_iso(instants: pa.Array) -> pa.Array:
+    # Without a zone: strftime and the conversion with a zone take forty times as long.
+    texts = instants.cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("s")).cast(pa.string())
+    return pc.binary_replace_slice(texts, 10, 11, "T")
 
 
 @contextmanager

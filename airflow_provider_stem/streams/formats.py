@@ -1,8 +1,16 @@
-"""Which file formats and compressions there are; for the operator, and light enough for DAG parsing."""
+"""File formats, compressions and encodings; light enough for DAG parsing."""
 
 from __future__ import annotations
 
 from airflow_provider_stem.errors import StemConfigError
+
+PARQUET_ENCODINGS = ("portable", "smallest")
+"""
+How Parquet is encoded; the first is the default.
+
+``portable`` uses PLAIN and RLE_DICTIONARY only, which every common reader reads. ``smallest`` may also use
+DELTA_BINARY_PACKED and BYTE_STREAM_SPLIT, which some readers refuse.
+"""
 
 # The first of each is the default.
 _COMPRESSIONS: dict[str, tuple[str, ...]] = {
@@ -14,9 +22,9 @@ _COMPRESSIONS: dict[str, tuple[str, ...]] = {
 
 def check_format(file_format: object, compression: object) -> str:
     """
-    Give the compression that is meant.
+    Return the compression, with ``default`` resolved.
 
-    :raises StemConfigError: names the argument, its value and what there is.
+    :raises StemConfigError: unknown format or compression; the message lists the choices.
     """
     if not isinstance(file_format, str) or file_format not in _COMPRESSIONS:
         raise StemConfigError(f"file_format is {file_format!r}: choose one of {', '.join(_COMPRESSIONS)}.")
@@ -31,7 +39,7 @@ def check_format(file_format: object, compression: object) -> str:
 
 
 def extension(file_format: str, compression: str) -> str:
-    """Give the end of a file's name, without the leading dot."""
+    """Return the file name extension, without the leading dot."""
     if file_format == "parquet" or compression == "none":
         return file_format
     return f"{file_format}.{'gz' if compression == 'gzip' else 'zst'}"

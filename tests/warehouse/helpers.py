@@ -44,7 +44,7 @@ class Bucket:
                 )
             )
         file = io.BytesIO()
-        rows = write_file(iter(batches), file, file_format, compression, window)
+        rows = write_file(iter(batches), file, file_format, compression, "portable")
         uri = f"s3://lake/{name}"
         self.bodies[uri] = file.getvalue()
         landed = {"uri": uri, "rows": rows, "bytes": len(file.getvalue()), "start": iso(window.start)}

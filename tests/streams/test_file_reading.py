@@ -1,0 +1,189 @@
+"""What is written is read back bit for bit, whatever the ids and values are."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zlib import error as ZlibError  # noqa: N812 - it is a class
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_stem.streams import file_reading
+from airflow_provider_stem.streams.file_reading import read_batches
+from airflow_provider_stem.streams.files import write_file
+from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+
+from .helpers import examples, tally
+from .test_files import HOSTILE_IDS, each_format, plenty
+
+Row = tuple[Any, ...]
+IDS = [
+    *HOSTILE_IDS,
+    "NA",
+    "N/A",
+    "NULL",
+    "None",
+    "nan",
+    "NaN",
+    "inf",
+    "-",
+    "0",
+    "007",
+    "1e5",
+    "true",
+    "2025-07-01",
+    "2025-07-01T00:00:00Z",
+    '"',
+    '""',
+    ",",
+    "\\",
+    '\\"',
+    "\r",
+    "\r\n",
+    "\n",
+    "\n\n",
+    "{",
+    "#",
+    "PAR1",
+    "\t",
+    " ",
+    "  two  ",
+    "\u00a0",
+    "\u2028\u2029\u0085",
+    "\ufeffbom",
+    "e\u0301 é",
+    "\U0001f50b",
+    "\ufffd",
+    "\x1f\x8b",
+    "{{ 7*7 }}",
+    "%(key)s",
+    "a/../b",
+    "${HOME}",
+    "x" * 1000,
+]
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
+    [0.0, -0.0, 1.0, -50.0, 1e15, 1e16, 1e17, 1e22, 1e-5, 1e-7, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308]
+)
+
+
+def row(site_id: str, number: int, value: float | None, stream_type: str = "MONITOR", resolution: int = 900) -> Row:
+    end = datetime(2025, 7, 1, tzinfo=UTC) + number * timedelta(seconds=resolution)
+    return site_id, stream_type, resolution, end - timedelta(seconds=resolution), end, value
+
+
+def table(rows: list[Row]) -> pa.Table:
+    columns: list[Any] = list(zip(*rows, strict=True)) or [()] * 6
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, LANDING_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=LANDING_SCHEMA)
+
+
+def written(batches: list[pa.RecordBatch], file_format: str, compression: str, encoding: str = "portable") -> bytes:
+    file = io.BytesIO()
+    write_file(batches, file, file_format, compression, encoding)
+    return file.getvalue()
+
+
+def read(data: bytes) -> list[Row]:
+    """Rows with their values' bits, so that -0.0 is not 0.0."""
+    batches = list(read_batches(io.BytesIO(data)))
+    assert all(one.schema.equals(LANDING_SCHEMA, check_metadata=True) for one in batches)
+    return bits(pa.Table.from_batches(batches, LANDING_SCHEMA))
+
+
+def bits(rows: pa.Table) -> list[Row]:
+    columns = [column.to_pylist() for column in rows.columns]
+    columns[-1] = [None if value is None else struct.pack("<d", value) for value in columns[-1]]
+    return list(zip(*columns, strict=True))
+
+
+@st.composite
+def any_rows(draw: st.DrawFn) -> pa.Table:
+    text = st.sampled_from(IDS) | st.text(st.characters(exclude_categories=["Cs"]))
+    types = st.sampled_from(["CONVERTER", "INTERVAL_REVENUE", "MONITOR"])
+    keys = st.tuples(text, types, st.integers(-(10**6), 10**6), st.sampled_from([900, 1800, 3600]))
+    chosen = sorted(draw(st.lists(keys, max_size=30, unique=True)), key=lambda key: (key[0].encode(), *key[1:]))
+    return table([row(site_id, k, draw(st.none() | NUMBERS), kind, step) for site_id, kind, k, step in chosen])
+
+
+@each_format
+def test_any_rows_come_back_bit_for_bit(file_format: str, compression: str) -> None:
+    counts = tally("files, rows of any id and value read back bit for bit")
+
+    @examples(60)
+    @given(rows=any_rows())
+    def check(rows: pa.Table) -> None:
+        for encoding in PARQUET_ENCODINGS if file_format == "parquet" else ["portable"]:
+            assert read(written(rows.to_batches(), file_format, compression, encoding)) == bits(rows)
+        counts.add(rows=rows.num_rows)
+
+    check()
+
+
+@pytest.mark.parametrize("site_id", IDS, ids=ascii)
+@pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
+def test_an_id_comes_back(file_format: str, site_id: str) -> None:
+    for others in ([], ["zz"], [""], ["a\nb"]):
+        ids = sorted({site_id, *others})
+        rows = table([row(one, k, value) for one in ids for k, value in enumerate([None, 0.0, 1.5])])
+        assert read(written(rows.to_batches(), file_format, "none")) == bits(rows)
+
+
+@each_format
+def test_large_files_are_read_across_chunks(
+    file_format: str, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quoted line breaks lie at any place of a chunk."""
+    rows = table([row(f'a\n"{n:03}",\r\nb', k, k / 7 if k % 5 else None) for n in range(40) for k in range(96)])
+    data = written(rows.to_batches(), file_format, compression)
+    for size in (2**12, 2**12 + 7, 2**16):
+        monkeypatch.setattr(file_reading, "_CHUNK_BYTES", size)
+        monkeypatch.setattr(file_reading, "_BATCH_ROWS", 100)
+        assert read(data) == bits(rows)
+
+
+@each_format
+def test_a_file_without_rows_has_none(file_format: str, compression: str) -> None:
+    assert read(written([], file_format, compression)) == []
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+@pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
+def test_a_file_that_is_cut_off_is_never_read_as_whole(file_format: str, compression: str) -> None:
+    rows = pa.Table.from_batches(plenty())
+    data = written(rows.to_batches(), file_format, compression)
+    for length in range(1, len(data) - 1, max(1, len(data) // 50)):
+        try:
+            found = read(data[:length])
+        except (ValueError, OSError, EOFError, ZlibError, pa.ArrowException):
+            continue
+        # Only the text formats can end anywhere; who reads an object compares its digest.
+        assert found != bits(rows)
+
+
+@pytest.mark.parametrize("name", [field.name for field in LANDING_SCHEMA if not field.nullable])
+def test_a_null_in_another_column_than_the_values_is_an_error(name: str) -> None:
+    columns = [field.with_nullable(True) for field in LANDING_SCHEMA]
+    rows = table([row("site", 1, 1.0)])
+    nulls = rows.set_column(rows.schema.names.index(name), name, pa.nulls(1, rows.schema.field(name).type))
+    line = nulls.to_pylist()[0]
+    for instant in ("interval_start", "interval_end"):
+        line[instant] = line[instant] and f"{line[instant]:%Y-%m-%dT%H:%M:%SZ}"
+    file = io.BytesIO()
+    pq.write_table(nulls.cast(pa.schema(columns)), file)
+    for data in (str(line).replace("'", '"').replace("None", "null").encode(), file.getvalue()):
+        with pytest.raises(ValueError, match=f"{name} holds a null|its columns are"):
+            read(data)
+
+
+def test_a_gzip_file_of_several_members_is_read_whole() -> None:
+    rows = table([row("site", k, k / 3) for k in range(10)])
+    data = gzip.decompress(written(rows.to_batches(), "csv", "gzip"))
+    assert read(gzip.compress(data[:100]) + gzip.compress(data[100:])) == bits(rows)
