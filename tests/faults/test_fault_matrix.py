@@ -31,6 +31,7 @@ from airflow_provider_stem.errors import (
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams import windows
+from airflow_provider_stem.streams.receipts import Receipt
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from tests.faults import proxy
 from tests.faults.proxy import Exchange, Fault, FaultyProxy, altered, answer
@@ -140,7 +141,7 @@ def load(s3_server: Any) -> Iterator[Any]:
             patched.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps({**connection, "extra": limits}))
             patched.setattr(S3Hook, "get_conn", lambda _: client(timeout))
 
-        def run(**arguments: Any) -> dict[str, Any]:
+        def run(**arguments: Any) -> Receipt:
             records = StemSiteListOperator(task_id="list").execute(run_context())
             task = StemStreamsToS3Operator(
                 task_id="land",

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from airflow_provider_stem.streams import files
 from airflow_provider_stem.streams.files import write_file
 from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS, check_format
-from airflow_provider_stem.streams.spool import Shelf
+from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, landing_batch
 from airflow_provider_stem.streams.windows import Window
 
@@ -186,10 +186,8 @@ class TestEachFormat:
             assert unpacked(data, compression) == header
         assert read_back(data, file_format, compression) == []
 
-    def test_counts_rows_and_bytes_of_a_shelved_file(self, file_format: str, compression: str) -> None:
-        with Shelf() as shelf:
-            shelf.new_file().write(b"before")
-            file = shelf.new_file()
+    def test_counts_rows_and_bytes_of_a_scratch_file(self, file_format: str, compression: str) -> None:
+        with ScratchFile() as file:
             assert write_file(plenty(), cast(BinaryIO, file), file_format, compression, "portable") == 6 * 96
             # Who uploads it reads it.
             assert not file.closed

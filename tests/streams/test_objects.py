@@ -186,7 +186,7 @@ def test_a_put_whose_answer_is_lost_counts_as_done(store: MemoryStore) -> None:
         store.put = put  # type: ignore[method-assign]
         raise ObjectChangedError  # what the repeated request is answered
 
-    store.put = lossy  # type: ignore[method-assign]
+    store.put = lossy  # type: ignore[method-assign, assignment]
     written = land(store, rows(1.0, "a"))
     assert (written.merge.inserted, written.merge.unchanged) == (3, 0)
     assert store.requests == ["head", "put", "get"]
