@@ -380,7 +380,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     def _tell_outlets(self, context: Context, receipt: Receipt, window: Window, prefix: str) -> None:
         from airflow import __version__ as airflow_version
 
-        extra: dict[str, Any] = {name: receipt[name] for name in ("window", "objects", "rows")}  # type: ignore[literal-required]
+        extra: dict[str, Any] = {name: receipt[name] for name in ("window", "objects", "rows")}
         for outlet in self.outlets:
             event = context["outlet_events"][outlet]
             if isinstance(outlet, AssetAlias):
