@@ -63,10 +63,11 @@ def _check_site(payload: object, site_id: str) -> None:
 def _check_listing(payload: dict[str, object], collection: str) -> None:
     pager = Pager(collection, 100)
     try:
-        items = pager.take(payload)
+        pager.take(payload)
     except StemDataError as error:
         check_message(error, one_line=True)
         return
+    items = pager.items
     assert len({item["id"] for item in items}) == len(items)
     assert pager.done == (not items)
     for item in items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -10,13 +11,23 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_stem.api.config import ClientConfig
-from airflow_provider_stem.api.paging import Pager
+from airflow_provider_stem.api.paging import InconsistentListingError, Pager
 from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.api.transport import Transport
-from airflow_provider_stem.errors import StemConfigError, StemNotFoundError, StemRequestError, StemUnavailableError
+from airflow_provider_stem.errors import (
+    StemConfigError,
+    StemDataError,
+    StemNotFoundError,
+    StemRequestError,
+    StemUnavailableError,
+)
 from airflow_provider_stem.text import one_line
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+_RESTARTS = 3
 
 
 class StemClient:
@@ -62,15 +73,27 @@ class StemClient:
         self.close()
 
     def list_clients(self, name: str | None = None) -> Iterator[dict[str, Any]]:
-        """Give every client that the key may see, as the API sent it."""
+        """
+        Iterate over all clients that the key may see, as the API sent them.
+
+        :raises StemDataError: the listing is not whole, see :class:`~airflow_provider_stem.api.paging.Pager`.
+        """
         yield from self._listing("clients", "clients", name)
 
     def get_client(self, client_id: str) -> dict[str, Any]:
-        """Give one client, as the API sent it."""
-        return self._transport.get(f"clients/{_segment('client_id', client_id)}", {}, read_object)
+        """
+        Return one client, as the API sent it.
+
+        :raises StemDataError: the answer is for another id.
+        """
+        return self._transport.get(f"clients/{_segment('client_id', client_id)}", {}, _record_of(client_id))
 
     def list_sites(self, client_id: str | None = None, name: str | None = None) -> Iterator[dict[str, Any]]:
-        """Give every site of a client, or of every client, once, as the API sent it."""
+        """
+        Iterate over all sites of a client, or of every client, each once, as the API sent them.
+
+        :raises StemDataError: a listing is not whole, see :class:`~airflow_provider_stem.api.paging.Pager`.
+        """
         _check_name(name)
         if client_id is not None:
             yield from self._listing(f"clients/{_segment('client_id', client_id)}/sites", "sites", name)
@@ -83,8 +106,12 @@ class StemClient:
                     yield site
 
     def get_site(self, site_id: str) -> dict[str, Any]:
-        """Give one site, as the API sent it."""
-        return self._transport.get(f"sites/{_segment('site_id', site_id)}", {}, read_object)
+        """
+        Return one site, as the API sent it.
+
+        :raises StemDataError: the answer is for another id.
+        """
+        return self._transport.get(f"sites/{_segment('site_id', site_id)}", {}, _record_of(site_id))
 
     def get_streams(
         self,
@@ -121,19 +148,49 @@ class StemClient:
                 ) from None
             raise
 
-    def _listing(self, path: str, collection: str, name: str | None) -> Iterator[dict[str, Any]]:
+    def _listing(self, path: str, collection: str, name: str | None) -> list[dict[str, Any]]:
+        """
+        Return a listing, whole: pages that do not fit together are all asked for again.
+
+        :raises StemDataError: they still do not after :data:`_RESTARTS` further times.
+        """
         _check_name(name)
-        pager = Pager(collection, self._config.page_size, name)
-        while not pager.done:
-            page = pager.page
+        for restart in range(_RESTARTS + 1):
+            pager = Pager(collection, self._config.page_size, name, final=restart == _RESTARTS)
             try:
-                payload = self._transport.get(path, pager.params(), read_object)
-            except StemNotFoundError:
-                # Past the last page some servers answer 404; on the first page it means what it says.
-                if page == 1:
-                    raise
-                return
-            yield from pager.take(payload)
+                while not pager.done:
+                    self._turn_page(path, pager)
+            except InconsistentListingError as exc:
+                inconsistency = exc
+                log.warning("Attempt %s of %s to list %s: %s", restart + 1, _RESTARTS + 1, collection, exc)
+            else:
+                return pager.items
+        raise inconsistency
+
+    def _turn_page(self, path: str, pager: Pager) -> None:
+        try:
+            self._transport.get(path, pager.params(), lambda body: pager.take(read_object(body)))
+        except StemNotFoundError as exc:
+            # On the first page it means what it says.
+            if pager.page == 1:
+                raise
+            url = exc.request_url_without_secrets
+        else:
+            return
+        pager.take_not_found(url)
+
+
+def _record_of(identifier: str) -> Callable[[Body], dict[str, Any]]:
+    def parse(body: Body) -> dict[str, Any]:
+        record = read_object(body)
+        if record.get("id") != identifier:
+            raise StemDataError(
+                f"the answer is for id {one_line(repr(record.get('id')))}, asked for was {one_line(repr(identifier))}. "
+                "Try again later, or report it to Stem if it stays so"
+            )
+        return record
+
+    return parse
 
 
 def _check_name(name: object) -> None:

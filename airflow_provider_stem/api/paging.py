@@ -11,55 +11,137 @@ _MAX_PAGES = 100_000
 _MAX_ITEMS = 1_000_000
 
 
+class InconsistentListingError(StemDataError):
+    """The pages of a listing do not fit together; listing again may help."""
+
+
 class Pager:
     """
     Walks a listing: ask with :meth:`params`, hand the answer to :meth:`take`, until :attr:`done`.
 
-    Only an empty page, or one without a new id, ends it: ``total`` can be read as items or as pages (the
-    guide's example shows 1 of either), and a page can be shorter than ``per_page`` because the server caps it.
+    A page that is empty, is not found or has no new id ends the listing. ``total`` cannot, since it can be read as
+    items or as pages (the guide's example shows 1 of either), and a page can be shorter than ``per_page`` because the
+    server caps it. But what was listed must agree with ``total``, where there is one.
 
     :param collection: the key that holds the items, ``clients`` or ``sites``.
     :param page_size: ``per_page`` (guide: "Obtaining clients", "Obtaining sites").
     :param name: substring that the API filters names by.
+    :param final: whether there is no further attempt, so that an empty listing whose ``total`` is 1 is taken for one
+        empty page. Before, it may be one item that is missing.
     """
 
-    def __init__(self, collection: str, page_size: int, name: str | None = None) -> None:
+    def __init__(self, collection: str, page_size: int, name: str | None = None, *, final: bool = True) -> None:
         self._collection = collection
+        self._page_size = page_size
         self._fixed: dict[str, str | int] = {"per_page": page_size}
         if name is not None:
             self._fixed["name"] = name
-        self._seen: set[str] = set()
+        self._final = final
+        self._items: dict[str, dict[str, Any]] = {}
+        self._pages = 0
+        self._total: int | None = None
+        self._repeats = 0
         self.page = 1
         self.done = False
 
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """Return what was listed so far: each id once, in the order of the pages."""
+        return list(self._items.values())
+
     def params(self) -> dict[str, str | int]:
-        """Give the query of the next page."""
+        """Return the query of the next page."""
         return {**self._fixed, "page": self.page}
 
-    def take(self, payload: dict[str, Any]) -> list[dict[str, Any]]:
+    def take(self, payload: dict[str, Any]) -> None:
         """
-        Give the items of an answer that were not seen before.
+        Read the answer for a page.
 
+        :raises InconsistentListingError: it does not fit to the pages before it.
         :raises StemDataError: the answer has no such collection, an item has no id, or there is no end to it.
         """
-        if self._collection not in payload:
-            raise StemDataError(f"page {self.page} has no {self._collection!r}")
-        items = payload[self._collection]
-        items = [] if items is None else items
-        if not isinstance(items, list):
-            raise StemDataError(f"{self._collection!r} of page {self.page} is not a list")
-        new = []
-        for item in items:
-            identifier = item.get("id") if isinstance(item, dict) else None
-            if not isinstance(identifier, str) or not identifier:
-                raise StemDataError(f"an entry of {self._collection!r} on page {self.page} has no string id")
-            if identifier not in self._seen:
-                self._seen.add(identifier)
-                new.append(item)
-        if len(self._seen) > _MAX_ITEMS:
+        page, found = self.page, self._items_of(payload)
+        self._compare_total(_count(payload.get("total")))
+        new = {identifier: item for identifier, item in found.items() if identifier not in self._items}
+        if not new:
+            self._end_with(f"page {page} {'repeats earlier ones' if found else 'is empty'}", repeats=bool(found))
+        elif self._repeats:
+            raise _inconsistent(f"page {page} has new {self._collection} after a page that repeats others")
+        elif (echo := _count(payload.get("page"))) not in (None, page):
+            raise _inconsistent(f"the answer to page {page} of {self._collection!r} is page {echo}")
+        self._items |= new
+        self._pages += bool(new)
+        if len(self._items) > _MAX_ITEMS:
             raise StemDataError(f"the listing of {self._collection!r} does not end after {_MAX_ITEMS:,} entries")
-        self.done = not new
         self.page += 1
         if self.page > _MAX_PAGES and not self.done:
             raise StemDataError(f"the listing of {self._collection!r} does not end after {_MAX_PAGES:,} pages")
-        return new
+
+    def take_not_found(self, url: str) -> None:
+        """
+        Read a 404 past the first page: some servers answer so past the last one.
+
+        :param url: what was asked for, for the message.
+        :raises InconsistentListingError: ``total`` says that there is more.
+        """
+        try:
+            self._end_with(f"page {self.page} is not found", repeats=False)
+        except InconsistentListingError as exc:
+            message = f"{exc} [GET {url}]"
+        else:
+            return
+        raise InconsistentListingError(message)
+
+    def _items_of(self, payload: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        if self._collection not in payload:
+            raise StemDataError(f"page {self.page} has no {self._collection!r}")
+        items = payload[self._collection]
+        if not isinstance(items, list | None):
+            raise StemDataError(f"{self._collection!r} of page {self.page} is not a list")
+        found: dict[str, dict[str, Any]] = {}
+        for item in items or []:
+            identifier = item.get("id") if isinstance(item, dict) else None
+            if not isinstance(identifier, str) or not identifier:
+                raise StemDataError(f"an entry of {self._collection!r} on page {self.page} has no string id")
+            found.setdefault(identifier, item)
+        return found
+
+    def _compare_total(self, total: int | None) -> None:
+        if None not in (total, self._total) and total != self._total:
+            raise _inconsistent(
+                f"total of {self._collection!r} changes from {self._total} to {total} at page {self.page}"
+            )
+        self._total = self._total if total is None else total
+
+    def _end_with(self, ending: str, *, repeats: bool) -> None:
+        pages = self._pages or int(self._final)  # of an empty listing, the empty one
+        if self._total not in (None, len(self._items), pages):
+            raise _inconsistent(
+                f"{ending}, but total is {self._total} after {len(self._items):,} {self._collection} on "
+                f"{self._pages:,} pages"
+            )
+        self._repeats += repeats
+        # Without a total, a repeated page can stand for another one: only a second page without a new id ends it.
+        self.done = not repeats or self._total is not None or self._repeats > 1
+        if self.done and self._repeats and self._total is None and self._pages == 1 and self._first_page_is_full():
+            raise InconsistentListingError(
+                f"page 2 of {self._collection!r} repeats page 1, which is full, and there is no total, so more may "
+                "follow. Set another page_size in the connection's Extra"
+            )
+
+    def _first_page_is_full(self) -> bool:
+        # Only then can the server be one that ignores "page".
+        return len(self._items) >= self._page_size
+
+
+def _inconsistent(what: str) -> InconsistentListingError:
+    return InconsistentListingError(f"{what}. Try again later, or report it to Stem if it stays so")
+
+
+def _count(value: object) -> int | None:
+    """Return a count that may be a string; ``None`` where it is none."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value[:20])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -212,7 +212,9 @@ class _Service:
             items = None
         totals = {"items": len(found), "pages": pages, "string": str(len(found))}
         total = {} if self._settings.total_as == "missing" else {"total": totals[self._settings.total_as]}
-        return {field: items, **total, "page": page}
+        numbers = {"number": page, "string": str(page)}
+        number = {} if self._settings.page_as == "missing" else {"page": numbers[self._settings.page_as]}
+        return {field: items, **total, **number}
 
     def client_payload(self, client: Client) -> dict[str, Any]:
         extra = {"industry": "unknown"} if self._settings.unknown_fields else {}
@@ -225,14 +227,20 @@ class _Service:
 
     def site_payload(self, site: Site) -> dict[str, Any]:
         extra = {"utc_offset": site.building.utc_offset} if self._settings.unknown_fields else {}
+        shown = {
+            name: f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            for name, start in site.stream_start_times.items()
+        }
+        starts: dict[str, dict[str, Any]] = {
+            "shown": {"stream_start_times": shown},
+            "null": {"stream_start_times": None},
+            "missing": {},
+        }
         return {
             "id": site.id,
             "name": site.name,
             "link": f"{BASE_PATH}/sites/{quote(site.id, safe='')}",
-            "stream_start_times": {
-                name: f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%M:%SZ}"
-                for name, start in site.stream_start_times.items()
-            },
+            **starts[self._settings.start_times],
             **extra,
         }
 

@@ -34,7 +34,9 @@ class Settings:
     :param total_as: what total of a list holds: the number of items, of pages, the number as a string,
         or nothing.
     :param max_per_page: a larger per_page is silently cut to this.
+    :param page_as: what page of a list holds: the number of the page, the number as a string, or nothing.
     :param past_end: what a page after the last one is: an empty list, a 404, the last page again, or null.
+    :param start_times: what stream_start_times of a site holds: its streams, null, or nothing.
     :param row_zone: how a row's UTC instants end.
     :param row_order: order of rows by time.
     :param unknown_fields: rows, sites and clients carry a field that the guide does not name.
@@ -63,7 +65,9 @@ class Settings:
     future: Literal["accept", "refuse"] = "accept"
     total_as: Literal["items", "pages", "string", "missing"] = "items"
     max_per_page: int = 500
+    page_as: Literal["number", "string", "missing"] = "number"
     past_end: Literal["empty", "not_found", "repeat", "null"] = "empty"
+    start_times: Literal["shown", "null", "missing"] = "shown"
     row_zone: Literal["+00:00", "Z"] = "+00:00"
     row_order: Literal["ascending", "descending"] = "ascending"
     unknown_fields: bool = False

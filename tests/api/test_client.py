@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -65,8 +66,8 @@ def test_a_client_and_a_site_come_as_the_api_sent_them(stem_simulator_factory: F
     assert client.get_site(site["id"]) == site
     assert {"id", "name", "link", "stream_start_times", "utc_offset"} == set(site)
     assert [request.query for request in simulator.requests if "page" not in request.query] == [{}, {}]
-    assert paths(simulator)[1] == f"/api/v1/clients/{found['id']}"
-    assert paths(simulator)[3] == f"/api/v1/sites/{site['id']}"
+    assert paths(simulator)[2] == f"/api/v1/clients/{found['id']}"
+    assert paths(simulator)[-1] == f"/api/v1/sites/{site['id']}"
 
 
 def test_streams_are_asked_for_as_the_guide_says(stem_simulator: Simulator, connect: Connect) -> None:
@@ -152,7 +153,8 @@ def echo() -> Iterator[RawServer]:
     """A server that knows every site by the last segment of its path."""
 
     def answer(connection: socket.socket, head: bytes) -> None:
-        connection.sendall(reply({"id": head.split(b" ")[1].decode().rpartition("/")[2]}))
+        segment = head.split(b" ")[1].decode().rpartition("/")[2]
+        connection.sendall(reply({"id": unquote(segment), "segment": segment}))
 
     with RawServer(answer) as server:
         yield server
@@ -162,7 +164,7 @@ def echo() -> Iterator[RawServer]:
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text not in {".", ".."}))
 def test_any_id_reaches_the_server_unchanged(echo: RawServer, identifier: str) -> None:
     with StemClient(config_for(echo.url)) as client:
-        assert unquote(client.get_site(identifier)["id"]) == identifier
+        assert unquote(client.get_site(identifier)["segment"]) == identifier
 
 
 def test_sites_of_all_clients(stem_simulator_factory: Factory, connect: Connect) -> None:
@@ -194,15 +196,30 @@ def test_the_name_filters_sites_and_not_their_clients(stem_simulator: Simulator,
     assert len(stem_simulator.requests) == 2 + 2
 
 
-def test_listings_are_lazy(stem_simulator_factory: Factory, connect: Connect) -> None:
+def test_a_client_s_sites_are_listed_when_they_are_needed(stem_simulator_factory: Factory, connect: Connect) -> None:
     simulator = stem_simulator_factory(clients=6, sites=60)
-    sites = connect(simulator, page_size=2).list_sites()
+    sites = connect(simulator, page_size=50).list_sites()
     assert simulator.requests == []
-    first = [next(sites), next(sites)]
-    assert len(first) == 2
-    assert paths(simulator) == ["/api/v1/clients", f"/api/v1/clients/{simulator.fleet.clients[0].id}/sites"]
+    first = [next(sites) for _ in range(10)]
+    of_clients = ["/api/v1/clients"] * 2 + [f"/api/v1/clients/{simulator.fleet.clients[0].id}/sites"] * 2
+    assert paths(simulator) == of_clients
     next(sites)
-    assert len(simulator.requests) == 3
+    assert len(first) == 10
+    assert len(simulator.requests) == len(of_clients) + 2
+
+
+@pytest.mark.parametrize(
+    ("call", "path"), [(StemClient.get_site, "sites/a"), (StemClient.get_client, "clients/a")], ids=["site", "client"]
+)
+@pytest.mark.parametrize("answer", [{"id": "b"}, {"id": "A"}, {"id": "a "}, {"id": 7}, {"id": None}, {}], ids=str)
+def test_a_record_of_another_id_is_an_error(
+    raw_server: Start, connect: Connect, call: Callable[..., Any], path: str, answer: dict[str, Any]
+) -> None:
+    server = raw_server(reply({**answer, "stream_start_times": {}}))
+    told = re.escape(f"the answer is for id {answer.get('id')!r}, asked for was 'a'. Try again later")
+    with pytest.raises(StemDataError, match=rf"{told}.* \[GET .*/{path}\]"):
+        call(connect(server), "a")
+    assert len(server.heads) == 1
 
 
 def test_a_client_without_sites_does_not_end_the_walk(stem_simulator_factory: Factory, connect: Connect) -> None:

@@ -9,15 +9,16 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_stem.api import paging
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.paging import Pager
 from airflow_provider_stem.errors import StemDataError, StemNotFoundError
+from airflow_provider_stem.simulator import Simulator
 
-from .conftest import Connect, Factory, RawServer, config_for, refusal, reply
+from .conftest import KEY, Connect, Factory, RawServer, config_for, refusal, reply
 
 Start = Callable[..., RawServer]
 TOTALS = ["items", "pages", "string", "missing"]
@@ -38,52 +39,275 @@ def page(*entries: object, **fields: object) -> dict[str, Any]:
 def test_a_listing_is_complete_whatever_the_server_s_habits(
     stem_simulator_factory: Factory, connect: Connect, total_as: str, past_end: str, max_per_page: int
 ) -> None:
+    page_as = {"empty": "number", "not_found": "string", "repeat": "number", "null": "missing"}[past_end]
     simulator = stem_simulator_factory(
-        clients=1, sites=7, total_as=total_as, past_end=past_end, max_per_page=max_per_page
+        clients=1, sites=7, total_as=total_as, past_end=past_end, max_per_page=max_per_page, page_as=page_as
     )
     expected = [simulator.fleet.site_id(index) for index in range(7)]
     client_id = simulator.fleet.clients[0].id
-    for page_size in (1, 2, 3, 6, 7, 8, 100):
+    # Nothing but the next page tells a repeat past the end from a page that another one took the place of.
+    more = 2 if (total_as, past_end) == ("missing", "repeat") else 1
+    for page_size in (1, 2, 3, 6, 8, 100):
         simulator.reset_requests()
         assert ids(connect(simulator, page_size=page_size).list_sites(client_id)) == expected
         pages = -(-7 // min(page_size, max_per_page))
-        assert [request.query["page"] for request in simulator.requests] == [[str(n + 1)] for n in range(pages + 1)]
+        assert [request.query["page"] for request in simulator.requests] == [[str(n + 1)] for n in range(pages + more)]
 
 
+@pytest.mark.parametrize("total_as", TOTALS)
 @pytest.mark.parametrize("past_end", PAST_ENDS)
-def test_an_empty_listing_ends(stem_simulator_factory: Factory, connect: Connect, past_end: str) -> None:
-    simulator = stem_simulator_factory(clients=1, sites=0, past_end=past_end)
+def test_an_empty_listing_ends(stem_simulator_factory: Factory, connect: Connect, past_end: str, total_as: str) -> None:
+    simulator = stem_simulator_factory(clients=1, sites=0, past_end=past_end, total_as=total_as)
     assert list(connect(simulator).list_sites(simulator.fleet.clients[0].id)) == []
-    assert len(simulator.requests) == 1
+    # One empty page looks like one item that is missing, until it stays so.
+    assert len(simulator.requests) == (4 if total_as == "pages" else 1)
+
+
+Pages = Callable[[int, int], tuple[list[str], object] | None]
+"""Which ids and which total the answer to a page holds, at which time of listing; None is a 404."""
+FLEET = [f"s{number:03}" for number in range(350)]
+
+
+def hundred(number: int, fleet: list[str] = FLEET) -> list[str]:
+    return fleet[(number - 1) * 100 : number * 100]
+
+
+class Listed:
+    """A server of sites and clients alike, 100 a page; a null page is ``[]`` with ``null``."""
+
+    def __init__(self, pages: Pages, *, echo: Callable[[int], object] | None = None, null: bool = False) -> None:
+        self._pages = pages
+        self._echo = echo
+        self._null = null
+        self.asked: list[int] = []
+
+    def __call__(self, connection: socket.socket, head: bytes) -> None:
+        path, _, query = head.split(b" ")[1].decode().partition("?")
+        number = int(parse_qs(query)["page"][0])
+        self.asked.append(number)
+        answer = self._pages(number, self.asked.count(1))
+        if answer is None:
+            connection.sendall(refusal("No such page.", 404))
+            return
+        found, total = answer
+        payload: dict[str, Any] = {path.rpartition("/")[2]: [{"id": one} for one in found]}
+        if self._null and not found:
+            payload = dict.fromkeys(payload)
+        if total is not None:
+            payload["total"] = total
+        if self._echo is not None:
+            payload["page"] = self._echo(number)
+        connection.sendall(reply(payload))
+
+
+def with_page(number: int, instead: list[str] | None, total: object) -> Pages:
+    """The fleet, with one page replaced; None is a 404."""
+
+    def pages(page: int, _: int) -> tuple[list[str], object] | None:
+        if page == number:
+            return None if instead is None else (instead, total)
+        return hundred(page), total
+
+    return pages
+
+
+LISTINGS: dict[str, Callable[[StemClient], Iterator[dict[str, Any]]]] = {
+    "clients": StemClient.list_clients,
+    "sites of a client": lambda client: client.list_sites("someone"),
+}
+listings = pytest.mark.parametrize("listing", LISTINGS.values(), ids=LISTINGS)
+
+
+SHORT: dict[str, tuple[int, list[str] | None]] = {
+    "2 for 3": (3, hundred(2)),
+    "1 for 2": (2, hundred(1)),
+    "2 empty": (2, []),
+    "3 empty": (3, []),
+    "4 empty": (4, []),
+    "1 empty": (1, []),
+    "3 a 404": (3, None),
+    "4 a 404": (4, None),
+    "2 cut": (2, hundred(2)[:50]),
+    "3 for 4": (4, hundred(3)),
+    "3 for 2": (2, hundred(3)),
+}
+COUNT_OF_ITEMS_ALONE_SHOWS = ["2 cut", "3 for 2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "total"),
+    [(kind, total) for kind in SHORT for total in (350, "4") if kind not in COUNT_OF_ITEMS_ALONE_SHOWS or total == 350],
+)
+@pytest.mark.parametrize(
+    ("listing", "null", "echo"),
+    [("clients", False, None), ("clients", True, str), ("sites of a client", False, int)],
+    ids=["clients", "with nulls and pages as strings", "sites of a client"],
+)
+def test_a_listing_that_is_short_is_listed_again_and_then_an_error(
+    raw_server: Start,
+    connect: Connect,
+    kind: str,
+    total: object,
+    listing: str,
+    null: bool,
+    echo: Callable[[int], object] | None,
+) -> None:
+    wrong = with_page(*SHORT[kind], total)
+    server = Listed(wrong, echo=echo, null=null)
+    with pytest.raises(StemDataError, match=r"total is \d+.*\. Try again later.* \[GET "):
+        list(LISTINGS[listing](connect(raw_server(server))))
+    assert server.asked.count(1) == 4
+
+    def passing(page: int, time: int) -> tuple[list[str], object] | None:
+        return wrong(page, time) if time < 4 else (hundred(page), total)
+
+    server = Listed(passing, echo=echo, null=null)
+    assert ids(LISTINGS[listing](connect(raw_server(server)))) == FLEET
+    assert server.asked[-5:] == [1, 2, 3, 4, 5]
+
+
+@listings
+@pytest.mark.parametrize("total", [350, "350", 4, None], ids=repr)
+@pytest.mark.parametrize("echo", [None, lambda _: 1], ids=["no page", "page"])
+def test_the_first_page_for_every_page_is_an_error(
+    raw_server: Start,
+    connect: Connect,
+    listing: Callable[[StemClient], Iterator[dict[str, Any]]],
+    total: object,
+    echo: Callable[[int], object] | None,
+) -> None:
+    server = Listed(lambda _page, _time: (hundred(1), total), echo=echo)
+    with pytest.raises(StemDataError, match="repeats"):
+        list(listing(connect(raw_server(server))))
+    assert server.asked.count(1) == 4
+
+
+@listings
+@pytest.mark.parametrize("echo", [lambda number: 2 if number == 3 else number, lambda number: f"{number + 1}"])
+@pytest.mark.parametrize("total", [350, 4, None], ids=repr)
+def test_another_page_than_was_asked_for_is_an_error(
+    raw_server: Start,
+    connect: Connect,
+    listing: Callable[[StemClient], Iterator[dict[str, Any]]],
+    echo: Callable[[int], object],
+    total: object,
+) -> None:
+    server = Listed(lambda number, _: (hundred(number), total), echo=echo)
+    with pytest.raises(StemDataError, match=r"the answer to page \d of '\w+' is page \d"):
+        list(listing(connect(raw_server(server))))
+    assert server.asked.count(1) == 4
+
+
+@pytest.mark.parametrize("echo", [None, lambda number: 2 if number == 3 else number], ids=["no page", "page"])
+def test_without_a_total_a_page_that_another_took_the_place_of_shows_in_the_next(
+    raw_server: Start, connect: Connect, echo: Callable[[int], object] | None
+) -> None:
+    server = Listed(with_page(3, hundred(2), None), echo=echo)
+    with pytest.raises(StemDataError, match="page 4 has new clients"):
+        list(connect(raw_server(server)).list_clients())
+    assert server.asked == [1, 2, 3, 4] * 4
+
+
+@listings
+@pytest.mark.parametrize(("gone", "kind"), [(0, int), (50, str), (99, int)])
+def test_a_site_that_goes_while_the_pages_are_read_takes_no_other_with_it(
+    raw_server: Start,
+    connect: Connect,
+    listing: Callable[[StemClient], Iterator[dict[str, Any]]],
+    gone: int,
+    kind: Callable[[int], object],
+) -> None:
+    left = [one for one in FLEET if one != FLEET[gone]]
+
+    def pages(number: int, time: int) -> tuple[list[str], object]:
+        fleet = FLEET if (time, number) == (1, 1) else left
+        return hundred(number, fleet), kind(len(fleet))
+
+    server = Listed(pages)
+    assert ids(listing(connect(raw_server(server)))) == left
+    assert server.asked == [1, 2, 1, 2, 3, 4, 5]
+
+
+@listings
+@pytest.mark.parametrize(
+    ("total", "ending"),
+    [(None, None), (4, []), (350, hundred(4)), ("4", None), (None, []), ("350", hundred(1)), ("many", []), (True, [])],
+    ids=repr,
+)
+def test_a_whole_listing_is_read_once(
+    raw_server: Start,
+    connect: Connect,
+    listing: Callable[[StemClient], Iterator[dict[str, Any]]],
+    total: object,
+    ending: list[str] | None,
+) -> None:
+    server = Listed(with_page(5, ending, total))
+    assert ids(listing(connect(raw_server(server)))) == FLEET
+    assert server.asked == [1, 2, 3, 4, 5]
+
+
+def test_of_a_walk_over_all_clients_a_short_listing_is_an_error_too(
+    stem_simulator: Simulator, connect: Connect
+) -> None:
+    second = stem_simulator.fleet.clients[1].id
+
+    def short(request: Any, payload: Any) -> Any:
+        return {**payload, "sites": []} if request.path.endswith(f"/{second}/sites") else payload
+
+    stem_simulator.rewrite = short
+    with pytest.raises(StemDataError, match=f"page 1 is empty, but total is 10 .*/clients/{second}/sites"):
+        list(connect(stem_simulator).list_sites())
+    assert [r.path for r in stem_simulator.requests].count(f"/api/v1/clients/{second}/sites") == 4
+
+
+def test_no_message_of_a_listing_holds_the_key(raw_server: Start, connect: Connect, caplog: Any) -> None:
+    server = raw_server(reply({"clients": {"id": KEY}, "errors": []}), reply(page(KEY, {"name": KEY})))
+    client = connect(server)
+    for _ in range(2):
+        with pytest.raises(StemDataError) as raised:
+            list(client.list_clients())
+        assert KEY not in f"{raised.value} {caplog.text}"
 
 
 @dataclass
 class Listing:
-    """A server's clients and its habits of listing them."""
+    """A server's clients, its habits of listing them, and what goes wrong, how often."""
 
     items: int = 0
     cap: int = 500
-    overlap: int = 0
     total_as: str = "items"
     past_end: str = "empty"
+    page_as: str = "missing"
+    fault: str = "none"
+    at: int = 1
+    times: int = 0
 
     def answer(self, connection: socket.socket, head: bytes) -> None:
         query = parse_qs(urlsplit(head.split(b" ")[1].decode()).query)
-        number, size = int(query["page"][0]), min(int(query["per_page"][0]), self.cap)
+        asked, size = int(query["page"][0]), min(int(query["per_page"][0]), self.cap)
         pages = max(1, -(-self.items // size))
-        if number > pages and self.past_end == "not_found":
+        number, past_end, fault = asked, "empty", "none"
+        if asked == self.at and self.times:
+            self.times -= 1
+            fault = self.fault
+        if asked > pages:
+            past_end, fault = self.past_end, "none"
+            number = pages if past_end == "repeat" else asked
+        number = {"cached": max(1, number - 1), "first": 1, "next": number + 1}.get(fault, number)
+        if "not_found" in (past_end, fault) and asked > 1:
             connection.sendall(refusal("No such page.", 404))
             return
-        if number > pages and self.past_end == "repeat":
-            number = pages
-        elif number > pages and self.past_end == "first":
-            number = 1
-        begin = max(0, (number - 1) * size - (self.overlap if number > 1 else 0))
-        found = [{"id": f"c{index}"} for index in range(begin, min(number * size, self.items))]
-        totals: dict[str, Any] = {"items": self.items, "pages": pages, "string": str(self.items), "wrong": 1}
-        payload = {"clients": None if number > pages and self.past_end == "null" else found, "page": number}
+        found = [{"id": f"c{index}"} for index in range((number - 1) * size, min(number * size, self.items))]
+        if fault == "empty":
+            found = []
+        payload: dict[str, Any] = {"clients": found or (None if "null" in (past_end, fault) else [])}
+        if fault == "null":
+            payload["clients"] = None
+        totals: dict[str, Any] = {"items": self.items, "pages": pages, "string": str(self.items)}
         if self.total_as in totals:
             payload["total"] = totals[self.total_as]
+        if self.page_as != "missing":
+            payload["page"] = number if self.page_as == "number" else str(number)
         connection.sendall(reply(payload))
 
 
@@ -94,42 +318,65 @@ def listing_server() -> Iterator[tuple[Listing, RawServer]]:
         yield listing, server
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=600)
 @given(
     items=st.integers(0, 30),
     page_size=st.integers(1, 35),
     cap=st.integers(1, 35),
-    overlap=st.integers(0, 5),
-    total_as=st.sampled_from([*TOTALS, "wrong"]),
-    past_end=st.sampled_from([*PAST_ENDS, "first"]),
+    total_as=st.sampled_from(TOTALS),
+    past_end=st.sampled_from(PAST_ENDS),
+    page_as=st.sampled_from(["number", "string", "missing"]),
+    fault=st.sampled_from(["none", "cached", "first", "next", "empty", "null", "not_found"]),
+    at=st.integers(1, 8),
+    times=st.sampled_from([0, 1, 2, 3, 4, 100]),
 )
-@example(items=30, page_size=100, cap=1, overlap=0, total_as="wrong", past_end="repeat")
-def test_every_client_comes_once_and_in_order(
+@example(30, 100, 1, "pages", "repeat", "missing", "none", 1, 0)
+def test_a_listing_is_exactly_the_fleet_or_an_error(
     listing_server: tuple[Listing, RawServer],
     items: int,
     page_size: int,
     cap: int,
-    overlap: int,
     total_as: str,
     past_end: str,
+    page_as: str,
+    fault: str,
+    at: int,
+    times: int,
 ) -> None:
     listing, server = listing_server
-    vars(listing).update(items=items, cap=cap, overlap=overlap, total_as=total_as, past_end=past_end)
+    size = min(page_size, cap)
+    pages = max(1, -(-items // size))
+    listed = size * (at - 1)  # before the fault
+    # What no client can see: without a total an end is an end, a count of pages may happen to be that of the items,
+    # and a total of 1 may mean one empty page.
+    assume(fault == "none" or at > 1 or (pages if total_as == "pages" else items) != 1)
+    assume(fault == "none" or total_as != "missing")
+    assume(fault == "none" or total_as != "pages" or pages != listed)
+    assume(fault != "next" or total_as != "pages" or page_as != "missing")
+    vars(listing).update(
+        items=items, cap=cap, total_as=total_as, past_end=past_end, page_as=page_as, fault=fault, at=at, times=times
+    )
+    before = server.connections
     with StemClient(config_for(server.url, page_size=page_size)) as client:
-        assert ids(client.list_clients()) == [f"c{index}" for index in range(items)]
-        assert client.requests_sent <= -(-items // min(page_size, cap)) + 1
+        try:
+            found = ids(client.list_clients())
+        except StemDataError:
+            is_full = total_as == "missing" and past_end == "repeat" and pages == 1 and items >= page_size
+            assert is_full or (fault != "none" and at <= pages and times >= 4)
+        else:
+            assert found == [f"c{index}" for index in range(items)]
+        assert client.requests_sent <= 4 * (pages + 2)
+    assert server.connections == before + 1
 
 
 def test_ids_that_come_again_on_a_later_page_are_given_once(raw_server: Start, connect: Connect) -> None:
-    server = raw_server(
-        *(reply(payload) for payload in (page("a", "b"), page("b", "c", "c"), page("a"), page("never")))
-    )
+    server = raw_server(*(reply(payload) for payload in (page("a", "b"), page("b", "c", "c"), page(), page("never"))))
     assert ids(connect(server).list_clients()) == ["a", "b", "c"]
     assert len(server.heads) == 3
 
 
 def test_a_null_page_ends_the_listing(raw_server: Start, connect: Connect) -> None:
-    server = raw_server(reply(page("a")), reply({"clients": None, "total": 5}), reply(page("never")))
+    server = raw_server(reply(page("a")), reply({"clients": None, "total": 1}), reply(page("never")))
     assert ids(connect(server).list_clients()) == ["a"]
 
 
@@ -203,8 +450,10 @@ def test_a_listing_without_end_is_given_up(
 def test_a_listing_that_ends_at_the_limit_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paging, "_MAX_PAGES", 3)
     pager = Pager("clients", 1)
-    assert [ids(iter(pager.take(payload))) for payload in (page("a"), page("b"), page())] == [["a"], ["b"], []]
+    for payload in (page("a"), page("b"), page()):
+        pager.take(payload)
     assert pager.done
+    assert ids(iter(pager.items)) == ["a", "b"]
 
 
 def test_the_limit_leaves_room_for_the_largest_fleet() -> None:
@@ -221,4 +470,6 @@ def test_the_query_of_each_page() -> None:
 
 def test_items_arrive_as_they_were_sent() -> None:
     item = {"id": "a", "name": None, "new": {"deep": [1, 2.5, "x"]}}
-    assert Pager("sites", 50).take({"sites": [item]}) == [item]
+    pager = Pager("sites", 50)
+    pager.take({"sites": [item]})
+    assert pager.items == [item]

@@ -140,6 +140,7 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
         "--latency=.1", "--settle=2", "--gaps=.3", "--null-values=.4", "--restate=5", "--rate-limit=6",
         "--retry-after=date", "--fault=503:0.5", "--fault=hang:0.1", "--reading=B", "--rounding=ceil",
         "--future=refuse", "--total-as=pages", "--max-per-page=7", "--past-end=null", "--row-zone=Z",
+        "--page-as=string", "--start-times=null",
         "--row-order=descending", "--unknown-fields", "--partial-bin", "--now=2024-05-01T12:00:00Z", "--cache-mb=8",
     ]  # fmt: skip
     options = vars(_parser().parse_args(given))

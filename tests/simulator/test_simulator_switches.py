@@ -31,6 +31,21 @@ def test_total(stem_simulator_factory: Factory, get: Get, total_as: str, expecte
     assert len(payload["sites"]) == 3
 
 
+@pytest.mark.parametrize(("page_as", "expected"), [("number", 2), ("string", "2"), ("missing", None)])
+def test_page(stem_simulator_factory: Factory, get: Get, page_as: str, expected: object) -> None:
+    payload = get(stem_simulator_factory(page_as=page_as), SITES, per_page=3, page=2).json()
+    assert payload.get("page") == expected
+    assert ("page" in payload) == (expected is not None)
+
+
+@pytest.mark.parametrize("start_times", ["shown", "null", "missing"])
+def test_start_times(stem_simulator_factory: Factory, get: Get, start_times: str) -> None:
+    simulator = stem_simulator_factory(start_times=start_times)
+    for site in (get(simulator, SITES).json()["sites"][0], get(simulator, "sites/site-00001").json()):
+        assert ("stream_start_times" in site) == (start_times != "missing")
+        assert bool(site.get("stream_start_times")) == (start_times == "shown")
+
+
 @pytest.mark.stem_simulator(max_per_page=4)
 def test_a_page_is_capped_silently(stem_simulator: Simulator, get: Get) -> None:
     payload = get(stem_simulator, SITES, per_page=100).json()
