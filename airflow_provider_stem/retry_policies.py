@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_stem.arguments import check_arguments
-from airflow_provider_stem.errors import StemRateLimitError
+from airflow_provider_stem.errors import StemConfigError, StemRateLimitError
 from airflow_provider_stem.failures import FINAL_ERRORS
 
 try:
@@ -25,24 +25,32 @@ if TYPE_CHECKING:
 __all__ = ["StemRetryPolicy"]
 
 
+MAX_DELAY = timedelta(hours=1)
+"""The longest wait; a server that asks for a longer one is asked again then."""
+
+
 class StemRetryPolicy(RetryPolicy):
     """
     Fails at once where another attempt cannot help, and waits as long as the API says where it limits the rate.
 
     A wrong argument or connection, a key that is refused, a client or site that is not there: the task fails without
     retries. Too many requests (429): the next try begins when the server's ``Retry-After`` is over, though never
-    before ``min_delay``. Whatever else happens is left to the task's ``retries`` and ``retry_delay``.
+    before ``min_delay``, and at the latest after :data:`MAX_DELAY`. Whatever else happens is left to the task's
+    ``retries`` and ``retry_delay``.
 
     .. code-block:: python
 
         @task(retries=5, retry_policy=StemRetryPolicy())
         def newest(site_id: str): ...
 
-    :param min_delay: the least wait after a 429; default: the server's word alone.
+    :param min_delay: the least wait after a 429, up to :data:`MAX_DELAY`; default: as long as the server asks for.
+    :raises StemConfigError: ``min_delay`` is not a positive ``timedelta`` of at most an hour.
     """
 
     def __init__(self, min_delay: timedelta | None = None) -> None:
         check_arguments(min_delay=min_delay)
+        if min_delay is not None and min_delay > MAX_DELAY:
+            raise StemConfigError(f"min_delay is {min_delay!r}: give a timedelta of at most an hour.")
         self.min_delay = min_delay or timedelta()
 
     def evaluate(
@@ -57,7 +65,8 @@ class StemRetryPolicy(RetryPolicy):
             if isinstance(cause, FINAL_ERRORS):
                 return RetryDecision.fail(f"Another attempt cannot help: {cause}")
             if isinstance(cause, StemRateLimitError) and cause.retry_after is not None:
-                delay = max(self.min_delay, timedelta(seconds=cause.retry_after))
+                asked = timedelta(seconds=min(cause.retry_after, MAX_DELAY.total_seconds()))
+                delay = max(self.min_delay, asked)
                 return RetryDecision.retry(delay, f"The API asks to wait: {cause}")
         return RetryDecision()
 

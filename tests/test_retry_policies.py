@@ -67,6 +67,13 @@ def test_each_error_gets_what_can_help(error, action, delay):
 
 
 @with_policies
+@pytest.mark.parametrize("asked", [3599.0, 3600.0, 3600.5, 86_400.0, 999_999_999.0, 1e300, float("inf")])
+def test_no_wait_is_longer_than_an_hour(asked):
+    decision = StemRetryPolicy(timedelta(minutes=2)).evaluate(StemRateLimitError(429, "slow", URL, asked), 1, 5)
+    assert decision.retry_delay == timedelta(seconds=min(asked, 3600))
+
+
+@with_policies
 def test_a_circle_of_causes_ends():
     error, other = RuntimeError("a"), RuntimeError("b")
     error.__cause__, other.__cause__ = other, error
@@ -82,7 +89,7 @@ def test_a_short_word_of_the_server_is_lengthened_and_survives_json():
 
 
 @with_policies
-@pytest.mark.parametrize("wrong", [5, "1m", timedelta(0), timedelta(seconds=-1)])
+@pytest.mark.parametrize("wrong", [5, "1m", timedelta(0), timedelta(seconds=-1), timedelta(hours=1, seconds=1)])
 def test_a_wrong_delay_is_refused(wrong):
     with pytest.raises(StemConfigError, match="min_delay"):
         StemRetryPolicy(wrong)
