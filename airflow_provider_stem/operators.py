@@ -49,7 +49,7 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
 
     :param client_id: the sites of this client, or of these; by default of every client.
     :param name: only sites whose name contains this.
-    :param stream_types: only sites that have at least one of these.
+    :param stream_types: only sites that have at least one of these, or whose ``stream_start_times`` the API leaves out.
     :param batches: group the sites into at most this many batches. A site's batch depends on its id and this number
         alone, so it stays when other sites come and go.
     :param stem_conn_id: connection of type ``stem``.
@@ -87,7 +87,7 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
             records = {record["site_id"]: record for record in self._records(client)}
         sites = [records[site_id] for site_id in sorted(records)]
         if self.stream_types:
-            sites = [site for site in sites if set(self.stream_types) & set(site["stream_start_times"] or ())]
+            sites = [site for site in sites if _may_have(site["stream_start_times"], self.stream_types)]
         if not sites:
             raise AirflowSkipException(f"No site found ({self._described()}): nothing to do for the tasks that follow.")
         listed = sites if self.batches is None else _in_batches(sites, self.batches)
@@ -411,6 +411,10 @@ def _record(site: Mapping[str, Any], client_id: str) -> dict[str, Any]:
         "client_id": client_id,
         "stream_start_times": times and {t: text for t, text in times.items() if t in STREAM_TYPES},
     }
+
+
+def _may_have(stream_start_times: Mapping[str, Any] | None, stream_types: Sequence[str]) -> bool:
+    return stream_start_times is None or not stream_start_times.keys().isdisjoint(stream_types)
 
 
 def _in_batches(sites: Sequence[dict[str, Any]], batches: int) -> list[dict[str, Any]]:
