@@ -65,7 +65,8 @@ class StreamsDecoder:
         :param window: what to keep; the answer may hold more on either side.
         :raises UnreadableAnswerError: the body is no JSON; asking again may help.
         :raises StemDataError: names site and row: a value that is no finite number, a row off the grid or of another
-            width, two values for one interval, a type that was not asked for, another site's answer.
+            width, two values for one interval, a type that was not asked for, another site's answer, rows of another
+            window alone.
         """
         return self._thread.submit(self._decode, body, site_id, stream_types, window).result()
 
@@ -351,8 +352,17 @@ def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: W
                 raise StemDataError(f"{where}: {iso(from_epoch(end))} has two values, {stream[end]} and {value}")
             stream[end] = value
     streams = {}
+    # One interval more than was asked for may come on either side.
+    plausible = window.padded().padded()
     for stream_type, values in rows.items():
         kept = sorted(item for item in values.items() if window.first_end <= item[0] <= window.last_end)
+        outside = [end for end in values if not plausible.first_end <= end <= plausible.last_end]
+        if outside and not kept:
+            raise StemDataError(
+                f"site {shown_site}, {stream_type}: the answer is for another window, with a row that ends at "
+                f"{iso(from_epoch(outside[0]))} and none in {window}. Try again later, or report it to Stem if it "
+                "stays so"
+            )
         streams[stream_type] = pa.RecordBatch.from_arrays(
             [
                 pa.array([end for end, _ in kept], pa.int64()).cast(pa.timestamp("s", "UTC")).cast(INSTANT),

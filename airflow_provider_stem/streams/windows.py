@@ -111,14 +111,17 @@ class Window:
             yield Window(edge, upto, self.resolution)
             edge = upto
 
-    def padded(self, *, right: bool = True) -> Window:
+    def padded(self, *, until: datetime | None = None) -> Window:
         """
         Widen the window by one interval on each side: the range to ask for.
 
         The guide can be read as selecting by an interval's begin, or by its shown start and end. The second reading
         delivers one interval less at the end; with a padded range either delivers at least the window.
+
+        :param until: leave out the interval on the right, and what of the window is not over by then.
         """
-        return Window(self.start - self.step, self.end + self.step if right else self.end, self.resolution)
+        end = self.end + self.step if until is None else max(self.start, min(self.end, _floor(until, self.resolution)))
+        return Window(self.start - self.step, end, self.resolution)
 
     def moved_back(self, lookback: timedelta | None, partition: Partition) -> Window:
         """

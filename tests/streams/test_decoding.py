@@ -30,6 +30,7 @@ from .helpers import (
     answer,
     at,
     encoded,
+    ends_of,
     examples,
     grid,
     row,
@@ -156,7 +157,7 @@ def asks(draw: st.DrawFn) -> Asked:
 def answers(draw: st.DrawFn, asked: Asked) -> Given:
     """Right answers, however spelled and ordered, with what a reader must expect of them."""
     of, resolution = asked.window, asked.window.resolution
-    beyond = draw(st.sampled_from([0, 1, 1, 1, 3]))
+    beyond = draw(st.sampled_from([0, 1, 1, 1, 2]))
     around = range(seconds(of.start) - (beyond - 1) * resolution, seconds(of.end) + beyond * resolution + 1, resolution)
     is_odd, is_noted, is_repeated = draw(st.booleans()), draw(st.integers(0, 3)) == 0, draw(st.integers(0, 4)) == 0
     missing, order = draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])), draw(st.sampled_from(["up", "down", "any"]))
@@ -323,6 +324,35 @@ class TestTheUsualAnswerIsReadInColumns:
         for name in STREAM_TYPES:
             assert columnar[name].column(0).cast(pa.int64()).to_pylist() == [end * 10**6 for end in ends]
             assert columnar[name].column(1).to_pylist() == [end / 3 for end in ends]
+
+
+OTHER_WINDOWS: dict[str, Sequence[int]] = {
+    "a year before": range(ENDS[0] - 366 * DAY, ENDS[-1] - 366 * DAY, 900),
+    "the day before": range(ENDS[0] - DAY, ENDS[0] - DAY + 3600, 900),
+    "just before": range(ENDS[0] - 4 * 900, ENDS[0], 900),
+    "just after": range(ENDS[-1] + 900, ENDS[-1] + 5 * 900, 900),
+    "one row": [ENDS[0] - 3 * 900],
+    "both sides": [ENDS[0] - DAY, ENDS[-1] + DAY],
+}
+
+
+@pytest.mark.parametrize("ends", OTHER_WINDOWS.values(), ids=OTHER_WINDOWS)
+@pytest.mark.parametrize("other", [None, [], [row(ENDS[0])]], ids=["alone", "beside no rows", "beside right rows"])
+def test_rows_of_another_window_are_an_error(ends: Sequence[int], other: list[Any] | None) -> None:
+    streams = {"MONITOR": [row(end) for end in ends]} | ({} if other is None else {"CONVERTER": other})
+    for decoder in (StreamsDecoder(), acquainted()):
+        with pytest.raises(StemDataError, match="site site, MONITOR: the answer is for another window"):
+            decode(encoded(answer(streams)), ("CONVERTER", "MONITOR"), HOUR, decoder)
+
+
+@pytest.mark.parametrize("ends", [[ENDS[0] - 900], [ENDS[0] - 2 * 900, ENDS[-1] + 2 * 900], [ENDS[-1] + 900]], ids=str)
+def test_rows_that_padding_explains_are_none_of_the_window(ends: list[int]) -> None:
+    assert decode(encoded(answer({"MONITOR": [row(end) for end in ends]})), ("MONITOR",), HOUR)["MONITOR"].num_rows == 0
+
+
+def test_more_rows_than_were_asked_for_are_cut_to_the_window() -> None:
+    whole_day = [row(end) for end in range(ENDS[0] - DAY, ENDS[-1] + DAY, 900)]
+    assert ends_of(decode(encoded(answer({"MONITOR": whole_day})))["MONITOR"]) == list(ENDS)
 
 
 @pytest.mark.parametrize("stream_types", [[], None])

@@ -12,7 +12,7 @@ from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.windows import Window
 
 from .conftest import Connect
-from .helpers import RESOLUTIONS, rows_of, trail, truth, utc, window
+from .helpers import RESOLUTIONS, ends_of, rows_of, trail, truth, utc, window
 
 SITE, LACKS_REVENUE = "site-00001", "site-00003"
 DAY = window("2025-07-01", "2025-07-02")
@@ -132,6 +132,46 @@ def test_a_400_for_what_is_long_over_is_not_asked_again(stem_simulator: Simulato
     with pytest.raises(StemRequestError):
         StreamsSource(connect(stem_simulator)).fetch(SITE, ["MONITOR"], DAY)
     assert trail(stem_simulator) == ["400 streams"]
+
+
+class TestAnIntervalThatIsNotOver:
+    """Its end is up to one resolution ahead; the server has a partial value of it, and of the one after it."""
+
+    @pytest.mark.parametrize("resolution", RESOLUTIONS)
+    @pytest.mark.parametrize(
+        ("ahead", "delivered"), [(-1, True), (0, True), (59, True), (60, True), (61, False), (800, False)]
+    )
+    @pytest.mark.parametrize("reading", ["A", "B"])
+    @pytest.mark.parametrize("future", ["accept", "refuse"])
+    def test_is_not_delivered_whatever_the_server_returns(
+        self, stem_simulator_factory: Factory, connect: Connect, clock: Clock,
+        resolution: int, ahead: int, delivered: bool, reading: str, future: str,
+    ) -> None:  # fmt: skip
+        now = DAY.end - timedelta(seconds=ahead)
+        clock(now)
+        server_now = now if future == "refuse" else now + timedelta(hours=2)
+        simulator = stem_simulator_factory(reading=reading, future=future, now=server_now)
+        streams = StreamsSource(connect(simulator)).fetch(SITE, ["CONVERTER", "MONITOR"], day(resolution))
+        last = day(resolution).last_end - (0 if delivered else resolution)
+        if future == "refuse":
+            # By an end that is not refused, the second reading selects one interval less.
+            last = int(now.timestamp()) // resolution * resolution - (resolution if reading == "B" else 0)
+        for name in ("CONVERTER", "MONITOR"):
+            assert ends_of(streams[name]) == list(range(day(resolution).first_end, last + 1, resolution))
+
+    @pytest.mark.parametrize("ahead", [1, 59, 61, 899])
+    def test_is_left_out_of_what_a_server_is_asked_that_refuses_it(
+        self, stem_simulator_factory: Factory, connect: Connect, clock: Clock, ahead: int
+    ) -> None:
+        now = DAY.end - timedelta(seconds=ahead)
+        clock(now)
+        simulator = stem_simulator_factory(future="refuse", now=now)
+        source = StreamsSource(connect(simulator))
+        for _ in range(2):
+            assert source.fetch(SITE, ["MONITOR"], DAY)["MONITOR"].num_rows == 95
+        end_of_the_last = [end for _, end in ranges(simulator)][-1]
+        assert end_of_the_last == "2025-07-01T23:45:00Z"
+        assert trail(simulator) == ["400 streams"] * (2 if ahead < 60 else 1) + ["200 streams"] * 2
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405])

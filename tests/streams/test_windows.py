@@ -233,7 +233,7 @@ class TestChunks:
 def test_a_padded_window_has_one_interval_more_on_each_side() -> None:
     one = window("2025-07-01T00:00", "2025-07-01T01:00", 1800)
     assert one.padded() == Window(utc("2025-06-30T23:30"), utc("2025-07-01T01:30"), 1800)
-    assert one.padded(right=False) == Window(utc("2025-06-30T23:30"), utc("2025-07-01T01:00"), 1800)
+    assert one.padded(until=utc("2025-07-01T01:29")) == Window(utc("2025-06-30T23:30"), utc("2025-07-01T01:00"), 1800)
 
 
 def boundary(instant: datetime, partition: Partition) -> bool:
