@@ -9,6 +9,7 @@ import http.client
 import io
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import urllib3
@@ -16,19 +17,39 @@ from requests.adapters import HTTPAdapter
 
 
 class WholeAnswerAdapter(HTTPAdapter):
-    """Counts the timeout from the first read of an answer, its status line and headers included."""
+    """
+    Counts the timeout from the first read of an answer, its status line and headers included, through proxies too.
+
+    Informational answers (1xx) before the answer proper are passed over.
+    """
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pools that requests asks for, of our connections."""
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        _bound_answers(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> urllib3.PoolManager:
+        is_new = proxy not in self.proxy_manager
+        manager: urllib3.PoolManager = super().proxy_manager_for(proxy, **kwargs)
+        if is_new:
+            _bound_answers(manager)
+        return manager
+
+
+def _bound_answers(manager: Any) -> None:
+    # Derived from what is there, since a SOCKS proxy has connections of its own kind.
+    bound = {}
+    for scheme, pool in manager.pool_classes_by_scheme.items():
+        connection = type("Connection", (pool.ConnectionCls,), {"response_class": _Response})
+        bound[scheme] = type("Pool", (pool,), {"ConnectionCls": connection})
+    manager.pool_classes_by_scheme = bound
 
 
 class _InTime(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw = raw
         self._sock = sock
-        self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
+        self._timeout = sock.gettimeout()
+        self._deadline = time.monotonic() + (self._timeout or 0.0)
 
     def readable(self) -> bool:
         return True
@@ -42,6 +63,8 @@ class _InTime(io.RawIOBase):
 
     def close(self) -> None:
         self._raw.close()
+        with suppress(OSError):  # it may be closed too
+            self._sock.settimeout(self._timeout)  # a tunnel's answer is not the last one on its socket
         super().close()
 
 
@@ -50,12 +73,9 @@ class _Response(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self.fp: Any = io.BufferedReader(_InTime(self.fp.detach(), sock))
 
-
-class _HttpPool(urllib3.HTTPConnectionPool):
-    class ConnectionCls(urllib3.connection.HTTPConnection):
-        response_class = _Response
-
-
-class _HttpsPool(urllib3.HTTPSConnectionPool):
-    class ConnectionCls(urllib3.connection.HTTPSConnection):
-        response_class = _Response
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 <= status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)

@@ -4,6 +4,7 @@ import gzip
 import mmap
 import os
 import random
+import select
 import socket
 import threading
 import time
@@ -279,6 +280,16 @@ class TestWaits:
         assert all(1 <= seconds <= 30 for seconds in asked)
 
 
+SLOW_DRIPS = {
+    "length": (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{", b" "),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "until close": (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{", b" "),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n"),
+    "one header": (b"HTTP/1.1 200 OK\r\nX-Drops: ", b"x"),
+    "status line": (b"", b"H"),
+}
+
+
 class TestTimeouts:
     def test_a_hung_socket_raises_in_time(self, raw_server: Start, connect: Connect) -> None:
         server = raw_server()
@@ -289,18 +300,7 @@ class TestTimeouts:
         assert 0.6 <= time.monotonic() - began < 4
         assert len(server.heads) == 2
 
-    @pytest.mark.parametrize(
-        ("start", "drop"),
-        [
-            (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{", b" "),
-            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-            (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{", b" "),
-            (b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n"),
-            (b"HTTP/1.1 200 OK\r\nX-Drops: ", b"x"),
-            (b"", b"H"),
-        ],
-        ids=["length", "chunks", "until close", "headers", "one header", "status line"],
-    )
+    @pytest.mark.parametrize(("start", "drop"), SLOW_DRIPS.values(), ids=SLOW_DRIPS)
     def test_a_slow_drip_raises_in_time(self, raw_server: Start, connect: Connect, start: bytes, drop: bytes) -> None:
         server = raw_server()
         server.answers = [server.drip(start, drop)]
@@ -336,6 +336,115 @@ class TestTimeouts:
         server.answers = [server.drip(b'HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{"id": "a"}', drops=11)]
         assert connect(server, timeout=20).get_site("a") == {"id": "a"}
         assert len(server.heads) == 1
+
+
+def tunnel(to: RawServer, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> Answer:
+    """What a proxy does with CONNECT: answer, then pass bytes on in both directions."""
+
+    def serve(connection: socket.socket, head: bytes) -> None:
+        assert head.startswith(b"CONNECT ")
+        connection.sendall(answer)
+        with socket.create_connection(("127.0.0.1", to.port)) as behind:
+            other = {connection: behind, behind: connection}
+            while True:
+                for one in select.select([connection, behind], [], [], 30)[0]:
+                    if not (data := one.recv(65536)):
+                        return
+                    other[one].sendall(data)
+
+    return serve
+
+
+class TestThroughAProxy:
+    """As a tunnel, which is all that a proxy is used for."""
+
+    @pytest.fixture
+    def server(self, raw_server: Start, tls: object) -> RawServer:
+        return raw_server(SITE, tls=tls)
+
+    @pytest.fixture
+    def connect_by(
+        self, raw_server: Start, server: RawServer, connect: Connect, certificate: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., StemClient]:
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+
+        def connected(*answers: Answer, **extra: object) -> StemClient:
+            proxy = raw_server(*answers)
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.address}")
+            return connect(server, verify=str(certificate), **extra)
+
+        return connected
+
+    def test_an_answer_comes_whole(self, server: RawServer, connect_by: Callable[..., StemClient]) -> None:
+        client = connect_by(tunnel(server))
+        assert [client.get_site("a") for _ in range(3)] == [{"id": "a"}] * 3
+        assert server.connections == 1
+
+    @pytest.mark.parametrize(("start", "drop"), SLOW_DRIPS.values(), ids=SLOW_DRIPS)
+    def test_a_slow_drip_ends(
+        self, server: RawServer, connect_by: Callable[..., StemClient], start: bytes, drop: bytes
+    ) -> None:
+        server.answers = [server.drip(start, drop, drops=2000)]
+        with pytest.raises(StemTransportError):
+            connect_by(tunnel(server), timeout=0.3, max_attempts=2).get_site("a")
+        assert len(server.heads) == 2
+
+    @pytest.mark.parametrize(
+        ("start", "drop"), [(b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n"), (b"", b"H")], ids=["headers", "status line"]
+    )
+    def test_a_slow_drip_of_the_proxy_itself_ends(
+        self, server: RawServer, connect_by: Callable[..., StemClient], start: bytes, drop: bytes
+    ) -> None:
+        client = connect_by(server.drip(start, drop, drops=2000), timeout=0.3, max_attempts=2)
+        with pytest.raises(StemTransportError):
+            client.get_site("a")
+        assert client.requests_sent == 2
+        assert server.connections == 0
+
+    def test_informational_answers_of_the_proxy_are_passed_over(
+        self, server: RawServer, connect_by: Callable[..., StemClient]
+    ) -> None:
+        answer = INFORMATIONAL["early hints"] + b"HTTP/1.1 200 OK\r\n\r\n"
+        assert connect_by(tunnel(server, answer)).get_site("a") == {"id": "a"}
+
+
+INFORMATIONAL = {
+    "continue": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "processing": b"HTTP/1.1 102 Processing\r\n\r\n",
+    "early hints": b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nX: y\r\n\r\n",
+    "one of the future": b"HTTP/1.1 199 Whatever\r\n\r\n",
+}
+
+
+class TestInformationalAnswers:
+    @pytest.mark.parametrize("names", [[name] for name in INFORMATIONAL] + [[*INFORMATIONAL] * 3], ids=str)
+    @pytest.mark.parametrize("pieces", [False, True], ids=["at once", "one by one"])
+    def test_are_passed_over(self, raw_server: Start, connect: Connect, names: list[str], pieces: bool) -> None:
+        parts = [*(INFORMATIONAL[name] for name in names), SITE]
+
+        def answer(connection: socket.socket, head: bytes) -> None:
+            for part in parts if pieces else [b"".join(parts)]:
+                connection.sendall(part)
+                time.sleep(0.01 * pieces)
+
+        server = raw_server(answer)
+        client = connect(server)
+        assert [client.get_site("a") for _ in range(2)] == [{"id": "a"}] * 2
+        assert (len(server.heads), server.connections) == (2, 1)
+
+    def test_leave_a_refusal_what_it_is(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server(INFORMATIONAL["processing"] + refusal("No such site.", 404))
+        with pytest.raises(StemNotFoundError, match="No such site"):
+            connect(server).get_site("a")
+        assert len(server.heads) == 1
+
+    def test_without_end_are_a_timeout(self, raw_server: Start, connect: Connect) -> None:
+        server = raw_server()
+        server.answers = [server.drip(b"", INFORMATIONAL["processing"], drops=2000)]
+        with pytest.raises(StemTransportError, match=r"(?i)time"):
+            connect(server, timeout=0.3, max_attempts=2).get_site("a")
+        assert len(server.heads) == 2
 
 
 def chunked(*parts: bytes, end: bytes = b"0\r\n\r\n", **headers: str) -> bytes:
