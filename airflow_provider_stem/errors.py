@@ -6,6 +6,7 @@ What can go wrong, cut by what the caller can do about it.
     StemError                         everything that this package raises on purpose
     ├── StemConfigError               an argument or the connection is wrong: mend it (a ValueError too)
     ├── StemTransportError            no whole answer came: try again later
+    │   └── StemCertificateError      the server's certificate is not trusted (a StemConfigError too): set verify
     ├── StemApiError                  the API answered, and refused
     │   ├── StemAuthError             401, 403: the key is missing, wrong or lacks a permission
     │   ├── StemNotFoundError         404: no such client or site
@@ -27,6 +28,7 @@ from collections.abc import Sequence
 __all__ = [
     "StemApiError",
     "StemAuthError",
+    "StemCertificateError",
     "StemConfigError",
     "StemDataError",
     "StemError",
@@ -50,6 +52,10 @@ class StemConfigError(StemError, ValueError):
 
 class StemTransportError(StemError):
     """No whole answer came: connection refused or lost, timed out, or the body was cut off."""
+
+
+class StemCertificateError(StemConfigError, StemTransportError):
+    """The server's certificate, or the CA bundle to check it with, is wrong; another attempt would not help."""
 
 
 class StemApiError(StemError):

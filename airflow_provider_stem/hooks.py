@@ -109,6 +109,8 @@ class StemHook(BaseHook):
             )
         except StemNotFoundError:
             return False, "There is no Stem API at this address: check the Host and its path (default /api/v1/)."
+        except StemConfigError as exc:
+            return False, str(exc)
         except StemTransportError as exc:
             return False, f"The API cannot be reached: check Host, Port and network ({exc})."
         except Exception as exc:  # noqa: BLE001 - the form shows whatever it is

@@ -10,6 +10,7 @@ from airflow_provider_stem import errors
 from airflow_provider_stem.errors import (
     StemApiError,
     StemAuthError,
+    StemCertificateError,
     StemConfigError,
     StemDataError,
     StemError,
@@ -26,6 +27,7 @@ PARENTS: dict[type[Exception], tuple[type[Exception], ...]] = {
     StemError: (Exception,),
     StemConfigError: (StemError, ValueError),
     StemTransportError: (StemError,),
+    StemCertificateError: (StemConfigError, StemTransportError),
     StemApiError: (StemError,),
     StemAuthError: (StemApiError,),
     StemNotFoundError: (StemApiError,),
@@ -108,7 +110,10 @@ def test_the_types_that_a_site_lacks_are_named() -> None:
     [
         *(error(503, "Kaputt, später", URL, 1.5) for error in API_ERRORS),
         StemUnavailableError(400, "unavailable", URL, None, ["CONVERTER"]),
-        *(error("what went wrong") for error in (StemConfigError, StemTransportError, StemDataError)),
+        *(
+            error("what went wrong")
+            for error in (StemConfigError, StemTransportError, StemCertificateError, StemDataError)
+        ),
         StemIncompleteError("what went wrong"),
     ],
     ids=lambda error: type(error).__name__,

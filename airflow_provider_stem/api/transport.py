@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import email.utils
+import errno
 import json
 import logging
 import mmap
+import ssl
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import tenacity
@@ -26,6 +30,8 @@ from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError, erro
 from airflow_provider_stem.errors import (
     StemApiError,
     StemAuthError,
+    StemCertificateError,
+    StemConfigError,
     StemDataError,
     StemError,
     StemNotFoundError,
@@ -98,6 +104,8 @@ class Transport:
         ``parse`` runs inside the attempt: a body that turns out to be cut off is asked for again.
 
         :raises StemTransportError: no whole answer within ``max_attempts``.
+        :raises StemCertificateError: the server's certificate or the CA bundle is wrong; at once.
+        :raises OSError: the worker's own disk or its limit of open files, with the remedy; at once.
         :raises StemApiError: an error status; 429 and 5xx after ``max_attempts``, others at once.
         :raises StemDataError: ``parse`` refused the body.
         """
@@ -109,8 +117,13 @@ class Transport:
             before_sleep=_log_retry,
             reraise=True,
         )
-        answer: T = retrying(self._attempt, path, params, parse)
-        return answer
+        try:
+            answer: T = retrying(self._attempt, path, params, parse)
+        except UnreadableAnswerError as exc:
+            message = str(exc)
+        else:
+            return answer
+        raise StemDataError(message)
 
     def close(self) -> None:
         """End waits between attempts, refuse new requests and close all connections."""
@@ -123,11 +136,13 @@ class Transport:
     def _attempt(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T:
         answer = self._answer(path, params, parse)
         # Raised out here: no traceback or context leads to a frame that holds the request's header or the body.
-        if isinstance(answer, StemError):
+        if isinstance(answer, (StemError, OSError)):
             raise answer
         return answer
 
-    def _answer(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T | StemError:
+    def _answer(
+        self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]
+    ) -> T | StemError | OSError:
         url = self._config.base_url + path
         if self._closed.is_set():
             return StemTransportError(f"the client is closed [GET {self._shown(url)}]")
@@ -145,7 +160,7 @@ class Transport:
                     return self._refusal(response, url)
                 return parse(_read(response, BODY_LIMIT))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            return StemTransportError(f"no whole answer from GET {self._shown(url)}: {self._shown(_root_cause(exc))}")
+            return self._failure(exc, url)
         except StemDataError as exc:
             return type(exc)(f"{self._shown(str(exc))} [GET {url}]")
 
@@ -158,6 +173,22 @@ class Transport:
         else:
             message = self._shown("; ".join(_messages(response))) or _phrase(status)
         return _error_class(status)(status, message, url, _retry_after(response.headers))
+
+    def _failure(self, exc: Exception, url: str) -> StemError | OSError:
+        causes = list(_causes(exc))
+        if local := next((cause for cause in causes if _is_of_the_worker(cause)), None):
+            return _worker_error(local)
+        if wrong := next((cause for cause in causes if _is_of_a_certificate(cause)), None):
+            reason = getattr(wrong, "verify_message", "") or str(wrong)
+            return StemCertificateError(
+                f"The certificate of {self._shown(urlsplit(self._config.base_url).netloc)} cannot be verified: "
+                f"{self._shown(reason).rstrip('.')}. Set verify in the connection's Extra to the path of the CA bundle "
+                f"that signed it [GET {self._shown(url)}]"
+            )
+        last = causes[-1]
+        return StemTransportError(
+            f"no whole answer from GET {self._shown(url)}: {self._shown(f'{type(last).__name__}: {last}')}"
+        )
 
     def _shown(self, text: str) -> str:
         # In this order: a key that is cut in two would not be found.
@@ -188,7 +219,7 @@ class Transport:
             return False
         if isinstance(exc, (StemRateLimitError, StemServerError)):
             return exc.retry_after is None or exc.retry_after <= RETRY_AFTER_CAP
-        return isinstance(exc, (StemTransportError, UnreadableAnswerError))
+        return isinstance(exc, (StemTransportError, UnreadableAnswerError)) and not isinstance(exc, StemConfigError)
 
 
 def _read(response: requests.Response, limit: int) -> Body:
@@ -199,14 +230,59 @@ def _read(response: requests.Response, limit: int) -> Body:
     """
     with tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="stem-answer-") as body:
         while chunk := response.raw.read1(_CHUNK, decode_content=True):
-            body.write(chunk)
+            with _own_disk():
+                body.write(chunk)
             if body.tell() > limit:
                 raise StemDataError(f"the body exceeds {limit:,} bytes")
         if body.tell() > _IN_MEMORY:
-            body.flush()
-            return mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ)
+            with _own_disk():
+                body.flush()
+                return mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ)
         body.seek(0)
         return body.read()
+
+
+class _WorkerError(OSError):
+    """The worker's own disk or limits failed, not the API."""
+
+
+@contextmanager
+def _own_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        error = _worker_error(exc)
+    else:
+        return
+    raise error
+
+
+def _worker_error(exc: OSError) -> _WorkerError:
+    if exc.errno in _TOO_MANY_FILES:
+        remedy = "Raise the worker's limit of open files (ulimit -n), or lower max_workers"
+    else:
+        remedy = f"Free space in {tempfile.gettempdir()}, or set TMPDIR to a directory with more"
+    if isinstance(exc, _WorkerError):
+        return exc
+    what = "an answer of the API could not be read or stored on this worker"
+    return _WorkerError(exc.errno, f"{exc.strerror}: {what}. {remedy}.")
+
+
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _is_of_the_worker(cause: object) -> TypeGuard[OSError]:
+    is_limit = isinstance(cause, OSError) and cause.errno in _TOO_MANY_FILES | _DISK_IS_FULL
+    return is_limit or isinstance(cause, _WorkerError)
+
+
+def _is_of_a_certificate(cause: BaseException) -> bool:
+    if isinstance(cause, ssl.SSLError):
+        # The latter two are of a CA bundle that holds no certificates.
+        return isinstance(cause, ssl.SSLCertVerificationError) or cause.library in {"X509", "PEM"}
+    # What requests says of a CA bundle that is not there.
+    return type(cause) is OSError and "CA certificate bundle" in str(cause)
 
 
 def _messages(response: requests.Response) -> list[str]:
@@ -231,14 +307,17 @@ def _phrase(status: int) -> str:
         return "unknown status"
 
 
-def _root_cause(exc: Exception) -> str:
-    """Tell what happened on the wire, without the wrappers that speak of retries which are not theirs to make."""
-    cause: object = exc
-    while isinstance(
-        inner := getattr(cause, "reason", None) or next(iter(getattr(cause, "args", ())), None), Exception
-    ):
-        cause = inner
-    return f"{type(cause).__name__}: {cause}"
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    """
+    Iterate over what an error of the libraries below wraps, the last one without wrappers.
+
+    They speak of retries that are not theirs to make.
+    """
+    cause: BaseException | None = exc
+    while cause is not None:
+        yield cause
+        within = [getattr(cause, "reason", None), *cause.args, cause.__cause__]
+        cause = next((one for one in within if isinstance(one, BaseException)), None)
 
 
 def _error_class(status: int) -> type[StemApiError]:

@@ -4,8 +4,10 @@ import gzip
 import mmap
 import os
 import random
+import re
 import select
 import socket
+import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +30,7 @@ from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import (
     StemApiError,
     StemAuthError,
+    StemCertificateError,
     StemDataError,
     StemError,
     StemNotFoundError,
@@ -37,7 +40,7 @@ from airflow_provider_stem.errors import (
     StemTransportError,
 )
 from airflow_provider_stem.simulator import Simulator
-from tests.support import until
+from tests.support import printed_by, until
 
 from .conftest import KEY, Answer, Connect, Factory, RawServer, config_for, refusal, reply
 
@@ -77,7 +80,7 @@ class TestRetries:
     ) -> None:
         client = connect(stem_simulator, timeout=0.3 if kind == "hang" else 10)
         stem_simulator.fail(kind)
-        assert next(client.list_clients())["id"]
+        assert client.get_site("site-00001")["id"]
         assert len(stem_simulator.requests) == client.requests_sent == 2
         assert len(waits) == 1
 
@@ -867,6 +870,88 @@ class TestTls:
         with pytest.raises(StemTransportError):
             connect(server, max_attempts=1, timeout=0.3).get_site("a")
 
+    @pytest.mark.parametrize("bundle", ["", "others", "no certificates", "gone"])
+    def test_it_is_not_asked_for_again_and_the_remedy_is_told(
+        self, raw_server: Start, connect: Connect, waits: list[float], tls: object, tmp_path: Path, bundle: str
+    ) -> None:
+        path = tmp_path / "bundle.pem"
+        path.write_text("no certificates")
+        extra = {"": {}, "others": {"verify": certifi.where()}}.get(bundle, {"verify": str(path)})
+        client = connect(raw_server(SITE, tls=tls), **extra)
+        if bundle == "gone":
+            path.unlink()
+        with pytest.raises(StemCertificateError, match=r"Set verify in the connection's Extra to .* \[GET https://"):
+            client.get_site("a")
+        assert (client.requests_sent, waits) == (1, [])
+
+    @pytest.mark.parametrize("name", ["localhost"])
+    def test_nor_is_one_of_another_host(
+        self, raw_server: Start, connect: Connect, waits: list[float], tls: object, certificate: Path, name: str
+    ) -> None:
+        server = raw_server(SITE, tls=tls)
+        server.url = server.url.replace("127.0.0.1", name)
+        with pytest.raises(StemCertificateError, match="not valid for 'localhost'"):
+            connect(server, verify=str(certificate)).get_site("a")
+        assert waits == []
+
+
+LIMITED = """
+import json, resource, sys
+from airflow_provider_stem.api.client import StemClient
+from airflow_provider_stem.api.config import ClientConfig
+from airflow_provider_stem.api.key import ApiKey
+
+waits = []
+url, path, limit = sys.argv[1:]
+client = StemClient(ClientConfig(ApiKey("k"), url, max_attempts=3), sleep=waits.append)
+if limit == "files":
+    files = []
+    try:
+        client.get_site("b")  # what is imported late has its files
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        while True:
+            files.append(open("/dev/null"))
+    except OSError:
+        client = StemClient(ClientConfig(ApiKey("k"), url, max_attempts=3), sleep=waits.append)
+elif limit == "file size":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+try:
+    client.get_site(path)
+    told = "no error"
+except Exception as exc:
+    told = f"{type(exc).__mro__[1].__name__}: {exc}"
+files = []
+print(json.dumps([told, len(waits)]))
+"""
+
+
+class TestTheWorkersOwnLimits:
+    """They are told as what they are, and another attempt does not help."""
+
+    @pytest.mark.parametrize(
+        ("limit", "message"),
+        [
+            ("files", r"Too many open files: .* on this worker\. Raise the worker's limit of open files"),
+            ("file size", r"File too large: .* on this worker\. Free space in /\S+, or set TMPDIR"),
+        ],
+    )
+    def test_are_told_at_once(self, raw_server: Start, limit: str, message: str) -> None:
+        site_a, site_b = reply({"id": "a", "name": "x" * 4_000_000}), reply({"id": "b"})
+        server = raw_server(*([site_b] if limit == "files" else []), site_a)
+        told, waits = printed_by(LIMITED, server.url, "a", limit)
+        assert re.match(rf"OSError: \[Errno \d+\] {message}", told), told
+        assert waits == 0
+        assert len(server.heads) == 1
+
+    def test_so_is_a_directory_that_is_not_there(
+        self, raw_server: Start, connect: Connect, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        server = raw_server(reply({"id": "a", "name": "x" * 4_000_000}))
+        with pytest.raises(OSError, match=r"No such file or directory: .* on this worker\. Free space in .*gone"):
+            connect(server).get_site("a")
+        assert (len(server.heads), waits) == (1, [])
+
 
 class TestConnections:
     def test_one_thread_uses_one_connection(self, raw_server: Start, connect: Connect) -> None:
@@ -980,15 +1065,13 @@ class TestClose:
         self, stem_simulator: Simulator, connect: Connect, waits: list[float]
     ) -> None:
         client = connect(stem_simulator)
-        listing = connect(stem_simulator, page_size=1).list_clients()
-        next(client.list_clients())
+        client.get_site("site-00001")
         client.close()
         client.close()
         with pytest.raises(StemTransportError, match="closed"):
             next(client.list_clients())
         assert waits == []
         assert client.requests_sent == len(stem_simulator.requests) == 1
-        assert next(listing)
 
     def test_connections_are_closed(self, raw_server: Start) -> None:
         gone = threading.Event()
