@@ -139,6 +139,12 @@ def test_get_streams_without_a_grid_point_sends_nothing(stem):
     assert stem.requests == []
 
 
+def test_get_streams_of_the_first_year_with_four_digits_asks_with_four_digits(stem):
+    assert StemHook().get_streams("site-00001", "1000-01-01T00:00Z", "1000-01-01T01:00Z").num_rows == 0
+    asked = stem.requests[0].query
+    assert asked["start_datetime"] + asked["end_datetime"] == ["0999-12-31T23:45:00Z", "1000-01-01T01:15:00Z"]
+
+
 @pytest.mark.parametrize("reading", ["A", "B"])
 def test_get_streams_of_a_window_that_ends_now_is_whole(reading, stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(reading=reading)
@@ -158,6 +164,11 @@ def test_get_streams_of_a_window_that_ends_now_is_whole(reading, stem_simulator_
         (("site-00001", DAY[0], DAY[0]), {}, "is not after start"),
         (("site-00001", DAY[0], "2999-01-01T00:00Z"), {}, "lies in the future.*StemStreamsSensor"),
         (("site-00001", 5, DAY[1]), {}, "start is 5"),
+        (("site-00001", "0999-12-31T23:45Z", "1000-01-02T00:00Z"), {}, "start is .*: give a time in the years 1000"),
+        (("site-00001", "0001-01-01T00:00Z", "0002-01-01T00:00Z"), {}, "is .*: give a time in the years 1000"),
+        (("site-00001", datetime(9, 1, 1, tzinfo=UTC), DAY[1]), {}, "start is .*: give a time in the years 1000"),
+        (("site-00001", DAY[0], "9999-12-31T23:59Z"), {}, "lies in the future.*StemStreamsSensor"),
+        (("site-00001", DAY[0], "9999-12-31T23:59-01:00"), {}, "end is .*: give a time in the years 1000"),
         (("site-00001", *DAY), {"resolution": 300}, "resolution is 300"),
         (("site-00001", *DAY), {"stream_types": ()}, "stream_types"),
         (("site-00001", *DAY), {"on_unavailable": "warn"}, "on_unavailable is 'warn'"),

@@ -132,8 +132,9 @@ class StemClient:
         :raises StemUnavailableError: the site lacks one of the types; the API then delivers none of them.
         """
         params: dict[str, str | int] = {
-            "start_datetime": f"{start:%Y-%m-%dT%H:%M:%SZ}",
-            "end_datetime": f"{end:%Y-%m-%dT%H:%M:%SZ}",
+            # Not by strftime, which does not pad years everywhere.
+            "start_datetime": start.replace(tzinfo=None).isoformat(timespec="seconds") + "Z",
+            "end_datetime": end.replace(tzinfo=None).isoformat(timespec="seconds") + "Z",
             "resolution": resolution,
             "stream_type": ",".join(stream_types),
         }

@@ -26,6 +26,8 @@ STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 MAX_RANGE = timedelta(days=365)
 """The guide's "1 year", taken at its shortest."""
 
+_FIRST_YEAR = 1000
+
 Partition = Literal["interval", "hour", "day", "month"]
 PARTITIONS: tuple[Partition, ...] = ("interval", "hour", "day", "month")
 
@@ -53,7 +55,8 @@ class Window:
 
         So an interval belongs to the window in which it ends, and is never read before it is over.
 
-        :raises StemConfigError: a naive bound, ``end <= start``, or an unknown resolution.
+        :raises StemConfigError: a naive bound, a year before 1000 or after 9999, ``end <= start``, or an unknown
+            resolution.
         """
         check_resolution(resolution)
         for name, value in (("start", start), ("end", end)):
@@ -61,6 +64,7 @@ class Window:
                 raise StemConfigError(
                     f"{name} is {value.isoformat()}, which has no time zone: add an offset such as Z."
                 )
+            in_utc(name, value)
         check_order(start, end)
         return cls(_floor(start, resolution), _floor(end, resolution), resolution)
 
@@ -139,7 +143,7 @@ class Window:
                 f"partition={partition!r} writes whole UTC {partition}s, but the window ends at {iso(self.end)}, "
                 f"inside one: partition={(fits or ['interval'])[0]!r} fits this end."
             )
-        start = _period_start(self.start - (lookback or timedelta()), partition)
+        start = _period_start(in_utc("start - lookback", self.start - (lookback or timedelta())), partition)
         return Window(start, self.end, self.resolution)
 
     def periods(self, partition: Partition) -> Iterator[Window]:
@@ -217,10 +221,22 @@ def parse_instant(name: str, value: object) -> datetime:
         raise StemConfigError(f"{name} is {value!r}: give an aware datetime or an ISO 8601 string with an offset.")
     if instant.utcoffset() is None:
         raise StemConfigError(f"{name} is {value!s}, which has no time zone: add an offset such as Z.")
+    return in_utc(name, instant)
+
+
+def in_utc(name: str, instant: datetime) -> datetime:
+    """
+    Return an aware instant in UTC.
+
+    :raises StemConfigError: its year has not four digits there, as the API's times have.
+    """
     try:
-        return instant.astimezone(UTC)
+        in_range = instant.astimezone(UTC)
     except OverflowError:
-        raise StemConfigError(f"{name} is {value!s}, beyond what ISO 8601 has years for in UTC.") from None
+        in_range = None
+    if in_range is None or in_range.year < _FIRST_YEAR:
+        raise StemConfigError(f"{name} is {instant!s}: give a time in the years {_FIRST_YEAR} to 9999, in UTC.")
+    return in_range
 
 
 def first_expected_end(stream_start: datetime, resolution: int) -> int:

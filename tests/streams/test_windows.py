@@ -230,6 +230,21 @@ class TestChunks:
         assert (pieces[0].start if pieces else None) == (utc(first_start) if first_start else None)
 
 
+@pytest.mark.parametrize(
+    ("start", "end"), [("0999-12-31T23:59", "1000-01-02"), ("0001-01-01", "0001-01-02"), ("0001-01-01", "2025-01-01")]
+)
+def test_a_window_of_a_year_without_four_digits_is_an_error(start: str, end: str) -> None:
+    with pytest.raises(StemConfigError, match="start is .*: give a time in the years 1000 to 9999"):
+        window(start, end)
+
+
+def test_a_look_back_does_not_lead_to_such_a_year() -> None:
+    first = window("1000-01-02", "1000-01-03")
+    assert first.moved_back(timedelta(days=1), "day").start == utc("1000-01-01")
+    with pytest.raises(StemConfigError, match="start - lookback is .*: give a time in the years 1000 to 9999"):
+        first.moved_back(timedelta(days=36_500), "day")
+
+
 def test_a_padded_window_has_one_interval_more_on_each_side() -> None:
     one = window("2025-07-01T00:00", "2025-07-01T01:00", 1800)
     assert one.padded() == Window(utc("2025-06-30T23:30"), utc("2025-07-01T01:30"), 1800)
@@ -429,8 +444,12 @@ class TestParseInstant:
             (date(2025, 7, 1), "aware datetime"),
             (["2025-07-01T00:00:00Z"], "aware datetime"),
             # Neither has a UTC time that a datetime can hold.
-            ("0001-01-01T00:00:00+14:00", "ISO 8601"),
-            ("9999-12-31T23:59:59-12:00", "ISO 8601"),
+            ("0001-01-01T00:00:00+14:00", "years 1000 to 9999"),
+            ("9999-12-31T23:59:59-12:00", "years 1000 to 9999"),
+            ("0001-01-01T00:00:00Z", "years 1000 to 9999"),
+            ("0999-12-31T23:59:59.999Z", "years 1000 to 9999"),
+            ("1000-01-01T00:00:00+00:01", "years 1000 to 9999"),
+            (datetime(202, 5, 1, tzinfo=UTC), "years 1000 to 9999"),
         ],
     )
     def test_anything_else_is_an_error_that_names_argument_value_and_remedy(self, value: Any, complaint: str) -> None:
