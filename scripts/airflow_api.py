@@ -13,6 +13,8 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from processes import HUNG_AFTER
+
 if TYPE_CHECKING:
     import requests
 
@@ -20,6 +22,23 @@ ENDED = frozenset({"success", "failed"})
 _POLL = 0.2
 LOCK_TIMEOUT = 120
 """Seconds that one component waits for another to let go of an SQLite database; a scheduler that gives up is gone."""
+PATIENCE = dict.fromkeys(
+    (
+        "AIRFLOW__API__WORKER_TIMEOUT",
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT",
+        "AIRFLOW__CORE__DAG_FILE_PROCESSOR_TIMEOUT",  # Airflow 2
+        "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT",
+        "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD",
+        "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME",
+        "AIRFLOW__SCHEDULER__STALE_DAG_THRESHOLD",  # Airflow 2
+        "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT",
+        "AIRFLOW__WEBSERVER__WEB_SERVER_MASTER_TIMEOUT",  # Airflow 2
+        "AIRFLOW__WEBSERVER__WEB_SERVER_WORKER_TIMEOUT",  # Airflow 2
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT",
+    ),
+    f"{HUNG_AFTER:.0f}",
+)
+"""The options of Airflow that end what is merely slow, such as a task whose API server answers after 5 seconds."""
 _COMMANDS = """
 import json, sys
 from airflow.__main__ import main
@@ -33,12 +52,10 @@ class AirflowApi(ABC):
     What can be asked of an Airflow in which everyone is admin.
 
     :param paused: whether DAGs stay paused that :meth:`wait_for_dags` waits for.
-    :param within: seconds that anything that is waited for may take.
     """
 
-    def __init__(self, *, paused: bool, within: float) -> None:
+    def __init__(self, *, paused: bool) -> None:
         self.version = version("apache-airflow")
-        self.within = within
         self.url = ""
         self._paused = paused
         self._is_2 = self.version.startswith("2.")
@@ -69,7 +86,7 @@ class AirflowApi(ABC):
         self._session.mount("http://", HTTPAdapter(max_retries=Retry(3, backoff_factor=0.1)))
         self.wait_until(self.is_healthy, "Airflow to be healthy")
         if not self._is_2:
-            token = self._session.get(f"{self.url}/auth/token", timeout=30).json()["access_token"]
+            token = self._session.get(f"{self.url}/auth/token", timeout=HUNG_AFTER).json()["access_token"]
             self._session.headers["Authorization"] = f"Bearer {token}"
         self.wait_until(self.dag_ids, "a DAG")
         if not self._paused:
@@ -80,13 +97,13 @@ class AirflowApi(ABC):
         if self._session is not None:
             self._session.close()
 
-    def wait_until(self, holds: Callable[[], Any], what: str, within: float | None = None) -> Any:
+    def wait_until(self, holds: Callable[[], Any], what: str) -> Any:
         """
         Ask again and again until the answer is true in the sense of Python, and give it.
 
-        :raises RuntimeError: the time is over, or Airflow has ended.
+        :raises RuntimeError: a component of Airflow has ended, or the wait has lasted for :data:`HUNG_AFTER`.
         """
-        deadline = time.monotonic() + (within or self.within)
+        deadline = time.monotonic() + HUNG_AFTER
         while time.monotonic() < deadline:
             if ended := self.ended():
                 raise RuntimeError(
@@ -188,7 +205,7 @@ class AirflowApi(ABC):
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=self.within,
+            timeout=HUNG_AFTER,
             check=False,
         )
         if done.returncode:
@@ -199,14 +216,14 @@ class AirflowApi(ABC):
         """Give a DAG's runs (``~``: of all DAGs), the earliest first."""
         return self._pages(f"dags/{dag_id}/dagRuns", "dag_runs", order_by="start_date")
 
-    def wait_for_run(self, dag_id: str, run_id: str, within: float | None = None) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str) -> str:
         """Give the state in which a run ends."""
 
         def ended() -> str | None:
             state = str(self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
             return state if state in ENDED else None
 
-        return str(self.wait_until(ended, f"the end of {dag_id} {run_id}", within))
+        return str(self.wait_until(ended, f"the end of {dag_id} {run_id}"))
 
     def clear(self, dag_id: str, run_id: str, task: str | tuple[str, int]) -> None:
         """Let a task, or one that is mapped, run again with all that follows from it."""
@@ -266,19 +283,23 @@ class AirflowApi(ABC):
         address = f"{self.url}/api/{'v1' if self._is_2 else 'v2'}/{path}"
         # On SQLite parts of Airflow can wait for each other until one gives up; what that one did is undone.
         for _ in range(4):
-            answer = self._session.request(method, address, timeout=5 * LOCK_TIMEOUT, **given)
+            answer = self._session.request(method, address, timeout=HUNG_AFTER, **given)
             if answer.status_code < 500 or not re.search("database", answer.text, re.IGNORECASE):
                 break
         if not answer.ok and answer.status_code != but:
             raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:2000]}")
         return answer
 
+    def health(self) -> dict[str, Any]:
+        """Return each component's state and its latest heartbeat."""
+        return dict(self.call("GET", "health" if self._is_2 else "monitor/health"))
+
     def is_healthy(self) -> bool:
         """Whether every component says so."""
         import requests
 
         try:
-            health = self._call("GET", "health" if self._is_2 else "monitor/health").json()
+            health = self.health()
         except (requests.RequestException, RuntimeError):
             return False
         # On Airflow 2 the scheduler parses the DAGs itself, so that there is no such component.

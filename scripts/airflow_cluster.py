@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
 
-from airflow_api import AirflowApi
+from airflow_api import PATIENCE, AirflowApi
 from postgres_server import PostgresServer, postgres_program
 from processes import Guarded, free_port
 
@@ -40,7 +40,6 @@ class Cluster(AirflowApi):
     :param slots: how many tasks each of them runs at a time.
     :param preload: modules that tasks import, for the workers to import once.
     :param paused: whether DAGs stay paused.
-    :param within: seconds that anything that is waited for may take.
     :raises RuntimeError: a program is missing, a part does not come up, or a DAG file cannot be imported.
     """
 
@@ -54,9 +53,8 @@ class Cluster(AirflowApi):
         slots: int = 4,
         preload: Sequence[str] = ("airflow",),
         paused: bool = True,
-        within: float = 180.0,
     ) -> None:
-        super().__init__(paused=paused, within=within)
+        super().__init__(paused=paused)
         self.home = home.absolute()
         self.workers = [f"worker-{number}" for number in range(1, workers + 1)]
         self._dags = dags.absolute()
@@ -106,6 +104,7 @@ class Cluster(AirflowApi):
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            **PATIENCE,
             **self._more,
         }
 

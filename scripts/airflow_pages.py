@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from processes import HUNG_AFTER
+
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
@@ -26,11 +28,10 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def browse(width: int = 1280, height: int = 1000, within: float = 60.0) -> Iterator[Page]:
+def browse(width: int = 1280, height: int = 1000) -> Iterator[Page]:
     """
     Give a page of a new browser.
 
-    :param within: seconds that anything that is waited for may take.
     :raises RuntimeError: there is no browser.
     """
     from playwright.sync_api import sync_playwright
@@ -46,7 +47,7 @@ def browse(width: int = 1280, height: int = 1000, within: float = 60.0) -> Itera
             page = browser.new_page(
                 viewport={"width": width, "height": height}, locale="en-US", timezone_id="UTC", color_scheme="light"
             )
-            page.set_default_timeout(within * 1000)
+            page.set_default_timeout(HUNG_AFTER * 1000)
             yield page
         finally:
             browser.close()

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from airflow_api import LOCK_TIMEOUT, AirflowApi
-from processes import Guarded, free_port
+from airflow_api import LOCK_TIMEOUT, PATIENCE, AirflowApi
+from processes import HUNG_AFTER, Guarded, free_port
 
 # Airflow's log servers listen on every interface, on fixed ports, and here every log is a file of this machine.
 _LAUNCHER = """#!/bin/sh
@@ -38,7 +38,6 @@ class AirflowServer(AirflowApi):
         begins earlier fails, since it cannot reach the API server.
     :param parallelism: how many tasks run at a time.
     :param preload: modules that tasks import, for the scheduler to import once: tasks are forked from it.
-    :param within: seconds that anything that is waited for may take.
     :raises RuntimeError: Airflow does not come up, or a DAG file cannot be imported.
     """
 
@@ -51,9 +50,8 @@ class AirflowServer(AirflowApi):
         paused: bool = False,
         parallelism: int = 4,
         preload: Sequence[str] = ("airflow",),
-        within: float = 180.0,
     ) -> None:
-        super().__init__(paused=paused, within=within)
+        super().__init__(paused=paused)
         self.home = home.absolute()
         self._dags = dags.absolute()
         self._more = dict(environment or {})
@@ -107,6 +105,19 @@ class AirflowServer(AirflowApi):
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            **PATIENCE,
+            # There is one of each component, so nothing takes over from one whose heartbeat is late.
+            **dict.fromkeys(
+                (
+                    "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD",
+                    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD",
+                    "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD",  # Airflow 2
+                    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT",
+                    "AIRFLOW__TRIGGERER__RUNNER_HEALTH_CHECK_THRESHOLD",
+                    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD",
+                ),
+                f"{HUNG_AFTER:.0f}",
+            ),
             **(
                 {
                     "AIRFLOW__WEBSERVER__WEB_SERVER_HOST": "127.0.0.1",

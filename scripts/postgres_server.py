@@ -11,9 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from processes import Guarded, free_port
-
-_READY_WITHIN = 60.0
+from processes import HUNG_AFTER, Guarded, free_port
 
 
 class PostgresServer:
@@ -120,7 +118,7 @@ class PostgresServer:
         )
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _READY_WITHIN
+        deadline = time.monotonic() + HUNG_AFTER
         while time.monotonic() < deadline and self.is_running:
             try:
                 return self._run("psql", "--command=SELECT 1", "postgres")

@@ -18,6 +18,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+HUNG_AFTER = 1800.0
+"""Seconds after which a wait ends in an error. Only a hang takes that long, however busy the machine is."""
+
 
 class Guarded:
     """
@@ -60,13 +63,10 @@ class Guarded:
             os.killpg(self._guard.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._guard.wait(patience)
+        self._guard.kill()
+        self._guard.wait()
         if self._guard.stdin is not None:
             self._guard.stdin.close()
-        try:
-            self._guard.wait(10)
-        except subprocess.TimeoutExpired:
-            self._guard.kill()
-            self._guard.wait()
         _end_session(self._guard.pid)
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import urllib3
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
@@ -24,12 +26,34 @@ RUNS_KEY = pytest.StashKey[list[str]]()
 _NUMBERS = itertools.count(1)
 
 
-def until(condition, within=30.0):
-    """Wait for a condition to come true."""
-    deadline = time.monotonic() + within
+def until(condition):
+    """Wait until a condition is true."""
+    deadline = time.monotonic() + HUNG_AFTER
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.002)
+
+
+def time_out_soon(monkeypatch, chosen, arrived):
+    """
+    Let clients give up chosen requests after 0.3 s, each once its server has it; the others wait as they are told.
+
+    :param chosen: takes the server's port, the method and the target of a request.
+    :param arrived: takes the server's port and returns how many requests it has received.
+    """
+    send = urllib3.HTTPConnectionPool.urlopen
+
+    def urlopen(pool, method, url, *arguments, **options):
+        if not chosen(pool.port, method, url):
+            return send(pool, method, url, *arguments, **options)
+        before = arrived(pool.port)
+        try:
+            return send(pool, method, url, *arguments, **{**options, "timeout": urllib3.Timeout(0.3)})
+        finally:
+            # On a busy machine the client may give up before the server has read the request.
+            until(lambda: arrived(pool.port) > before)
+
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", urlopen)
 
 
 def printed_by(program, *arguments, **environment):
@@ -40,7 +64,7 @@ def printed_by(program, *arguments, **environment):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=HUNG_AFTER,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
