@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Self
 from urllib.parse import urlsplit
 
+from processes import HUNG_AFTER
+
 from tests.support import until
 
 
@@ -203,13 +205,14 @@ def reset_within(exchange: Exchange) -> None:
 
 
 def hang(exchange: Exchange) -> None:
-    """Say nothing at all."""
-    exchange.gone(30)
+    """Send nothing at all."""
+    exchange.gone(HUNG_AFTER)
 
 
 def drip(exchange: Exchange) -> None:
-    """Send byte by byte, so that no single wait is long."""
-    for byte in exchange.forward():
+    """Send byte by byte, so that no single wait is long, and never the last one."""
+    for byte in exchange.forward()[:-1]:
         if exchange.gone(0.02):
             return
         exchange.send(bytes([byte]))
+    exchange.gone(HUNG_AFTER)

@@ -6,11 +6,11 @@ import errno
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from email.utils import format_datetime
-from functools import cache
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 import urllib3
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from processes import HUNG_AFTER
 
+from airflow_provider_stem.api import transport
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import (
     StemDataError,
@@ -34,8 +36,8 @@ from airflow_provider_stem.streams import windows
 from airflow_provider_stem.streams.receipts import Receipt
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from tests.faults import proxy
-from tests.faults.proxy import Exchange, Fault, FaultyProxy, altered, answer
-from tests.support import Lake, expected_rows, landed_rows, run_context
+from tests.faults.proxy import Fault, FaultyProxy, altered, answer
+from tests.support import Lake, expected_rows, landed_rows, run_context, time_out_soon
 
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
 DAYS = ("2025-07-01T00:00Z", "2025-07-04T00:00Z")
@@ -48,6 +50,8 @@ def without_rows() -> bytes:
 
 
 EARLIER = without_rows()
+NOW = datetime(2025, 7, 10, 12, tzinfo=UTC)
+"""The worker's time, which stands still: a date of the server means the same number of seconds all the time."""
 
 
 def throttled(after: str | None) -> Fault:
@@ -82,10 +86,7 @@ PASSING: dict[str, tuple[Fault, type[Exception]]] = {
     "timeout": (proxy.hang, StemTransportError),
     "slow drip": (proxy.drip, StemTransportError),
     "429, seconds": (throttled("7"), StemRateLimitError),
-    "429, date": (
-        throttled(format_datetime(datetime.now(UTC) + timedelta(minutes=4), usegmt=True)),
-        StemRateLimitError,
-    ),
+    "429, date": (throttled(format_datetime(NOW + timedelta(minutes=4), usegmt=True)), StemRateLimitError),
     "429": (throttled(None), StemRateLimitError),
     **{str(status): (broken(status), StemServerError) for status in (500, 502, 503, 504)},
     "an HTML page with 200": (answer(200, b"<html>Please sign in</html>"), StemDataError),
@@ -122,24 +123,25 @@ def load(s3_server: Any) -> Iterator[Any]:
         patched.setattr(windows, "MAX_RANGE", timedelta(days=1, hours=12))
         waits: list[float] = []
         patched.setattr(Transport, "_wait_until_closed", lambda _, seconds: waits.append(seconds))
-        patched.setattr("time.sleep", lambda _: None)  # between botocore's attempts
+        patched.setattr(transport, "datetime", Stopped)
+        patched.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))  # between attempts
         connection = {"conn_type": "stem", "host": api.url, "password": sim.settings.api_key}
         aws = json.loads(s3_server.connection)
         aws["extra"]["endpoint_url"] = s3.url
         patched.setenv("AWS_EC2_METADATA_DISABLED", "true")
         lake = Lake(s3_server)
-        make = S3Hook.get_conn
-
-        @cache  # making a client takes longer than a load
-        def client(timeout: float) -> Any:
-            aws["extra"]["config_kwargs"]["read_timeout"] = timeout
-            patched.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(aws))
-            return make(S3Hook())
-
-        def be_patient(timeout: float) -> None:
-            limits = {"timeout": timeout, "max_attempts": 2, "page_size": 1}
-            patched.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps({**connection, "extra": limits}))
-            patched.setattr(S3Hook, "get_conn", lambda _: client(timeout))
+        aws["extra"]["config_kwargs"]["read_timeout"] = HUNG_AFTER
+        patched.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(aws))
+        client = S3Hook().get_conn()  # making one takes longer than a load
+        patched.setattr(S3Hook, "get_conn", lambda _: client)
+        limits = {"timeout": HUNG_AFTER, "max_attempts": 2, "page_size": 1}
+        patched.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps({**connection, "extra": limits}))
+        proxies = {urlsplit(one.url).port: one for one in (api, s3)}
+        time_out_soon(
+            patched,
+            lambda port, method, target: port in proxies and shared.never_ends(method, target),
+            lambda port: len(proxies[port].targets),
+        )
 
         def run(**arguments: Any) -> Receipt:
             records = StemSiteListOperator(task_id="list").execute(run_context())
@@ -158,9 +160,15 @@ def load(s3_server: Any) -> Iterator[Any]:
             rows = expected_rows(sim, sim.fleet.site_ids, TYPES, 900, *DAYS)
             return landed_rows(lake.table()) == rows and len(rows) > 3000
 
-        yield SimpleNamespace(
-            run=run, exact=exact, lake=lake, api=api, s3=s3, waits=waits, be_patient=be_patient, undisturbed=[]
-        )
+        shared = SimpleNamespace(run=run, exact=exact, lake=lake, api=api, s3=s3, waits=waits, undisturbed=[])
+        shared.never_ends = lambda _method, _target: False
+        yield shared
+
+
+class Stopped(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Any:
+        return NOW.astimezone(tz)
 
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -176,15 +184,15 @@ OF_S3: dict[str, Fault] = {
 }
 
 
-# For these the client's patience must end; elsewhere a busy machine would end it too.
-SLOW = ("timeout", "slow drip")
+# Only the client's own timeout ends these.
+ENDLESS = ("timeout", "slow drip")
 
 
 @pytest.fixture
-def fresh(load: Any, request: pytest.FixtureRequest) -> Any:
+def fresh(load: Any) -> Any:
     """The load, with an object of an earlier run where its own belongs; what is undisturbed is known."""
+    load.never_ends = lambda _method, _target: False
     if not load.undisturbed:
-        load.be_patient(30)
         load.api.behave()
         load.run()
         assert load.exact()
@@ -195,41 +203,52 @@ def fresh(load: Any, request: pytest.FixtureRequest) -> Any:
     load.api.behave()
     load.s3.behave()
     load.waits.clear()
-    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    load.be_patient(0.5 if parameters.get("fault") in SLOW else 30)
     return load
 
 
-def at(stage: str, *, once: bool) -> Any:
-    """Tell which requests go wrong: all of a stage, or the first alone."""
-    hits: list[int] = []
+Chosen = Callable[[str, str], bool]
+"""Whether a request, by method and target, goes wrong."""
 
-    def wrong(exchange: Exchange) -> bool:
-        if not re.search(STAGES[stage], exchange.target):
-            return False
-        hits.append(exchange.number)
-        return not once or len(hits) == 1
 
-    return wrong
+def at(stage: str, *, once: bool) -> Chosen:
+    """Choose all requests of a stage, or the first alone."""
+    return chosen(lambda _, target: bool(re.search(STAGES[stage], target)), once=once)
+
+
+def of_s3(stage: str, *, once: bool) -> Chosen:
+    """Choose all requests of a stage of S3, or the first alone."""
+    return chosen(lambda method, target: s3_stage(method, target) == stage, once=once)
+
+
+def chosen(fits: Chosen, *, once: bool) -> Chosen:
+    hits = count()
+    return lambda method, target: fits(method, target) and (next(hits) == 0 or not once)
+
+
+def disturb(load: Any, proxy: FaultyProxy, fault: str, act: Fault, which: Callable[[], Chosen]) -> None:
+    """Let chosen requests go wrong; where only the client's timeout can end these, they have a short one."""
+    wrong = which()
+    proxy.go_wrong(act, lambda exchange: wrong(exchange.method, exchange.target))
+    if fault in ENDLESS:
+        load.never_ends = which()
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("fault", PASSING)
 def test_a_fault_of_the_api_that_passes_costs_one_request(fresh: Any, fault: str, stage: str) -> None:
-    fresh.api.go_wrong(PASSING[fault][0], at(stage, once=True))
+    disturb(fresh, fresh.api, fault, PASSING[fault][0], lambda: at(stage, once=True))
     fresh.run()
     assert fresh.exact()
-    assert len(fresh.api.targets) == len(fresh.undisturbed) + len(fresh.waits)
-    assert len(fresh.waits) == 1 or (fault in SLOW and fresh.waits)
-    if fault in ("429, seconds", "429, date"):
-        assert fresh.waits[0] >= (7 if fault == "429, seconds" else 60)
+    assert len(fresh.api.targets) == len(fresh.undisturbed) + 1
+    (wait,) = fresh.waits
+    assert wait >= {"429, seconds": 7, "429, date": 240}.get(fault, 0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("fault", [*PASSING, *FINAL])
 def test_a_fault_of_the_api_that_stays_leaves_what_was_there(fresh: Any, fault: str, stage: str) -> None:
     act, error = {**PASSING, **FINAL}[fault]
-    fresh.api.go_wrong(act, at(stage, once=False))
+    disturb(fresh, fresh.api, fault, act, lambda: at(stage, once=False))
     with pytest.raises(error) as raised:
         fresh.run()
     assert type(raised.value) is error or fault not in FINAL
@@ -242,7 +261,7 @@ def test_a_fault_of_the_api_that_stays_leaves_what_was_there(fresh: Any, fault: 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_json_is_read_whatever_the_server_calls_it(fresh: Any, stage: str) -> None:
-    fresh.api.go_wrong(altered(other_type), at(stage, once=False))
+    disturb(fresh, fresh.api, "", altered(other_type), lambda: at(stage, once=False))
     fresh.run()
     assert fresh.exact()
     assert fresh.api.targets == fresh.undisturbed
@@ -287,18 +306,6 @@ def s3_stage(method: str, target: str) -> str:
     return method + (" probe" if name.startswith(".stem-probe") else kinds.get(name.partition("-")[0], ""))
 
 
-def of_s3(stage: str, *, once: bool) -> Any:
-    hits: list[int] = []
-
-    def wrong(exchange: Exchange) -> bool:
-        if s3_stage(exchange.method, exchange.target) != stage:
-            return False
-        hits.append(exchange.number)
-        return not once or len(hits) == 1
-
-    return wrong
-
-
 def s3_stages(fresh: Any) -> list[str]:
     return [s3_stage(*target.split()) for target in fresh.s3.targets]
 
@@ -306,7 +313,7 @@ def s3_stages(fresh: Any) -> list[str]:
 @pytest.mark.parametrize("stage", dict.fromkeys(OF_A_RUN))
 @pytest.mark.parametrize("fault", OF_S3)
 def test_a_fault_of_s3_that_passes_costs_one_request(fresh: Any, fault: str, stage: str) -> None:
-    fresh.s3.go_wrong(OF_S3[fault], of_s3(stage, once=True))
+    disturb(fresh, fresh.s3, fault, OF_S3[fault], lambda: of_s3(stage, once=True))
     fresh.run()
     assert fresh.exact()
     assert list(fresh.lake.objects()) == ["streams.parquet"]
@@ -324,7 +331,7 @@ def test_a_fault_of_s3_that_passes_costs_one_request(fresh: Any, fault: str, sta
 
 @pytest.mark.parametrize("fault", OF_S3)
 def test_a_put_that_fails_for_good_says_so_and_leaves_a_whole_object(fresh: Any, fault: str) -> None:
-    fresh.s3.go_wrong(OF_S3[fault], of_s3("PUT", once=False))
+    disturb(fresh, fresh.s3, fault, OF_S3[fault], lambda: of_s3("PUT", once=False))
     with pytest.raises(StemTransportError, match=rf"s3://{fresh.lake.bucket}/streams.parquet\]"):
         fresh.run()
     if fault == "reset after it is stored":
@@ -334,6 +341,7 @@ def test_a_put_that_fails_for_good_says_so_and_leaves_a_whole_object(fresh: Any,
     assert fresh.lake.uploads() == []
     # The retry of the task.
     fresh.s3.behave()
+    fresh.never_ends = lambda _method, _target: False
     fresh.run()
     assert fresh.exact()
 
@@ -341,7 +349,7 @@ def test_a_put_that_fails_for_good_says_so_and_leaves_a_whole_object(fresh: Any,
 @pytest.mark.parametrize("stage", ["HEAD bucket", "PUT probe", "HEAD"])
 @pytest.mark.parametrize("fault", ["reset at once", "timeout"])
 def test_an_s3_that_cannot_be_reached_is_reported_before_the_api_is_asked(fresh: Any, fault: str, stage: str) -> None:
-    fresh.s3.go_wrong(OF_S3[fault], of_s3(stage, once=False))
+    disturb(fresh, fresh.s3, fault, OF_S3[fault], lambda: of_s3(stage, once=False))
     with pytest.raises(StemTransportError, match="S3 cannot be used through connection 'aws_default'"):
         fresh.run()
     assert not [target for target in fresh.api.targets if "/streams" in target]
@@ -350,6 +358,6 @@ def test_an_s3_that_cannot_be_reached_is_reported_before_the_api_is_asked(fresh:
 
 def test_a_put_whose_answer_is_lost_is_not_taken_for_another_run_s(fresh: Any) -> None:
     fresh.lake.client.delete_object(Bucket=fresh.lake.bucket, Key="streams.parquet")
-    fresh.s3.go_wrong(proxy.reset_behind, of_s3("PUT", once=True))
+    disturb(fresh, fresh.s3, "", proxy.reset_behind, lambda: of_s3("PUT", once=True))
     fresh.run(if_exists="fail")
     assert fresh.exact()
