@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import requests
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.simulator import Simulator
 
@@ -60,7 +61,7 @@ def get() -> Iterator[Get]:
                 simulator.url + path,
                 params=parameters,
                 headers={"Authorization": f"APIKEY {key or simulator.settings.api_key}"},
-                timeout=20,
+                timeout=HUNG_AFTER,
                 allow_redirects=False,
             )
 

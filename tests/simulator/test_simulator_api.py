@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.simulator import Simulator
 from airflow_provider_stem.simulator.cache import BodyCache
@@ -138,7 +139,7 @@ def test_stream_types_may_be_repeated_or_comma_separated(stem_simulator: Simulat
 
 def test_the_url_of_the_guide_is_understood(stem_simulator: Simulator) -> None:
     url = f"{stem_simulator.url}{STREAMS}?&start_datetime=2024-12-31T00:00:01Z&end_datetime=2025-01-01T00:00:01Z"
-    answer = requests.get(url, headers={"Authorization": "APIKEY demo-key"}, timeout=20)
+    answer = requests.get(url, headers={"Authorization": "APIKEY demo-key"}, timeout=HUNG_AFTER)
     assert len(ends(answer)) == 96
 
 
@@ -243,14 +244,16 @@ def test_401_without_the_right_key(stem_simulator: Simulator, header: str | None
     headers = {} if header is None else {"Authorization": header}
     with requests.Session() as session:
         session.trust_env = False
-        assert_error(session.get(stem_simulator.url + path, headers=headers, timeout=20), 401, "api_key")
+        assert_error(session.get(stem_simulator.url + path, headers=headers, timeout=HUNG_AFTER), 401, "api_key")
     assert [request.authorized for request in stem_simulator.requests] == [False]
 
 
 @pytest.mark.stem_simulator(api_key="a/b+c=d@e:f g%20é")
 def test_any_key_is_sent_as_it_is(stem_simulator: Simulator) -> None:
     key = stem_simulator.settings.api_key.encode()
-    answer = requests.get(f"{stem_simulator.url}clients", headers={"Authorization": b"APIKEY " + key}, timeout=20)
+    answer = requests.get(
+        f"{stem_simulator.url}clients", headers={"Authorization": b"APIKEY " + key}, timeout=HUNG_AFTER
+    )
     assert answer.status_code == 200
 
 
@@ -429,8 +432,8 @@ def test_500_for_a_crash(stem_simulator: Simulator, get: Get, caplog: pytest.Log
 
 def test_the_openapi_page_documents_everything(stem_simulator: Simulator) -> None:
     root = stem_simulator.url.removesuffix("/api/v1/")
-    assert "swagger" in requests.get(f"{root}/docs", timeout=20).text
-    schema = requests.get(f"{root}/openapi.json", timeout=20).json()
+    assert "swagger" in requests.get(f"{root}/docs", timeout=HUNG_AFTER).text
+    schema = requests.get(f"{root}/openapi.json", timeout=HUNG_AFTER).json()
     parameters = {
         path: [parameter["name"] for parameter in item["get"].get("parameters", []) if parameter["in"] == "query"]
         for path, item in schema["paths"].items()

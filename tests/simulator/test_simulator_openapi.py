@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import requests
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.simulator import Simulator
 
@@ -15,7 +16,7 @@ STREAMS = "/api/v1/sites/{site_id}/streams"
 @pytest.fixture
 def parameters(stem_simulator: Simulator) -> dict[str, Any]:
     """The schemas of the streams endpoint's parameters, as told to who reads the documentation."""
-    described = requests.get(stem_simulator.url.replace("/api/v1/", "/openapi.json"), timeout=10).json()
+    described = requests.get(stem_simulator.url.replace("/api/v1/", "/openapi.json"), timeout=HUNG_AFTER).json()
     return {
         **{p["name"]: p["schema"] for p in described["paths"]["/api/v1/clients"]["get"]["parameters"]},
         **{p["name"]: p["schema"] for p in described["paths"][STREAMS]["get"]["parameters"]},

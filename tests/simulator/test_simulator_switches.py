@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from airflow_provider_stem.simulator import Settings, Simulator
+from airflow_provider_stem.simulator import Settings, Simulator, gate
 
 from .conftest import Get, assert_error, ends, instant, streams, text, values
 
@@ -235,20 +236,26 @@ def test_everything_may_be_missing(stem_simulator_factory: Factory, get: Get, sh
 
 
 @pytest.mark.parametrize("retry_after", ["seconds", "date"])
-def test_the_rate_is_limited_and_recovers(stem_simulator_factory: Factory, get: Get, retry_after: str) -> None:
+def test_the_rate_is_limited_and_recovers(
+    stem_simulator_factory: Factory, get: Get, monkeypatch: pytest.MonkeyPatch, retry_after: str
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: now))
     simulator = stem_simulator_factory(rate_limit=4, retry_after=retry_after)
+    began = datetime.now(UTC)
     answers = [get(simulator, "clients") for _ in range(12)]
-    assert [answer.status_code for answer in answers[:4]] == [200] * 4
-    refused = next(answer for answer in answers if answer.status_code != 200)
+    ended = datetime.now(UTC)
+    assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 8
+    refused = answers[-1]
     assert_error(refused, 429, "Too many")
     if retry_after == "seconds":
         assert refused.headers["Retry-After"] == "1"
     else:
         when = parsedate_to_datetime(refused.headers["Retry-After"])
-        assert timedelta(0) < when - datetime.now(UTC) <= timedelta(seconds=2)
-    deadline = time.monotonic() + 20
-    while get(simulator, "clients").status_code == 429:
-        assert time.monotonic() < deadline
+        # The date has whole seconds.
+        assert began + timedelta(seconds=1) < when <= ended + timedelta(seconds=2)
+    now += 1 / 4
+    assert [get(simulator, "clients").status_code for _ in range(2)] == [200, 429]
 
 
 @pytest.mark.stem_simulator(latency=0.15)
