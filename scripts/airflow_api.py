@@ -31,6 +31,7 @@ PATIENCE = dict.fromkeys(
         "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD",
         "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME",
         "AIRFLOW__SCHEDULER__STALE_DAG_THRESHOLD",  # Airflow 2
+        "AIRFLOW__STEM__TIMEOUT",
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT",
         "AIRFLOW__WEBSERVER__WEB_SERVER_MASTER_TIMEOUT",  # Airflow 2
         "AIRFLOW__WEBSERVER__WEB_SERVER_WORKER_TIMEOUT",  # Airflow 2
@@ -38,7 +39,7 @@ PATIENCE = dict.fromkeys(
     ),
     f"{HUNG_AFTER:.0f}",
 )
-"""The options of Airflow that end what is merely slow, such as a task whose API server answers after 5 seconds."""
+"""Options of Airflow and the provider that end what is merely slow, as a task whose API server needs 5 seconds."""
 _COMMANDS = """
 import json, sys
 from airflow.__main__ import main

@@ -45,7 +45,7 @@ class S3Server:
                 "extra": {
                     "endpoint_url": self.url,
                     "region_name": "us-east-1",
-                    "config_kwargs": {"s3": {"addressing_style": "path"}},
+                    "config_kwargs": {"s3": {"addressing_style": "path"}, "read_timeout": HUNG_AFTER},
                 },
             }
         )
@@ -61,7 +61,7 @@ class S3Server:
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
             region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}),
+            config=Config(s3={"addressing_style": "path"}, read_timeout=HUNG_AFTER),
         )
 
     def __enter__(self) -> S3Server:

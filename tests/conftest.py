@@ -17,6 +17,10 @@ os.environ["AIRFLOW_HOME"] = _HOME.name
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
+from airflow_api import PATIENCE  # noqa: E402
+
+os.environ.update(PATIENCE)
+
 from s3_server import S3Server  # noqa: E402
 
 from tests.support import RUNS_KEY, TALLIES_KEY, Lake  # noqa: E402
