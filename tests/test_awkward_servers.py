@@ -197,7 +197,7 @@ def test_every_two_switches_at_once(case: dict[str, Any], monkeypatch: pytest.Mo
 @pytest.mark.parametrize("retry_after", ["seconds", "date"])
 def test_a_server_that_is_soon_tired(retry_after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(clients=1, sites=4, now=NOW, rate_limit=6, retry_after=retry_after)
-    waited = []
+    waited: list[float] = []
     # The limiter's own time goes on only where the client waits.
     monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: sum(waited)))
 

@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
@@ -95,19 +97,19 @@ class RawServer:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(HUNG_AFTER)
             assert not thread.is_alive()
 
     def hang(self, _connection: socket.socket, _head: bytes) -> None:
         """An answer that never comes."""
-        self.stopped.wait(60)
+        self.stopped.wait()
 
-    def drip(self, start: bytes, drop: bytes = b" ", drops: int = 200) -> Answer:
-        """An answer whose bytes come so slowly that no single wait is long."""
+    def drip(self, start: bytes, drop: bytes = b" ", drops: int | None = None) -> Answer:
+        """An answer whose bytes come so slowly that no single wait is long; without ``drops`` it never ends."""
 
         def answer(connection: socket.socket, head: bytes) -> None:
             connection.sendall(start)
-            for _ in range(drops):
+            for _ in count() if drops is None else range(drops):
                 if self.stopped.wait(0.03):
                     return
                 connection.sendall(drop)
@@ -176,7 +178,7 @@ def connect(waits: list[float]) -> Iterator[Connect]:
 
         def make(server: RawServer | Simulator, **extra: Any) -> StemClient:
             key = server.settings.api_key if isinstance(server, Simulator) else KEY
-            config = config_for(server.url, **{"key": key, "timeout": 10, "max_attempts": 3, **extra})
+            config = config_for(server.url, **{"key": key, "timeout": HUNG_AFTER, "max_attempts": 3, **extra})
             return opened.enter_context(StemClient(config, sleep=waits.append))
 
         yield make

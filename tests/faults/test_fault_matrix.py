@@ -130,12 +130,12 @@ def load(s3_server: Any) -> Iterator[Any]:
         aws["extra"]["endpoint_url"] = s3.url
         patched.setenv("AWS_EC2_METADATA_DISABLED", "true")
         lake = Lake(s3_server)
-        aws["extra"]["config_kwargs"]["read_timeout"] = HUNG_AFTER
         patched.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(aws))
         client = S3Hook().get_conn()  # making one takes longer than a load
         patched.setattr(S3Hook, "get_conn", lambda _: client)
         limits = {"timeout": HUNG_AFTER, "max_attempts": 2, "page_size": 1}
         patched.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps({**connection, "extra": limits}))
+        shared = SimpleNamespace(undisturbed=[])
         proxies = {urlsplit(one.url).port: one for one in (api, s3)}
         time_out_soon(
             patched,
@@ -160,8 +160,7 @@ def load(s3_server: Any) -> Iterator[Any]:
             rows = expected_rows(sim, sim.fleet.site_ids, TYPES, 900, *DAYS)
             return landed_rows(lake.table()) == rows and len(rows) > 3000
 
-        shared = SimpleNamespace(run=run, exact=exact, lake=lake, api=api, s3=s3, waits=waits, undisturbed=[])
-        shared.never_ends = lambda _method, _target: False
+        shared.__dict__.update(run=run, exact=exact, lake=lake, api=api, s3=s3, waits=waits)
         yield shared
 
 
