@@ -4,8 +4,8 @@ import asyncio
 import inspect
 import json
 import logging
+import math
 import threading
-import time
 import uuid
 from contextlib import suppress
 from datetime import timedelta
@@ -15,8 +15,10 @@ import pytest
 from airflow.models.trigger import Trigger
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSensorTimeout, TaskDeferred
 from airflow.triggers.base import BaseTrigger
+from processes import HUNG_AFTER
 
 from airflow_provider_stem import triggers
+from airflow_provider_stem.api import transport
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import StemConfigError, StemError, StemTransportError
 from airflow_provider_stem.hooks import StemHook
@@ -24,8 +26,10 @@ from airflow_provider_stem.operators import StemSiteListOperator
 from airflow_provider_stem.sensors import StemStreamsSensor
 from airflow_provider_stem.streams.watch import Watch
 from airflow_provider_stem.triggers import StemStreamsTrigger
-from tests.support import instant, run_context
+from tests.support import instant, run_context, until
 from tests.waiting import HOUR, Arrivals, Clock, asked, fire, rebuilt, through_database
+
+DAY = 86_400
 
 KEY = "sentinel/key+that=must:stay@home"
 NEVER = instant("2100-01-01T00:00Z")
@@ -54,9 +58,9 @@ def trigger(**arguments):
     return StemStreamsTrigger(**arguments)
 
 
-async def until_on_loop(condition, seconds=30):
-    """Wait on an event loop, or fail."""
-    async with asyncio.timeout(seconds):
+async def until_on_loop(condition):
+    """Wait on an event loop until a condition is true."""
+    async with asyncio.timeout(HUNG_AFTER):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -331,8 +335,8 @@ def closed(client):
 def all_threads_are_free():
     """Tell that every thread which the triggers share takes work at once."""
     together = threading.Barrier(triggers._THREADS)
-    met = [triggers._threads().submit(together.wait, 20) for _ in range(triggers._THREADS)]
-    return sorted(one.result(30) for one in met) == list(range(triggers._THREADS))
+    met = [triggers._threads().submit(together.wait, HUNG_AFTER) for _ in range(triggers._THREADS)]
+    return sorted(one.result(HUNG_AFTER) for one in met) == list(range(triggers._THREADS))
 
 
 def test_a_cancellation_ends_waits_for_another_attempt_and_closes_the_client(sim, monkeypatch, clients):
@@ -345,9 +349,10 @@ def test_a_cancellation_ends_waits_for_another_attempt_and_closes_the_client(sim
         original(self, seconds)
 
     monkeypatch.setattr(Transport, "_wait_until_closed", wait_until_closed)
-    sim.fail(429, times=None, retry_after=299)
+    monkeypatch.setattr(transport, "RETRY_AFTER_CAP", math.inf)
+    sim.fail(429, times=None, retry_after=DAY)
     asyncio.run(run_until(trigger(sites=list(sim.fleet.site_ids)), lambda: len(waiting) == 6))
-    assert min(waiting) >= 299
+    assert min(waiting) >= DAY
     assert all_threads_are_free()
     assert len(clients) == 1
     assert closed(clients[0])
@@ -362,7 +367,8 @@ def test_the_client_is_closed_after_each_look(sim, clock, clients):
 
 def test_the_first_error_ends_the_others_waits(sim, monkeypatch, clients):
     connect(sim, monkeypatch, max_attempts=5)
-    sim.fail(429, path="site-00001", times=None, retry_after=299)
+    monkeypatch.setattr(transport, "RETRY_AFTER_CAP", math.inf)
+    sim.fail(429, path="site-00001", times=None, retry_after=DAY)
     sim.fail(404, path="site-00002", times=None)
     payload = fire(trigger(sites=["site-00001", "site-00002", "site-00003"]))
     assert payload["error"] == "StemNotFoundError"
@@ -370,10 +376,12 @@ def test_the_first_error_ends_the_others_waits(sim, monkeypatch, clients):
     assert all_threads_are_free()
 
 
-def test_the_first_error_begins_no_further_site(sim, monkeypatch):
-    looked_at = []
+def test_the_first_error_begins_no_further_site(sim, monkeypatch, clients):
+    looked_at: list[str] = []
 
     def look_at(self, source, site_id, original=Watch.look_at):
+        if looked_at:  # it may have begun before the error was known
+            assert clients[0]._transport._closed.wait(HUNG_AFTER)
         looked_at.append(site_id)
         original(self, source, site_id)
 
@@ -387,15 +395,21 @@ def test_the_first_error_begins_no_further_site(sim, monkeypatch):
 
     (event,) = asyncio.run(run())
     assert event.payload["error"] == "StemNotFoundError"
-    # The next one may have begun before the error was known.
     assert len(looked_at) <= 2
 
 
 def test_so_many_sites_are_asked_for_at_a_time(stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(latency=0.02, sites=24)
     connect(sim, monkeypatch)
+    together = threading.Barrier(3)
+
+    def look_at(self, source, site_id, original=Watch.look_at):
+        together.wait(HUNG_AFTER)  # goes on only where three are here at once
+        original(self, source, site_id)
+
+    monkeypatch.setattr(Watch, "look_at", look_at)
     assert fire(trigger(sites=list(sim.fleet.site_ids), max_workers=3))["status"] == "complete"
-    assert 1 < sim.peak_concurrency <= 3
+    assert sim.peak_concurrency <= 3
 
 
 # --- the event loop ---------------------------------------------------------------------------------------------------
@@ -406,7 +420,7 @@ def test_the_event_loop_goes_on_while_an_answer_is_out(sim):
     ticked = threading.Event()
 
     def rewrite(request, payload):
-        assert ticked.wait(30)
+        assert ticked.wait(HUNG_AFTER)
         return payload
 
     sim.rewrite = rewrite
@@ -428,16 +442,24 @@ def test_the_event_loop_goes_on_while_an_answer_is_out(sim):
 
 
 def test_fifty_waits_share_a_loop_and_never_hold_it(stem_simulator_factory, monkeypatch):
-    sim = stem_simulator_factory(latency=0.02, sites=4)
+    """Each answer comes only once the loop has ticked on, which it never would if a wait held it."""
+    sim = stem_simulator_factory(sites=4)
     connect(sim, monkeypatch)
     sites = list(sim.fleet.site_ids)
-    delays = []
+    ticks = 0
+
+    def rewrite(request, payload):
+        before = ticks
+        until(lambda: ticks > before)
+        return payload
+
+    sim.rewrite = rewrite
 
     async def tick(done):
+        nonlocal ticks
         while not done.is_set():
-            before = time.perf_counter()
-            await asyncio.sleep(0.01)
-            delays.append(time.perf_counter() - before - 0.01)
+            await asyncio.sleep(0.002)
+            ticks += 1
 
     async def everything():
         done = asyncio.Event()
@@ -453,8 +475,6 @@ def test_fifty_waits_share_a_loop_and_never_hold_it(stem_simulator_factory, monk
     payloads = asyncio.run(everything())
     assert [payload["status"] for (payload,) in payloads] == ["complete"] * 50
     assert len(sim.requests) == 200
-    # One after the other the answers alone would take four seconds.
-    assert max(delays) < 2.0
 
 
 # --- a task that starts in the triggerer ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError
 from airflow_provider_stem.errors import StemDataError
@@ -749,7 +750,7 @@ class TestUnknownFields:
         decoder, ready = StreamsDecoder(), threading.Barrier(8)
 
         def work() -> None:
-            ready.wait(10)
+            ready.wait(HUNG_AFTER)
             for _ in range(20):
                 assert decode(self.BODY, decoder=decoder)["MONITOR"].num_rows == 4
 
@@ -757,7 +758,7 @@ class TestUnknownFields:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join()
         assert 1 <= len(caplog.messages) <= len(threads)
 
     def test_a_name_cannot_break_the_log_line(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import HUNG_AFTER
 
+from airflow_provider_stem.api import transport
 from airflow_provider_stem.errors import (
     StemAuthError,
     StemConfigError,
@@ -199,11 +202,14 @@ class TestALook:
         assert len(asked(stem_simulator)) == len(seen.pending)
         assert resumed.report()["expected"] == 80
 
-    def test_that_fails_ends_the_others_waits(self, stem_simulator: Simulator, connect: Connect) -> None:
-        stem_simulator.fail(429, path="site-00001", times=None, retry_after=299)
+    def test_that_fails_ends_the_others_waits(
+        self, stem_simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transport, "RETRY_AFTER_CAP", math.inf)
+        stem_simulator.fail(429, path="site-00001", times=None, retry_after=86_400)
         stem_simulator.fail(404, path="site-00002", times=None)
         seen = watch(["site-00001", "site-00002"])
-        # Returns: the other would wait for five minutes.
+        # Returns: the other would wait for a day.
         with pytest.raises(StemNotFoundError):
             seen.look(connect(stem_simulator, patient=True), 2)
         assert not any(thread.name.startswith("stem_") for thread in threading.enumerate())
@@ -216,7 +222,7 @@ class TestALook:
 
         def look_at(self: Watch, source: Any, site_id: str, original: Any = Watch.look_at) -> None:
             if looked_at:  # it may have begun before the error was known
-                assert client._transport._closed.wait(30)
+                assert client._transport._closed.wait(HUNG_AFTER)
             looked_at.append(site_id)
             original(self, source, site_id)
 
