@@ -12,6 +12,7 @@ import pytest
 import requests
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.timetables.interval import CronDataIntervalTimetable
+from processes import HUNG_AFTER
 from requests_mock import ANY
 
 from airflow_provider_stem.errors import StemIncompleteError, StemRequestError
@@ -160,7 +161,7 @@ def test_what_lies_outside_of_the_window_is_dropped_and_what_lacks_is_missing(
         f"{sim.url}sites/{SITE}/streams",
         params={"start_datetime": start, "end_datetime": end, "resolution": 900, "stream_type": "MONITOR"},
         headers={"Authorization": f"APIKEY {sim.settings.api_key}"},
-        timeout=30,
+        timeout=HUNG_AFTER,
     ).json()
     requests_mock.get(re.compile(f"/sites/{SITE}/streams"), text=json.dumps(fixed))
     receipt = land(lake, sites=[{"site_id": SITE, "stream_start_times": {"MONITOR": "2020-01-01T00:00:01Z"}}])

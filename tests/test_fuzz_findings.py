@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.payloads import read_object
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemError
@@ -53,7 +54,7 @@ def test_one_wide_row_does_not_fill_the_memory():
         (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
         print(int(peak) // 1024)  # MB
     """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=HUNG_AFTER)
     first, second, memory = map(int, run.stdout.split())
     assert (first, second) == (1, 1)
     assert memory < 500

@@ -44,7 +44,9 @@ def test_a_connection_from_the_environment_keeps_any_key(form, stem_simulator_fa
 
 def test_a_hand_written_uri_works(stem, monkeypatch):
     port = stem.url.split(":")[2].split("/")[0]
-    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", f"stem://:demo-key@127.0.0.1:{port}/http?timeout=5&max_attempts=1")
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_STEM_DEFAULT", f"stem://:demo-key@127.0.0.1:{port}/http?timeout=1800&max_attempts=1"
+    )
     assert [client["id"] for client in StemHook().list_clients()] == [client.id for client in stem.fleet.clients]
 
 

@@ -18,6 +18,7 @@ import pytest
 from airflow import __version__ as airflow_version
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.config import DEFAULT_BASE_URL
 from airflow_provider_stem.errors import StemDataError
@@ -371,7 +372,7 @@ def run(s3_server, tmp_path_factory):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=HUNG_AFTER,
             check=False,
         )
         log = done.stdout + done.stderr

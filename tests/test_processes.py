@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import processes
 import psutil
 import pytest
-from processes import Guarded
+from processes import HUNG_AFTER, Guarded
+
+from tests.support import until
 
 SCRIPTS = str(Path(processes.__file__).parent)
 
@@ -44,27 +45,20 @@ def at_work_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_until(is_so, within: float = 60.0) -> None:
-    deadline = time.monotonic() + within
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.02)
-
-
 def test_a_program_ends_with_a_caller_that_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", CALLER, SCRIPTS, SERVER], cwd=tmp_path) as caller:
-        wait_until((tmp_path / "began").exists)
+        until((tmp_path / "began").exists)
         assert len(at_work_in(tmp_path)) == 3
         caller.kill()
-    wait_until(lambda: not at_work_in(tmp_path))
+    until(lambda: not at_work_in(tmp_path))
     assert not (tmp_path / "ended").exists()
 
 
-@pytest.mark.parametrize("patience", [0, 60])
+@pytest.mark.parametrize("patience", [0, HUNG_AFTER])
 def test_a_program_ends_in_its_own_way_where_it_may(patience, tmp_path):
     log = tmp_path / "log"
     server = Guarded([sys.executable, "-c", SERVER], log=log, environment=os.environ, folder=tmp_path)
-    wait_until((tmp_path / "began").exists)
+    until((tmp_path / "began").exists)
     server.stop(patience)
     assert not server.is_running
     assert not at_work_in(tmp_path)

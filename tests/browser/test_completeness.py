@@ -20,7 +20,6 @@ PIL_Image = pytest.importorskip("PIL.Image", reason="pillow is not installed: it
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.timeout(300),
     pytest.mark.skipif(chromium() is None, reason="there is no Chromium: install Debian's package chromium"),
 ]
 

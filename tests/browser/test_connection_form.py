@@ -24,7 +24,6 @@ TYPED = {"timeout": "20", "max_attempts": "3", "page_size": "50", "verify": "fal
 pytestmark = [
     pytest.mark.airflow,
     pytest.mark.browser,
-    pytest.mark.timeout(600),
     pytest.mark.skipif(chromium() is None, reason="there is no Chromium: install Debian's package chromium"),
     pytest.mark.skipif(VERSION == (3, 0), reason="Airflow 3.0 has no fields for a provider's options"),
 ]

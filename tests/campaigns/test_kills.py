@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import HUNG_AFTER
 
 from tests.support import RUNS_KEY, expected_rows, landed_rows, until
 
@@ -65,7 +66,7 @@ class Tasks:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        assert self._process.wait(30) == 0
+        assert self._process.wait(HUNG_AFTER) == 0
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pytest
+from processes import HUNG_AFTER
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -26,6 +26,7 @@ from s3_server import S3Server  # noqa: E402
 from airflow_provider_stem.simulator import Settings  # noqa: E402
 from airflow_provider_stem.simulator.model import Fleet  # noqa: E402
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA  # noqa: E402
+from tests.support import until  # noqa: E402
 
 DAY = date(2025, 7, 1)
 CONNECTION = '{"conn_type": "stem", "password": "a-key"}'
@@ -215,7 +216,7 @@ def remaining(folder):
 def first_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     process = start_demo(folder)
-    out, _ = process.communicate(timeout=150)
+    out, _ = process.communicate(timeout=HUNG_AFTER)
     return folder, process.returncode, out
 
 
@@ -233,10 +234,13 @@ def test_first_run(first_run):
 
 def started_by(process, count):
     """Wait until the demo has that many children, and give them."""
-    deadline = time.monotonic() + 30
-    while len(children := psutil.Process(process.pid).children(recursive=True)) < count:
-        assert time.monotonic() < deadline, children
-        time.sleep(0.05)
+    children: list[psutil.Process] = []
+
+    def are_there():
+        children[:] = psutil.Process(process.pid).children(recursive=True)
+        return len(children) >= count
+
+    until(are_there)
     return children
 
 
@@ -255,14 +259,11 @@ def test_stopped_amid_a_run(first_run, signum, condition, count):
     children = started_by(process, count)
     process.send_signal(signum)
     process.send_signal(signum)  # the impatient do not disturb the tidying up
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=HUNG_AFTER)
     assert process.returncode == 128 + signum
     assert out.strip() == "Stopped: the demo has ended everything that it had started."
     # A process that was killed takes a moment to be gone.
-    deadline = time.monotonic() + 10
-    while [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]:
-        assert time.monotonic() < deadline, children
-        time.sleep(0.05)
+    until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
     assert not remaining(folder)
 
 
@@ -270,7 +271,7 @@ def test_stopped_amid_a_run(first_run, signum, condition, count):
 def test_second_run_changes_nothing(first_run):
     folder = first_run[0]
     process = start_demo(folder)
-    out, _ = process.communicate(timeout=150)
+    out, _ = process.communicate(timeout=HUNG_AFTER)
     assert process.returncode == 0, out
     assert "objects, unchanged" in out
     assert "0 missing, 0 doubled, 0 off, 0 unexpected" in out

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSkipException
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.errors import StemServerError
 from tests.examples.loading import LATE, ROOT, START, loading
@@ -140,7 +141,7 @@ def test_airflow_runs_both(loading, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HUNG_AFTER,
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.warehouse.session import statements
 from tests.support import Lake, expected_rows
@@ -55,7 +56,7 @@ def test_the_example_loads_what_the_api_has(engine, s3_server, stem_simulator_fa
         },
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HUNG_AFTER,
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -9,6 +9,7 @@ import duckdb
 import psycopg2  # type: ignore[import-untyped]
 import pytest
 from postgres_server import PostgresServer, postgres_program
+from processes import HUNG_AFTER
 
 
 class Engine:
@@ -23,7 +24,7 @@ class Engine:
         self.name, self.address, self.connect, self.program = name, address, connect, program
         self.connection = json.dumps(connection)
 
-    def session(self, schema="stem", lock_timeout=60.0):
+    def session(self, schema="stem", lock_timeout=HUNG_AFTER):
         """What opens a session, as the operators get it from the connection."""
         from airflow_provider_stem.warehouse.on_duckdb import DuckDBSession
         from airflow_provider_stem.warehouse.on_postgres import PostgresSession

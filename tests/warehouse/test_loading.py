@@ -13,6 +13,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from processes import HUNG_AFTER
 
 from airflow_provider_stem.errors import StemDataError, StemTransportError
 from airflow_provider_stem.warehouse.session import SCHEMA, statements
@@ -164,7 +165,7 @@ bodies = {uri: base64.b64decode(text) for uri, text in json.loads(sys.argv[3]).i
 
 def session():
     print("connecting", flush=True)
-    made = Session(connect, "stem", 60.0)
+    made = Session(connect, "stem", float(sys.argv[4]))
     if ON_COMMIT:
         end, done = made.end, []
         def end_or_die(*, commit):
@@ -187,7 +188,7 @@ def child(engine, bucket, receipts, *, on_commit=False):
     bodies = {uri: base64.b64encode(body).decode() for uri, body in bucket.bodies.items()}
     program = f"{engine.program}\nON_COMMIT = {on_commit}\n{CHILD}"
     return subprocess.Popen(
-        [sys.executable, "-c", program, engine.address, json.dumps(receipts), json.dumps(bodies)],
+        [sys.executable, "-c", program, engine.address, json.dumps(receipts), json.dumps(bodies), str(HUNG_AFTER)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -215,7 +216,7 @@ def test_two_loads_at_once_neither_deadlock_nor_double(engine, bucket):
     held.close()
     told = []
     for waiting in children:
-        out, err = waiting.communicate(timeout=60)
+        out, err = waiting.communicate(timeout=HUNG_AFTER)
         assert waiting.returncode == 0, err
         told.append(json.loads(out.splitlines()[-1]))
     # 2 x 96 rows: one of the two loads finds all of them new, the other none.
@@ -230,7 +231,7 @@ def test_a_load_that_is_killed_leaves_nothing_and_the_next_one_loads_all(engine,
     """It dies with everything merged, in place of the commit."""
     receipts = [bucket.land(name, {A: [1.0]}, f"0{name}T00:00", f"0{name}T01:00") for name in ("1", "2")]
     killed = child(engine, bucket, receipts, on_commit=True)
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=HUNG_AFTER)
     assert killed.returncode == -signal.SIGKILL
     assert engine.rows("SELECT count(*) FROM stem.streams") == [(0,)]
     assert engine.rows("SELECT count(*) FROM stem.loads") == [(0,)]
