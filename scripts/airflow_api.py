@@ -39,7 +39,7 @@ PATIENCE = dict.fromkeys(
     ),
     f"{HUNG_AFTER:.0f}",
 )
-"""Options of Airflow and the provider that end what is merely slow, as a task whose API server needs 5 seconds."""
+"""Options of Airflow and the provider that fail what is only slow, such as a call that takes 5 seconds."""
 _COMMANDS = """
 import json, sys
 from airflow.__main__ import main

@@ -26,7 +26,9 @@ from s3_server import S3Server  # noqa: E402
 from tests.support import RUNS_KEY, TALLIES_KEY, Lake  # noqa: E402
 
 # The machine may be busy; what is drawn is the same each time.
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("suite")
 
 

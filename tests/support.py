@@ -36,7 +36,7 @@ def until(condition):
 
 def time_out_soon(monkeypatch, chosen, arrived):
     """
-    Let clients give up chosen requests after 0.3 s, each once its server has it; the others wait as they are told.
+    Time out chosen requests after 0.3 s, each once its server has received it; others keep the client's timeout.
 
     :param chosen: takes the server's port, the method and the target of a request.
     :param arrived: takes the server's port and returns how many requests it has received.

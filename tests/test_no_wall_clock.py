@@ -14,8 +14,9 @@ FILES = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("scripts/*.py")]
 CLOCKS = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time", "time_ns"}
 # Methods whose first argument is a number of seconds after which they give up.
 GIVE_UP = {"communicate", "exception", "join", "result", "wait"}
-# Names of arguments that are such a number, where the provider's own classes, with their own clock, do not take them.
+# Arguments that are such a number.
 LIMITS = {"timeout", "within", "deadline", "patience"}
+# Callables whose arguments of these names belong to the provider, and run on the test's own clock.
 OWN = {"StemStreamsSensor", "StemStreamsTrigger", "dict", "replace", "trigger", "wait", "widgets", "sensor_in_dag"}
 
 _EXPRESSIONS = (ast.Attribute, ast.BinOp, ast.Compare, ast.Constant, ast.IfExp, ast.Name, ast.UnaryOp)

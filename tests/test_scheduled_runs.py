@@ -163,8 +163,8 @@ def task_policy(task):
     if task.retry_delay == timedelta(minutes=5):
         task.retry_delay = timedelta(seconds=2)
 """
-# So many of the scheduler without a change of any task mean that nothing will come.
 HEARTBEATS = 100
+"""Heartbeats of the scheduler without a change of any task, after which nothing more is expected."""
 DECOY = f"{EXAMPLE_PREFIX}left_by_another_run.parquet"
 
 

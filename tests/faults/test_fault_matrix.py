@@ -225,7 +225,7 @@ def chosen(fits: Chosen, *, once: bool) -> Chosen:
 
 
 def disturb(load: Any, proxy: FaultyProxy, fault: str, act: Fault, which: Callable[[], Chosen]) -> None:
-    """Let chosen requests go wrong; where only the client's timeout can end these, they have a short one."""
+    """Make chosen requests go wrong; those that only the client's timeout ends get a short one."""
     wrong = which()
     proxy.go_wrong(act, lambda exchange: wrong(exchange.method, exchange.target))
     if fault in ENDLESS:

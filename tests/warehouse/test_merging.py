@@ -22,7 +22,11 @@ one_object = st.tuples(
 )
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
 @given(loads=st.lists(st.lists(one_object, min_size=1, max_size=3), min_size=1, max_size=4))
 def test_the_table_is_what_a_dictionary_would_be(engine, loads):
     bucket, schema = Bucket(), f"s{next(SCHEMAS)}"
