@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_stem.arguments import check_arguments
@@ -11,8 +11,12 @@ from airflow_provider_stem.text import one_line
 if TYPE_CHECKING:
     from typing import Self
 
+    import jinja2
+    from airflow.providers.common.compat.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
+# Native rendering reads the result as a Python literal: the name "17" would become a number, which fails the task.
+_NAME_TEMPLATE = "{{ '%r' | format(task.batch_name) if task.dag.render_template_as_native_obj else task.batch_name }}"
 _MAX_NAME = 250  # the column that Airflow keeps it in; databases refuse a longer one, and with it the task
 
 
@@ -45,6 +49,38 @@ class CheckedWhenParsed:
         rendered: tuple[str, ...] = self.template_fields if self._is_one_of_many else ()  # type: ignore[attr-defined]
         self._check({name: value for name, value in given.items() if name not in rendered})
 
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: jinja2.Environment,
+        seen_oids: set[int],
+    ) -> None:
+        """
+        Render the templates that are written in the DAG file, and leave values that came through XCom as they are.
+
+        Airflow calls this method on a mapped task's instance in every version, and exempts only strings that
+        ``expand`` reads from an XCom: in the lists and dicts of ``expand_kwargs`` it would render foreign text.
+        """
+        if parent is self and self._is_one_of_many:
+            template_fields = [name for name in template_fields if self._is_from_dag_file(name, context)]
+            seen_oids = set()  # Airflow leaves an XComArg in a dict of expand_kwargs unresolved.
+        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)  # type: ignore[misc]
+
+    def _is_from_dag_file(self, name: str, context: Context) -> bool:
+        """Return whether the value of a mapped task's field is written in the DAG file."""
+        mapped: Any = context["dag"].get_task(self.task_id)  # type: ignore[attr-defined]
+        # Not by name alone: without strict, expand_kwargs replaces arguments of partial.
+        if name in mapped.partial_kwargs and mapped.partial_kwargs[name] is getattr(self, name):
+            return True
+        source = mapped.expand_input.value
+        if isinstance(source, Mapping):  # of expand
+            return isinstance(source.get(name), (Mapping, Sequence))
+        # Of expand_kwargs: an XComArg is neither a sequence nor a mapping.
+        entry = source[context["ti"].map_index] if isinstance(source, Sequence) else None
+        return isinstance(entry, Mapping) and name in entry
+
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
         check_arguments(**{n: value for n, value in given.items() if value is not None or n not in cls._may_be_none})
@@ -59,7 +95,7 @@ class MappedOverSites(CheckedWhenParsed):
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Begin a mapped task; it is named after its sites."""
-        return super().partial(**{"map_index_template": "{{ task.batch_name }}", **kwargs})
+        return super().partial(**{"map_index_template": _NAME_TEMPLATE, **kwargs})
 
     @property
     def batch_name(self) -> str:

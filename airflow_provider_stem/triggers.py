@@ -140,7 +140,14 @@ class StemStreamsTrigger(BaseTrigger):
         )
 
     def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
-        """Find the run's window, where the task starts in the triggerer; the triggerer calls this only then."""
+        """
+        Render the arguments and resolve the run's window, where the task starts in the triggerer.
+
+        The triggerer also calls this for a task with ``start_from_trigger`` that a worker deferred. The worker has
+        rendered the arguments then, and what came out may be foreign text.
+        """
+        if self.deadline is not None:  # only a worker sets one
+            return
         super().render_template_fields(context, jinja_env)
         try:
             start, end = self._wall_time_of(context)
