@@ -320,6 +320,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"No row came for {window}: nothing was uploaded (on_empty='skip').")
         self._tell_outlets(context, receipt, window, store.uri(template.prefix))
+        LandedObjectsLink.persist(context, self.aws_conn_id, [landed["uri"] for landed in receipt["objects"]])
         return receipt
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002

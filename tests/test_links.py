@@ -1,56 +1,140 @@
 from __future__ import annotations
 
 import inspect
+import json
 from types import SimpleNamespace
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_stem import links
 from airflow_provider_stem.links import LandedObjectsLink
 from airflow_provider_stem.operators import StemStreamsToS3Operator
+from tests.support import run_context
+from tests.test_operators import streams_to_s3
 
 TASK = StemStreamsToS3Operator(task_id="land", sites="site-00001", s3_bucket="lake")
 KEY = SimpleNamespace(dag_id="dag", task_id="land", run_id="run", map_index=7)
 
 
+class TaskInstance(SimpleNamespace):
+    """Keeps XComs as a task instance does."""
+
+    def __init__(self, task=TASK):
+        super().__init__(map_index=-1, task=task, xcoms={})
+
+    def xcom_push(self, key, value):
+        self.xcoms[key] = json.loads(json.dumps(value))
+
+
 @pytest.fixture
 def link(monkeypatch):
-    """``link(*uris)`` of a task that landed these objects; without any of one that gave no receipt."""
+    """``link(*uris, **extra)`` of a task that landed these objects through a connection with this extra."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
 
-    def of(*uris, receipt=None):
-        def get_value(*, ti_key, key):
-            assert (ti_key, key) == (KEY, "return_value")
-            return {"objects": [{"uri": uri} for uri in uris], "rows": 1} if uris else receipt
-
-        monkeypatch.setattr(links, "XCom", SimpleNamespace(get_value=get_value))
-        return LandedObjectsLink().get_link(TASK, ti_key=KEY)  # type: ignore[arg-type]
+    def of(*uris, **extra):
+        connection = {"conn_type": "aws", "login": "AKIAEXAMPLE", "password": "the-secret-key", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        ti = TaskInstance()
+        LandedObjectsLink.persist({"ti": ti}, "aws_default", uris)
+        return stored(ti, monkeypatch)
 
     return of
 
 
+def stored(ti, monkeypatch):
+    def get_value(*, ti_key, key):
+        assert ti_key is KEY
+        return ti.xcoms.get(key)
+
+    monkeypatch.setattr(links, "XCom", SimpleNamespace(get_value=get_value))
+    address = LandedObjectsLink().get_link(TASK, ti_key=KEY)  # type: ignore[arg-type]
+    for secret in ("AKIAEXAMPLE", "the-secret-key", "Signature", "Credential"):
+        assert secret not in json.dumps(ti.xcoms)
+    return address
+
+
 def parts(address):
     split = urlsplit(address)
-    assert (split.scheme, split.netloc) == ("https", "console.aws.amazon.com")
-    return split.path, parse_qs(split.query, keep_blank_values=True)["prefix"]
+    return f"{split.scheme}://{split.netloc}{split.path}", parse_qs(split.query, keep_blank_values=True)
 
 
-def test_one_object_is_opened_itself(link):
-    address = link("s3://lake/stem/dag/date=2025-07-01/a_b c&d=é+.parquet")
-    assert parts(address) == ("/s3/object/lake", ["stem/dag/date=2025-07-01/a_b c&d=é+.parquet"])
+@pytest.mark.parametrize(
+    ("region", "console"),
+    [
+        ("eu-central-1", "https://console.aws.amazon.com"),
+        ("us-east-1", "https://console.aws.amazon.com"),
+        ("cn-north-1", "https://console.amazonaws.cn"),
+        ("us-gov-west-1", "https://console.amazonaws-us-gov.com"),
+    ],
+)
+def test_the_console_is_that_of_region_and_partition(link, region, console):
+    address = link("s3://lake/stem/dag/date=2025-07-01/a_b c&d=é+.parquet", region_name=region)
+    assert parts(address) == (
+        f"{console}/s3/object/lake",
+        {"region": [region], "prefix": ["stem/dag/date=2025-07-01/a_b c&d=é+.parquet"]},
+    )
+
+
+def test_a_partition_without_a_known_console_has_no_link(link):
+    assert link("s3://lake/key", region_name="us-iso-east-1") == ""
 
 
 def test_several_objects_open_what_they_share(link):
-    address = link("s3://lake/stem/date=2025-07-01/x.parquet", "s3://lake/stem/date=2025-07-02/x.parquet")
-    assert parts(address) == ("/s3/buckets/lake", ["stem/"])
-    # What the names begin with alike is no folder.
-    assert parts(link("s3://lake/stem/day-1.csv", "s3://lake/stem/day-2.csv")) == ("/s3/buckets/lake", ["stem/"])
-    assert parts(link("s3://lake/day-1.csv", "s3://lake/day-2.csv")) == ("/s3/buckets/lake", [""])
+    def prefix(*uris):
+        base, query = parts(link(*uris, region_name="eu-central-1"))
+        assert base == "https://console.aws.amazon.com/s3/buckets/lake"
+        return query["prefix"]
+
+    assert prefix("s3://lake/stem/date=2025-07-01/x.parquet", "s3://lake/stem/date=2025-07-02/x.parquet") == ["stem/"]
+    # A common beginning of names is no folder.
+    assert prefix("s3://lake/stem/day-1.csv", "s3://lake/stem/day-2.csv") == ["stem/"]
+    assert prefix("s3://lake/day-1.csv", "s3://lake/day-2.csv") == [""]
 
 
-@pytest.mark.parametrize("receipt", [None, {}, {"objects": []}])
-def test_there_is_none_where_nothing_landed(link, receipt):
-    assert link(receipt=receipt) == ""
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"endpoint_url": "https://user:hidden@minio.example:9000/"},
+        {"service_config": {"s3": {"endpoint_url": "https://minio.example:9000"}}, "endpoint_url": "https://other"},
+    ],
+)
+def test_a_server_of_ones_own_is_linked_by_its_own_address(link, extra):
+    one = link("s3://lake/stem/a b&c=é.parquet", region_name="eu-central-1", **extra)
+    assert unquote(one) == "https://minio.example:9000/lake/stem/a b&c=é.parquet"
+    several = link("s3://lake/stem/1.csv", "s3://lake/stem/2.csv", region_name="eu-central-1", **extra)
+    assert several == "https://minio.example:9000/lake/?prefix=stem%2F"
+
+
+def test_there_is_none_where_nothing_landed(link):
+    assert link() == ""
+    assert link("s3://arn:aws:s3:eu-central-1:1:accesspoint/lake/key", region_name="eu-central-1") == ""
+
+
+def test_a_link_that_can_not_be_made_fails_no_task(monkeypatch):
+    def refuse(self):
+        raise AirflowNotFoundException("gone")
+
+    monkeypatch.setattr(S3Hook, "get_conn", refuse)
+    ti = TaskInstance()
+    LandedObjectsLink.persist({"ti": ti}, "aws_default", ["s3://lake/key"])
+    assert ti.xcoms == {}
+
+
+@pytest.mark.s3
+def test_a_task_stores_the_link_to_what_it_landed(stem, lake, monkeypatch):
+    task = streams_to_s3(lake)
+    ti = TaskInstance(task)
+    receipt = task.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z", ti=ti))
+    uri = receipt["objects"][0]["uri"]
+    assert unquote(stored(ti, monkeypatch)) == uri.replace("s3:/", lake.client.meta.endpoint_url)
+    task.do_xcom_push = False
+    ti.xcoms.clear()
+    task.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z", ti=ti))
+    assert ti.xcoms == {}
 
 
 def test_airflow_knows_the_link_and_its_xcom_can_be_asked_so():
