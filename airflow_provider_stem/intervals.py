@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.schedules import CronSchedule, in_utc
 from airflow_provider_stem.streams.windows import parse_instant
 
 WallTime = tuple[datetime, datetime]
@@ -22,7 +23,7 @@ def wall_time_of_run(
     default_interval: timedelta | None = None,
 ) -> WallTime:
     """
-    Find what a run must read: the first that there is of these.
+    Return what a run must read: the first that there is of these.
 
     1. ``start`` and ``end`` as given; where only one is, the other comes from the rules below;
     2. the run's data interval, if it has a width (on Airflow 3 a plain cron or timedelta schedule has none);
@@ -30,7 +31,10 @@ def wall_time_of_run(
     4. the ``window`` in the extras of the asset events that triggered the run: earliest start to latest end;
     5. ``default_interval`` that ends at the data interval's end, else at the run's ``run_after``.
 
-    :raises StemConfigError: there is none of them, or a bound that cannot be read.
+    An interval that is as long as the DAG's cron schedule is apart reaches from run to run, also where a day has 23 or
+    25 hours; see :class:`~airflow_provider_stem.schedules.CronSchedule`.
+
+    :raises StemConfigError: there is none of them, a bound is invalid, or an interval does not fit the schedule.
     """
     given_start = None if start is None else parse_instant("start", start)
     given_end = None if end is None else parse_instant("end", end)
@@ -58,8 +62,14 @@ def _data_interval(context: Mapping[str, Any]) -> WallTime | None:
     if start is None or end is None:
         return None
     # In UTC: two times of one zone are compared by the clock on the wall, which goes back once a year.
-    start, end = start.astimezone(UTC), end.astimezone(UTC)
-    return (start, end) if start < end else None
+    start, end = in_utc(start), in_utc(end)
+    if start >= end:
+        return None
+    schedule = CronSchedule.of_run(context)
+    # Airflow takes the interval of CronTriggerTimetable off in UTC, whatever the clock does meanwhile.
+    if schedule and schedule.data_interval and end - schedule.data_interval == start:
+        start = schedule.start_of("CronTriggerTimetable(interval)", end, start, schedule.data_interval)
+    return start, end
 
 
 def _partition_key(context: Mapping[str, Any]) -> str | None:
@@ -79,7 +89,9 @@ def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -
         date = date or _date_in_key(context, key)
     if date is None or default_interval is None:
         return None
-    return date.astimezone(UTC), (date + default_interval).astimezone(UTC)
+    start = in_utc(date)
+    schedule, end = CronSchedule.of_run(context), start + default_interval
+    return start, schedule.end_of("default_interval", start, end, default_interval) if schedule else end
 
 
 def _date_in_key(context: Mapping[str, Any], key: str) -> datetime | None:
@@ -112,8 +124,9 @@ def _default(context: Mapping[str, Any], default_interval: timedelta | None) -> 
     end = context.get("data_interval_end") or getattr(context.get("dag_run"), "run_after", None)
     if default_interval is None or end is None:
         raise StemConfigError(
-            "This run has no data interval of its own, so there is no window to read. On Airflow 3 a plain cron or "
-            "timedelta schedule gives none: schedule the DAG with CronDataIntervalTimetable, or give the task "
-            "default_interval (which ends when the run is due), or start and end."
+            "There is no window to read. Schedule the DAG with CronDataIntervalTimetable, or set default_interval, or "
+            "start and end. (On Airflow 3 a run of a plain cron or timedelta schedule has no data interval.)"
         )
-    return (end - default_interval).astimezone(UTC), end.astimezone(UTC)
+    end = in_utc(end)
+    schedule, start = CronSchedule.of_run(context), end - default_interval
+    return schedule.start_of("default_interval", end, start, default_interval) if schedule else start, end

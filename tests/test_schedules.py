@@ -1,0 +1,190 @@
+"""Windows of consecutive runs of a cron schedule tile, or the interval is refused; run times are Airflow's own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pendulum
+import pytest
+from airflow.timetables.base import DataInterval, TimeRestriction
+from airflow.timetables.trigger import CronTriggerTimetable, MultipleCronTriggerTimetable
+from dateutil.relativedelta import relativedelta
+
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.intervals import wall_time_of_run
+from airflow_provider_stem.streams.windows import Window
+
+ZONES = [
+    "Europe/Berlin",
+    "America/New_York",
+    "America/Los_Angeles",
+    "Australia/Lord_Howe",
+    "America/Santiago",
+    "Asia/Kolkata",
+    "UTC",
+]
+DAY, WEEK, HOUR, QUARTER = timedelta(days=1), timedelta(days=7), timedelta(hours=1), timedelta(minutes=15)
+# The clocks of these zones change within these weeks, and for some schedules the whole year is tried.
+CHANGES = ["2025-03-01", "2025-03-25", "2025-09-01", "2025-10-01", "2025-10-20", "2025-10-31"]
+RESTRICTION = TimeRestriction(earliest=None, latest=None, catchup=True)
+
+
+def runs(timetable, first, last):
+    """Return the data intervals of a timetable's runs, as the scheduler makes them."""
+    interval, made = DataInterval.exact(first), []
+    while interval.end < last:
+        interval = timetable.next_dagrun_info(
+            last_automated_data_interval=interval, restriction=RESTRICTION
+        ).data_interval
+        made.append(interval)
+    return made
+
+
+def window(timetable, interval, default_interval=None, **more):
+    context = {
+        "dag": SimpleNamespace(timetable=timetable),
+        "data_interval_start": interval.start,
+        "data_interval_end": interval.end,
+        **more,
+    }
+    return wall_time_of_run(context, default_interval=default_interval)
+
+
+def periods(every):
+    if every >= DAY:
+        return [(pendulum.datetime(2024, 12, 1), pendulum.datetime(2026, 2, 1))]
+    return [(pendulum.parse(day), pendulum.parse(day).add(days=9)) for day in CHANGES]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize(
+    ("cron", "interval"),
+    [
+        ("0 0 * * *", DAY),
+        ("30 2 * * *", DAY),
+        ("0 1 * * *", DAY),
+        ("0 3 * * 1", WEEK),
+        ("0 0 * * 0", WEEK),
+        ("0 * * * *", HOUR),
+        ("*/15 * * * *", QUARTER),
+        ("0 */6 * * *", timedelta(hours=6)),
+        ("0 0,12 * * *", timedelta(hours=12)),
+        ("0 0 1 * *", relativedelta(months=1)),
+        ("30 2 * * *", relativedelta(days=1)),
+    ],
+)
+@pytest.mark.parametrize("given", ["default_interval", "CronTriggerTimetable"])
+def test_windows_tile_when_the_clocks_change(zone, cron, interval, given):
+    by_default = given == "default_interval"
+    if by_default and isinstance(interval, relativedelta):
+        pytest.skip("default_interval is a timedelta")
+    timetable = CronTriggerTimetable(cron, timezone=zone, interval=timedelta() if by_default else interval)
+    tried = 0
+    for first, last in periods(interval if isinstance(interval, timedelta) else DAY):
+        made = [window(timetable, run, interval if by_default else None) for run in runs(timetable, first, last)]
+        for resolution in (900, 3600):
+            covered = [Window.covering(start, end, resolution) for start, end in made if start < end]
+            for earlier, later in pairwise(covered):
+                tried += 1
+                assert earlier.end == later.start, (earlier, later)
+    assert tried > 20
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC"])
+@pytest.mark.parametrize(
+    ("cron", "interval"),
+    [
+        ("0 0 1 * *", timedelta(days=30)),
+        ("0 0 1 * *", timedelta(days=29)),
+        ("0 6 * * 1-5", DAY),
+        ("0 6,20 * * *", timedelta(hours=12)),
+    ],
+)
+def test_an_interval_that_can_not_tile_is_refused_from_the_first_run_on(zone, cron, interval):
+    for by_default in (True, False):
+        timetable = CronTriggerTimetable(cron, timezone=zone, interval=timedelta() if by_default else interval)
+        for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 3, 1)):
+            with pytest.raises(
+                StemConfigError, match=r"interval.*does not fit the schedule.*CronDataIntervalTimetable"
+            ):
+                window(timetable, run, interval if by_default else None)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC"])
+def test_a_shorter_interval_is_taken_as_it_is(zone):
+    timetable = CronTriggerTimetable("0 6 * * *", timezone=zone)
+    for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 12, 31)):
+        assert window(timetable, run, 2 * HOUR) == (run.end.subtract(hours=2), run.end)
+
+
+def test_a_longer_interval_leaves_nothing_out():
+    timetable = CronTriggerTimetable("0 0 * * *", timezone="Europe/Berlin")
+    for interval in (DAY + HOUR / 2, 3 * DAY):
+        made = [
+            window(timetable, run, interval)
+            for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 12, 31))
+        ]
+        assert all(start <= earlier for (_, earlier), (start, _) in pairwise(made))
+        assert {end - start for start, end in made} >= {interval}
+
+
+def test_the_days_on_which_the_clocks_change_have_23_and_25_hours():
+    timetable = CronTriggerTimetable("0 0 * * *", timezone="Europe/Berlin")
+    made = [
+        window(timetable, run, DAY)
+        for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 12, 31))
+    ]
+    assert sorted({end - start for start, end in made}) == [23 * HOUR, 24 * HOUR, 25 * HOUR]
+
+
+def test_a_run_by_hand_between_two_times_of_the_schedule_reads_the_interval_before_it():
+    timetable = CronTriggerTimetable("0 0 * * *", timezone="Europe/Berlin")
+    moment = datetime(2025, 10, 26, 12, 34, tzinfo=UTC)
+    run = SimpleNamespace(run_after=moment)
+    got = wall_time_of_run({"dag": SimpleNamespace(timetable=timetable), "dag_run": run}, default_interval=DAY)
+    assert got == (moment - DAY, moment)
+
+
+def test_a_data_interval_of_ones_own_is_kept():
+    timetable = CronTriggerTimetable("0 0 * * *", timezone="Europe/Berlin", interval=DAY)
+    end = pendulum.datetime(2025, 10, 27, tz="Europe/Berlin")
+    given = DataInterval(end.subtract(hours=7), end)
+    assert window(timetable, given) == (given.start, given.end)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Lord_Howe"])
+def test_partitions_of_a_cron_schedule_tile_too(zone):
+    timetable = CronTriggerTimetable("0 0 * * *", timezone=zone)
+    made = []
+    for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 12, 31)):
+        context = {
+            "dag": SimpleNamespace(timetable=timetable),
+            "partition_key": "a day",
+            "partition_date": pendulum.parse(run.end.in_timezone("UTC").isoformat()),
+        }
+        made.append(wall_time_of_run(context, default_interval=DAY))
+    assert all(earlier == start for (_, earlier), (start, _) in pairwise(made))
+    assert len({end - start for start, end in made}) == 3
+
+
+def test_several_cron_expressions_are_one_schedule():
+    timetable = MultipleCronTriggerTimetable("0 0 * * *", "0 12 * * *", timezone="Europe/Berlin")
+    ends = sorted(
+        run.end
+        for cron in ("0 0 * * *", "0 12 * * *")
+        for run in runs(CronTriggerTimetable(cron, timezone="Europe/Berlin"), *periods(DAY)[0])
+    )
+    made = [window(timetable, DataInterval.exact(end), timedelta(hours=12)) for end in ends]
+    assert all(earlier == start for (_, earlier), (start, _) in pairwise(made))
+
+
+def test_the_timetables_of_airflows_sdk_are_understood():
+    sdk = pytest.importorskip("airflow.sdk")
+    if not hasattr(sdk, "CronTriggerTimetable"):
+        pytest.skip("before Airflow 3.2")
+    timetable = sdk.CronTriggerTimetable("0 0 * * *", timezone="Europe/Berlin")
+    end = pendulum.datetime(2025, 10, 27, tz="Europe/Berlin")
+    start, _ = window(timetable, DataInterval.exact(end), DAY)
+    assert end - start == 25 * HOUR
