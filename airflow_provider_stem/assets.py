@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.windows import check_resolution, iso, parse_instant
+from airflow_provider_stem.streams.windows import check_resolution, parse_instant
 from airflow_provider_stem.text import one_line
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -102,7 +102,10 @@ def _read_objects(told: Any, window: Any) -> Iterator[dict[str, Any]]:
         if not _SHA256.fullmatch(one["sha256"]):
             raise ValueError
         check_resolution(window["resolution"])
-        times = {name: iso(parse_instant(name, one[name])) for name in ("read_at", "start", "end")}
+        times = {
+            name: parse_instant(name, one[name]).isoformat().replace("+00:00", "Z")
+            for name in ("read_at", "start", "end")
+        }
         yield {
             "uri": uri,
             "rows": rows,

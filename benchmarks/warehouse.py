@@ -10,6 +10,7 @@ without verifying, counting or merging anything. Each engine is loaded by a proc
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -56,18 +57,22 @@ def make_day(folder: Path, number: int, sites: int, batches: int) -> list[dict[s
         path = folder / f"{number:03d}_{batch:03d}.parquet"
         with path.open("wb") as file:
             count = write_file(rows(), file, "parquet", "zstd", "portable")
-        told.append({"uri": f"s3://{path}", "rows": count, "start": iso(window.start), "end": iso(window.end)})
+        bounds = {"start": iso(window.start), "end": iso(window.end)}
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        told.append({"uri": f"s3://{path}", "rows": count, "sha256": digest, "read_at": bounds["end"], **bounds})
     return told
 
 
 def load_with_us(engine: str, address: str, receipts: Sequence[list[dict[str, Any]]]) -> Iterator[str]:
     """Load day after day, and the last one again; give what was counted."""
+    from airflow_provider_stem.streams.objects import Version
     from airflow_provider_stem.warehouse.loading import load_objects
     from airflow_provider_stem.warehouse.objects import read_objects
     from airflow_provider_stem.warehouse.session import Session
 
-    def fetch(uri: str, file: Any) -> None:
+    def fetch(uri: str, file: Any) -> Version:
         file.write(Path(uri.removeprefix("s3://")).read_bytes())
+        return Version("", file.sha256, None)
 
     session: Callable[[], Session]
     if engine == "duckdb":

@@ -209,7 +209,7 @@ class Landing:
                             "rows": written.rows,
                             "bytes": written.size,
                             "sha256": written.sha256,
-                            "read_at": iso(written.read_at),
+                            "read_at": written.read_at.isoformat().replace("+00:00", "Z"),
                             "start": iso(period.start),
                             "end": iso(period.end),
                         }

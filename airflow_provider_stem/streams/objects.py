@@ -154,7 +154,10 @@ class ObjectWriter:
                 else:
                     file, rows = prepared or (scratch, self.write_file(scratch, read()))
                     merge = Merge(inserted=rows)
-                read_at = max(self.read_at, current.read_at) if current and current.read_at else self.read_at
+                read_at = self.read_at
+                if current and current.read_at:
+                    # Each version has a later time than the one that it replaces, even within one second.
+                    read_at = max(read_at, current.read_at + timedelta(microseconds=1))
                 written = Written(rows, file.size, file.sha256, read_at, merge)
                 try:
                     self.store.put(key, file, read_at, current)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import cache
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
+from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from airflow_provider_stem.storage import S3Store
+    from airflow_provider_stem.streams.objects import Version
+    from airflow_provider_stem.streams.spool import ScratchFile
     from airflow_provider_stem.warehouse.session import Session
+    from airflow_provider_stem.warehouse.staging import Fetch
 
-_ATTEMPTS = 4
 _EXTRAS = {"duckdb": "duckdb", "postgres": "postgres"}
 """The extra that brings the hook, by the connection's type."""
 
@@ -72,63 +75,20 @@ def database_of_file(path: PurePath) -> str:
     return path.name.strip(".").partition(".")[0]
 
 
-class S3Objects:
+def fetch_from_s3(aws_conn_id: str | None) -> Fetch:
     """
-    Gets objects from S3.
+    Return a function that copies objects from S3.
 
     :param aws_conn_id: connection of type ``aws``.
     """
+    from airflow_provider_stem import storage
 
-    def __init__(self, aws_conn_id: str | None) -> None:
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    @cache
+    def store(bucket: str) -> S3Store:
+        return storage.S3Store(aws_conn_id, bucket)
 
-        self._aws_conn_id = aws_conn_id
-        self._client: Any = S3Hook(aws_conn_id=aws_conn_id).get_conn()
-
-    def fetch(self, uri: str, file: BinaryIO) -> str | None:
-        """
-        Write an object into a file.
-
-        :return: the SHA-256 that it was landed with, where it tells one.
-        :raises StemDataError: the object is not there any more.
-        :raises StemTransportError: S3 did not give it, in as many attempts as the connection allows, or not whole.
-        """
-        import tenacity
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            IncompleteReadError,
-            ReadTimeoutError,
-            ResponseStreamingError,
-        )
-        from urllib3.exceptions import HTTPError
-
-        from airflow_provider_stem.storage import DIGEST
-
+    def fetch(uri: str, file: ScratchFile) -> Version | None:
         bucket, _, key = uri.removeprefix("s3://").partition("/")
+        return store(bucket).get(key, file)
 
-        # The client itself asks again where no answer begins, and not where one breaks off.
-        @tenacity.retry(
-            stop=tenacity.stop_after_attempt(_ATTEMPTS),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-            retry=tenacity.retry_if_exception_type((IncompleteReadError, ReadTimeoutError, ResponseStreamingError)),
-            reraise=True,
-        )
-        def copy() -> Any:
-            file.seek(0)
-            file.truncate()
-            answer = self._client.get_object(Bucket=bucket, Key=key)
-            shutil.copyfileobj(answer["Body"], file, 2**20)
-            return answer
-
-        try:
-            answer = copy()
-        except (BotoCoreError, ClientError, HTTPError) as exc:
-            status = (getattr(exc, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status == 404:
-                raise StemDataError(f"{one_line(uri)} is not there any more: land it again.") from None
-            raise StemTransportError(
-                f"{one_line(uri)} cannot be read through connection {self._aws_conn_id!r}: {one_line(str(exc))}"
-            ) from exc
-        digest: str | None = answer["Metadata"].get(DIGEST)
-        return digest
+    return fetch

@@ -108,14 +108,14 @@ def load_objects(
     :param dag_id: for the log of loads.
     :param run_id: likewise.
     :param loaded_at: default: the clock.
-    :return: ``objects``, of these ``replaced``, which hold another number of rows than their receipt tells, since they
-        were landed anew; ``rows``, ``inserted``, ``changed``, ``unchanged`` and ``absent``: rows that the warehouse
-        has in an object's period, of streams that the object holds, and that the object does not have. They stay.
+    :return: ``objects``; ``replaced``: how many of them a later run has rewritten since their receipt; ``rows``,
+        ``inserted``, ``changed``, ``unchanged`` and ``absent``: rows that the warehouse has in an object's period, of
+        streams that the object holds, and that the object does not have. They stay.
     :raises StemDataError: an object is not as it was landed; nothing is loaded.
     """
     with Staging(fetch) as staging:
         staged = [staging.add(landed) for landed in objects]
-        replaced = sum(one.rows != one.landed.rows for one in staged)
+        replaced = sum(one.replaced for one in staged)
         total: Counts = {"objects": len(objects), "replaced": replaced} | dict.fromkeys(_COUNTED, 0)
         with connect() as session:
             with session.transaction():

@@ -11,6 +11,8 @@ from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.windows import check_resolution, parse_instant
 from airflow_provider_stem.text import one_line
 
+_FIELDS = ("uri", "rows", "sha256", "read_at", "start", "end")
+
 
 @dataclass(frozen=True, slots=True)
 class LandedObject:
@@ -19,11 +21,15 @@ class LandedObject:
 
     :param start: left edge of the period whose intervals it holds; an interval belongs where it ends.
     :param end: right edge.
-    :param resolution: seconds, where it is told.
+    :param sha256: of its bytes, in hexadecimal.
+    :param read_at: when the reading of its newest rows began.
+    :param resolution: seconds, where the receipt has it.
     """
 
     uri: str
     rows: int
+    sha256: str
+    read_at: datetime
     start: datetime
     end: datetime
     resolution: int | None = None
@@ -64,13 +70,15 @@ def _entries(entries: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
 
 def _read_object(told: Any, resolution: Any) -> LandedObject:
     try:
-        uri, rows, start, end = (told[name] for name in ("uri", "rows", "start", "end"))
+        uri, rows, sha256, read_at, start, end = (told[name] for name in _FIELDS)
     except (TypeError, KeyError, IndexError):
-        uri = rows = start = end = None
+        uri = rows = sha256 = read_at = start = end = None
     if not isinstance(uri, str) or not uri.startswith("s3://") or type(rows) is not int or rows < 0:
+        sha256 = None
+    if not isinstance(sha256, str):
         raise StemConfigError(
             f"objects holds {one_line(repr(told))[:100]}: give what StemStreamsToS3Operator returned, or entries of "
-            "its 'objects', each with uri, rows, start and end."
+            f"its 'objects', each with {', '.join(_FIELDS)}."
         )
     resolution = told.get("resolution", resolution)
     if resolution is not None:
@@ -78,6 +86,8 @@ def _read_object(told: Any, resolution: Any) -> LandedObject:
     return LandedObject(
         uri,
         rows,
+        sha256,
+        parse_instant(f"read_at of {one_line(uri)} in objects", read_at),
         parse_instant(f"start of {one_line(uri)} in objects", start),
         parse_instant(f"end of {one_line(uri)} in objects", end),
         resolution,

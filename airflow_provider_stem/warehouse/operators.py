@@ -99,7 +99,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, int]:
         """Fetch, verify, merge."""
-        from airflow_provider_stem.warehouse.connections import S3Objects, warehouse_of
+        from airflow_provider_stem.warehouse.connections import fetch_from_s3, warehouse_of
         from airflow_provider_stem.warehouse.loading import load_objects
 
         with _final_errors():
@@ -111,7 +111,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
                 raise AirflowSkipException("No object was landed: nothing to load.")
             counts = load_objects(
                 objects,
-                S3Objects(self.aws_conn_id).fetch,
+                fetch_from_s3(self.aws_conn_id),
                 warehouse_of(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
                 dag_id=self.dag_id,
                 run_id=context.get("run_id"),

@@ -6,7 +6,6 @@ An object that is not as it was landed ends the load here, with the warehouse as
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ import pyarrow.compute as pc
 
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.file_reading import read_batches
+from airflow_provider_stem.streams.objects import Version
+from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import RESOLUTIONS
 from airflow_provider_stem.text import one_line
@@ -27,8 +28,8 @@ from airflow_provider_stem.warehouse.objects import LandedObject
 
 log = logging.getLogger(__name__)
 
-Fetch = Callable[[str, BinaryIO], str | None]
-"""Writes the object of an address into a file, and gives the SHA-256 that it was landed with, where that is told."""
+Fetch = Callable[[str, ScratchFile], Version | None]
+"""Copies the object of an address into a file, and returns its version; ``None`` where there is no object."""
 
 _KEYS = ("site_id", "stream_type", "interval_end")
 
@@ -41,12 +42,14 @@ class StagedObject:
     :param rows: how many it holds.
     :param resolution: of its rows, else as its receipt tells.
     :param batches: numbers of its record batches in the :class:`Staging`.
+    :param replaced: whether a later run has rewritten it since its receipt.
     """
 
     landed: LandedObject
     rows: int
     resolution: int | None
     batches: range
+    replaced: bool
 
 
 class Staging:
@@ -65,22 +68,16 @@ class Staging:
 
     def add(self, landed: LandedObject) -> StagedObject:
         """
-        Fetch and verify an object, and keep its rows.
+        Fetch and verify an object, and store its rows.
 
-        Where a later run has landed it anew since its receipt it is taken as it is now, as the newer receipt would have
-        it: else a load that waited for a day would fail for good, and leave out all other objects too.
+        An object that a later run has rewritten since its receipt is read as it is now: a load that waited for a day
+        would otherwise fail for good, together with all other objects.
 
         :raises StemDataError: it is not as it was landed.
         """
         first, rows, resolution = self._written, 0, landed.resolution
-        with tempfile.TemporaryFile(prefix="stem-object-") as file:
-            digest = self._fetch(landed.uri, cast(BinaryIO, file))
-            file.seek(0)
-            if digest and (found := hashlib.file_digest(file, "sha256").hexdigest()) != digest:
-                raise StemDataError(
-                    f"{one_line(landed.uri)} is not as it was landed: its SHA-256 is {found}, not {one_line(digest)}. "
-                    "Land it again."
-                )
+        with ScratchFile() as file:
+            replaced = self._is_replaced(landed, file)
             file.seek(0)
             try:
                 for batch in _verified(read_batches(cast(BinaryIO, file)), landed):
@@ -92,15 +89,35 @@ class Staging:
                 raise StemDataError(
                     f"{one_line(landed.uri)} is not as it was landed: {one_line(str(exc))}. Land it again."
                 ) from exc
-        if rows != landed.rows:
-            told = f"{one_line(landed.uri)} holds {rows:,} rows, its receipt tells of {landed.rows:,}"
-            if not digest:
-                raise StemDataError(
-                    f"{told}, and it has no SHA-256 that tells whether it is whole: load it as a newer receipt tells, "
-                    "or land it again."
-                )
-            log.warning("%s: it was landed anew since, and is loaded as it is now", told)
-        return StagedObject(landed, rows, resolution, range(first, self._written))
+        if rows != landed.rows and not replaced:
+            raise StemDataError(
+                f"The object holds {rows:,} rows and its receipt lists {landed.rows:,}. Use the receipt as it was "
+                f"returned [{one_line(landed.uri)}]"
+            )
+        return StagedObject(landed, rows, resolution, range(first, self._written), replaced=replaced)
+
+    def _is_replaced(self, landed: LandedObject, file: ScratchFile) -> bool:
+        """Fetch an object and check it against its receipt; return whether a later run has rewritten it."""
+        uri = one_line(landed.uri)
+        version = self._fetch(landed.uri, file)
+        if version is None:
+            raise StemDataError(f"The object does not exist any more. Land it again [{uri}]")
+        if version.sha256 is None:
+            raise StemDataError(f"The object has no SHA-256 in its metadata. Land it again [{uri}]")
+        if version.sha256 != file.sha256:
+            raise StemDataError(
+                f"The object is damaged: the SHA-256 of its bytes is {file.sha256}, its metadata say "
+                f"{one_line(version.sha256)}. Land it again [{uri}]"
+            )
+        if version.sha256 == landed.sha256:
+            return False
+        if version.read_at is None or version.read_at <= landed.read_at:
+            raise StemDataError(
+                "The object is not the one of its receipt, and was not read later. Load it with its own receipt, or "
+                f"land it again [{uri}]"
+            )
+        log.warning("%s was rewritten since its receipt, and is loaded as it is now", uri)
+        return True
 
     def batches(self, staged: StagedObject) -> Iterator[pa.RecordBatch]:
         """Give an object's rows, once all objects were added."""
@@ -145,6 +162,8 @@ def _check_intervals(rows: pa.RecordBatch, landed: LandedObject, resolution: int
     width = found * 1_000_000
     if not _all(pc.equal(pc.multiply(pc.divide(epochs, width), width), epochs)):
         raise ValueError(f"it holds an interval off the grid of {found} s")
+    if not _all(pc.is_finite(rows.column("kw_total_avg"))):
+        raise ValueError("it holds a value that is not a finite number")
     bounds = pc.min_max(ends).as_py()
     if not landed.start < bounds["min"] <= bounds["max"] <= landed.end:
         raise ValueError(

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from airflow_provider_stem.streams.files import write_file
+from airflow_provider_stem.streams.objects import Version
 from airflow_provider_stem.streams.tables import STREAM_SCHEMA, landing_batch
 from airflow_provider_stem.streams.windows import Window, iso
 from airflow_provider_stem.warehouse.loading import load_objects
@@ -25,6 +26,8 @@ class Bucket:
 
     def __init__(self):
         self.bodies = {}
+        self.versions = {}
+        self.age = timedelta()
 
     def land(self, name, streams, start, end, resolution=900, file_format="parquet", compression="none"):
         """
@@ -48,11 +51,15 @@ class Bucket:
         uri = f"s3://lake/{name}"
         self.bodies[uri] = file.getvalue()
         landed = {"uri": uri, "rows": rows, "bytes": len(file.getvalue()), "start": iso(window.start)}
+        self.versions[uri] = Version("", hashlib.sha256(file.getvalue()).hexdigest(), at("03T00:00") + self.age)
+        self.age += timedelta(seconds=1)
+        landed |= {"sha256": self.versions[uri].sha256, "read_at": self.versions[uri].read_at.isoformat()}
         return {"window": window.as_json(), "objects": [{**landed, "end": iso(window.end)}], "rows": rows}
 
     def fetch(self, uri, file):
+        file.clear()
         file.write(self.bodies[uri])
-        return hashlib.sha256(self.bodies[uri]).hexdigest()
+        return self.versions[uri]
 
     def load(self, engine, *receipts, at=None, fetch=None, schema="stem"):
         return load_objects(

@@ -13,7 +13,8 @@ pytest.importorskip("airflow.providers.openlineage", reason="needs apache-airflo
 from tests.test_lineage import as_event, check_facets
 
 DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
-OBJECTS = {"objects": [{"uri": "s3://lake/a.parquet", "rows": 1, "start": DAY[0], "end": DAY[1]}]}
+PERIOD = {"read_at": DAY[1], "start": DAY[0], "end": DAY[1]}
+OBJECTS = {"objects": [{"uri": "s3://lake/a.parquet", "rows": 1, "sha256": "0" * 64, **PERIOD}]}
 RECORD = {"site_id": "site-1", "name": "One", "client_id": None, "stream_start_times": {"MONITOR": None}}
 
 
@@ -65,9 +66,8 @@ def test_how_many_rows_an_object_has_is_not_told_where_it_was_landed_anew(engine
     land = StemStreamsToS3Operator(task_id="land", sites="site-00001", stream_types=["MONITOR"], s3_bucket=lake.bucket)
     receipt = land.execute(run_context(*DAY))
     [landed] = receipt["objects"]
-    load = StemObjectsToSqlOperator(
-        task_id="load", objects={"objects": [{**landed, "rows": 95}]}, sql_conn_id="warehouse"
-    )
+    older = {"rows": 95, "sha256": "0" * 64, "read_at": "2020-01-01T00:00:00Z"}
+    load = StemObjectsToSqlOperator(task_id="load", objects={"objects": [{**landed, **older}]}, sql_conn_id="warehouse")
     load.execute(run_context())
     [told] = as_event(load.get_openlineage_facets_on_complete(None))["inputs"]
     assert "dataQualityMetrics" not in told.get("inputFacets", {})

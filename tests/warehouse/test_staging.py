@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError
+from airflow_provider_stem.streams.objects import Version
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.warehouse.objects import LandedObject, read_objects
 from airflow_provider_stem.warehouse.staging import Staging
@@ -25,12 +27,23 @@ def row(number, site_id="site-a", stream_type="MONITOR", resolution=900, value=1
     return dict(zip(LANDING_SCHEMA.names, (site_id, stream_type, resolution, end - width, end, value), strict=True))
 
 
-def staged(body, rows, resolution=None, digest=None):
+LANDED_AT = at("02T00:30")
+
+
+def digest_of(body):
+    return hashlib.sha256(body).hexdigest()
+
+
+def staged(body, rows, resolution=None, of_receipt=None, of_object=None, read_at=LANDED_AT):
+    """Stage a body: with the digest of its receipt and the one in its metadata, by default its own."""
+
     def fetch(_, file):
         file.write(body)
-        return digest
+        return Version("", of_object or digest_of(body), read_at)
 
-    landed = LandedObject("s3://lake/x", rows, at("01T00:00"), at("02T00:00"), resolution)
+    landed = LandedObject(
+        "s3://lake/x", rows, of_receipt or digest_of(body), LANDED_AT, at("01T00:00"), at("02T00:00"), resolution
+    )
     with Staging(fetch) as staging:
         one = staging.add(landed)
         return [each for batch in staging.batches(one) for each in batch.to_pylist()]
@@ -81,25 +94,45 @@ def test_an_object_that_was_cut_off_is_told(file_format, compression):
     bucket.land("x", {("site-a", "MONITOR"): values}, "01T00:00", "02T00:00", 900, file_format, compression)
     [body] = bucket.bodies.values()
     assert len(staged(body, 96)) == 96
-    with pytest.raises(StemDataError, match="s3://lake/x (is not as it was landed|holds .* its receipt tells of 96)"):
+    with pytest.raises(StemDataError, match="s3://lake/x is not as it was landed|its receipt lists 96"):
         staged(body[: len(body) // 2], 96)
 
 
-def test_an_object_that_is_not_what_was_uploaded_is_told():
+def test_an_object_whose_bytes_are_not_those_of_its_digest_is_refused():
     """A Parquet file with another value in it is a whole one all the same."""
     rows, other = [row(1), row(2)], [row(1), row(2, value=2.0)]
-    digest = hashlib.sha256(parquet(rows)).hexdigest()
-    assert staged(parquet(rows), 2, digest=digest) == rows
-    with pytest.raises(StemDataError, match=rf"s3://lake/x is not as it was landed: its SHA-256 is \w+, not {digest}"):
-        staged(parquet(other), 2, digest=digest)
+    with pytest.raises(StemDataError, match=r"^The object is damaged: .*Land it again \[s3://lake/x\]"):
+        staged(parquet(other), 2, of_object=digest_of(parquet(rows)))
 
 
-def test_an_object_that_was_landed_anew_is_taken_as_it_is_now_where_it_is_known_to_be_whole(caplog):
-    body = parquet([row(1), row(2)])
-    assert len(staged(body, 1, digest=hashlib.sha256(body).hexdigest())) == 2
-    assert "s3://lake/x holds 2 rows, its receipt tells of 1: it was landed anew since" in caplog.text
-    with pytest.raises(StemDataError, match="s3://lake/x holds 2 rows, its receipt tells of 1, and it has no SHA-256"):
-        staged(body, 1)
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_object_that_is_not_the_one_of_its_receipt_is_read_only_if_it_is_later(count, caplog):
+    """Another object with as many rows is one too."""
+    other, body = parquet([row(1), row(2, value=2.0)]), parquet([row(1), row(2)])
+    later = LANDED_AT + timedelta(microseconds=1)
+    assert len(staged(body, count, of_receipt=digest_of(other), read_at=later)) == 2
+    assert "s3://lake/x was rewritten since its receipt, and is loaded as it is now" in caplog.text
+    for read_at in (LANDED_AT, LANDED_AT - timedelta(days=1), None):
+        with pytest.raises(StemDataError, match="The object is not the one of its receipt, and was not read later"):
+            staged(body, count, of_receipt=digest_of(other), read_at=read_at)
+
+
+def test_an_object_without_a_digest_and_one_that_is_gone_are_refused():
+    landed = LandedObject("s3://lake/x", 1, "0" * 64, LANDED_AT, at("01T00:00"), at("02T00:00"))
+    for version, message in [(Version("", None, LANDED_AT), "has no SHA-256"), (None, "does not exist any more")]:
+        with Staging(lambda *_, version=version: version) as staging, pytest.raises(StemDataError, match=message):
+            staging.add(landed)
+
+
+def test_a_receipt_with_another_number_of_rows_is_refused():
+    with pytest.raises(StemDataError, match="holds 1 rows and its receipt lists 2"):
+        staged(parquet([row(1)]), 2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(value):
+    with pytest.raises(StemDataError, match="not a finite number"):
+        staged(parquet([row(1), row(2, value=value)]), 2)
 
 
 def test_columns_that_are_no_landing_schema_are_told():
@@ -120,17 +153,15 @@ def test_columns_that_are_no_landing_schema_are_told():
 
 def test_receipts_lists_of_them_and_objects_are_read_alike():
     receipt = Bucket().land("x", {("site-a", "MONITOR"): [1.0]}, "01T00:00", "01T01:00")
-    expected = [LandedObject("s3://lake/x", 1, at("01T00:00"), datetime(2025, 7, 1, 1, tzinfo=UTC), 900)]
+    digest = receipt["objects"][0]["sha256"]
+    period = at("01T00:00"), datetime(2025, 7, 1, 1, tzinfo=UTC)
+    expected = [LandedObject("s3://lake/x", 1, digest, at("03T00:00"), *period, 900)]
     assert read_objects(receipt) == read_objects([None, receipt, None]) == read_objects([receipt, receipt]) == expected
     [landed] = receipt["objects"]
-    assert read_objects(landed) == read_objects([landed]) == [LandedObject("s3://lake/x", 1, *_period(expected[0]))]
+    assert read_objects(landed) == read_objects([landed]) == [replace(expected[0], resolution=None)]
     assert read_objects([]) == read_objects([None]) == []
     newer = {**landed, "rows": 2}
     assert [one.rows for one in read_objects([receipt, newer])] == [2]
-
-
-def _period(landed):
-    return landed.start, landed.end
 
 
 @pytest.mark.parametrize(
