@@ -11,11 +11,12 @@ the same columns.
 from __future__ import annotations
 
 import array
+import heapq
 import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -38,6 +39,8 @@ _BLOCK = 2**20
 """Bytes of text that are taken apart at a time, so that memory does not grow with the answer."""
 _MAX_ROW = 1_000
 """Bytes: what a year of rows must look like is written down whole, so of longer ones it would fill the memory."""
+_FLOOD = 2**20
+"""Bytes: more beside the rows, or row by row, is searched for unknown fields before it is parsed."""
 _MAX_TOLD = 20
 _DAY = 86_400
 _SECONDS = pa.timestamp("s", "UTC")
@@ -47,10 +50,13 @@ class StreamsDecoder:
     """
     Decodes the answers of one run.
 
-    Safe to share between threads. Fields that the guide does not know are told once a run and left out.
+    Safe to share between threads. Fields that the guide does not know are logged once a run and left out.
+
+    :param redact: takes the API key out of what is logged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, redact: Callable[[str], str] = str) -> None:
+        self._redact = redact
         self._told: set[str] = set()
         # One answer at a time, in a thread of its own: faster than a network delivers, and memory that a thread once
         # needed for a table is not given back, so that each thread that decodes would add its own.
@@ -77,7 +83,9 @@ class StreamsDecoder:
             # A few make the point; where each answer has other ones, they are neither remembered nor told without end.
             if new := sorted(unknown - self._told)[: _MAX_TOLD - len(self._told)]:
                 self._told |= set(new)
-                log.warning("Fields that the API's guide does not know are left out: %s", one_line(", ".join(new)))
+                log.warning(
+                    "Fields that the API's guide does not know are left out: %s", one_line(self._redact(", ".join(new)))
+                )
         if len(body) > _BLOCK:
             # What the kernels needed by the way; it would stay this thread's, and is several times what they give.
             pa.default_memory_pool().release_unused()
@@ -111,8 +119,11 @@ def _read_columnar(
         if at < 0:
             return None
         lists.append((found.end(), at))
+    around.append(body[at:])
+    if sum(map(len, around)) > _FLOOD:
+        return None
     try:
-        answer = read_object(b"".join([*around, body[at:]]))
+        answer = read_object(b"".join(around))
     except StemDataError:
         return None
     entries = answer.get("stream_types")
@@ -325,7 +336,21 @@ _ENTRY_FIELDS = frozenset({"stream_type", "streams"})
 _ROW_FIELDS = frozenset(field.name for field in SHOWN_ROW)  # pyarrow 17 has no names here
 
 
+_STRING = rb'"((?:[^"\\\x00-\x1f]|\\["\\/bfnrtu])*)"'
+_SCALAR = (
+    rb"(?:true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|"
+    + _STRING.replace(b"((", b"(?:(")
+    + b")"
+)
+# Each string is matched as a whole, so what looks like a member inside of one is none. A member ends with its comma,
+# so that what is left without it is right.
+_STRING_OR_MEMBER = re.compile(_STRING + b"(" + _SPACE + b":" + _SPACE + _SCALAR + _SPACE + b",)?")
+
+
 def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: Window) -> tuple[Streams, set[str]]:
+    unknown: set[str] = set()
+    if len(body) > _FLOOD:
+        body = _without_unknown(body, unknown)
     answer = read_object(body, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
     shown_site = one_line(site_id)
     if answer.get("id") not in (None, site_id):
@@ -333,7 +358,7 @@ def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: W
     if "stream_types" not in answer:
         raise StemDataError(f"site {shown_site}: the answer has no 'stream_types'")
     rows: dict[str, dict[int, float | None]] = {}
-    unknown = answer.keys() - _ANSWER_FIELDS
+    unknown |= answer.keys() - _ANSWER_FIELDS
     for entry in _list_of(answer["stream_types"], f"site {shown_site}: 'stream_types'"):
         if not isinstance(entry, dict) or entry.get("stream_type") not in stream_types:
             name = entry.get("stream_type") if isinstance(entry, dict) else entry
@@ -370,7 +395,28 @@ def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: W
             ],
             schema=STREAM_SCHEMA,
         )
-    return streams, {one_line(name) for name in unknown}
+    return streams, {one_line(name) for name in heapq.nsmallest(2 * _MAX_TOLD, unknown)}
+
+
+def _without_unknown(body: Body, unknown: set[str]) -> bytes:
+    """
+    Return a long body without members that the guide does not know, whose values are strings, numbers or literals.
+
+    As Python objects, a million of them would take hundreds of megabytes.
+
+    :param unknown: gets the names of the first ones.
+    """
+    known = {name.encode() for name in _ANSWER_FIELDS | _ENTRY_FIELDS | _ROW_FIELDS}
+    kept, upto = bytearray(), 0
+    for found in _STRING_OR_MEMBER.finditer(body):
+        if found.start(2) < 0 or found[1] in known or b"\\" in found[1]:
+            continue
+        if len(unknown) < _MAX_TOLD:
+            unknown.add(found[1].decode(errors="replace"))
+        kept += body[upto : found.start()]
+        upto = found.end()
+    kept += body[upto:]
+    return bytes(kept)
 
 
 def _list_of(value: Any, name: str) -> list[Any]:

@@ -72,6 +72,9 @@ class GuideClient:
     def as_client(self) -> StemClient:
         return cast(StemClient, self)
 
+    def redact(self, text: str) -> str:
+        return text
+
     def get_streams(
         self,
         site_id: str,

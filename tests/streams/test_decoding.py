@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import HUNG_AFTER
 
+from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams import decoding
-from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain
+from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain, _without_unknown
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, STREAM_SCHEMA, Streams, landing_batch
 from airflow_provider_stem.streams.windows import STREAM_TYPES, Window
 
@@ -325,6 +327,73 @@ class TestTheUsualAnswerIsReadInColumns:
         for name in STREAM_TYPES:
             assert columnar[name].column(0).cast(pa.int64()).to_pylist() == [end * 10**6 for end in ends]
             assert columnar[name].column(1).to_pylist() == [end / 3 for end in ends]
+
+
+@pytest.mark.parametrize("place", ["answer", "entry", "row", "each row", "nested"])
+def test_a_flood_of_unknown_fields_costs_no_memory_and_is_left_out(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flood = {f"key-{number:06}": [number, str(number), None, 1.5][number % 4] for number in range(200_000)}
+    rows = [row(end, value=end / 3) for end in ENDS]
+    payload = answer({"MONITOR": rows})
+    if place == "each row":
+        names = list(flood)
+        rows[:] = [{**one, **dict.fromkeys(names[at::4], "x")} for at, one in enumerate(rows)]
+    else:
+        target = {"answer": payload, "entry": payload["stream_types"][0], "row": rows[1], "nested": payload}[place]
+        target |= {"deep": [flood]} if place == "nested" else flood
+    body = encoded(payload)
+    assert len(body) > 3 * 2**20
+    tracemalloc.start()
+    try:
+        streams = decode(body)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows_of(streams["MONITOR"]) == [(end, end / 3) for end in ENDS]
+    assert peak < 4 * len(body)
+    (logged,) = caplog.records
+    assert len(logged.getMessage()) < 600
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        'a":1,"b',
+        '":1,',
+        "\\",
+        '\\"',
+        'start_datetime":"x",',
+        '{"id":"x"},',
+        "\u2028é☀",
+        "\\u0022",
+        "",
+    ],
+)
+def test_what_looks_like_a_field_inside_of_a_string_is_none(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_FLOOD", 0)
+    for options in ({}, {"indent": 2}, {"ensure_ascii": False}):
+        rows = [{odd: odd, **row(ENDS[0]), "x": odd, "y": [odd, {odd: odd, "z": 1}]}, {**row(ENDS[1]), odd: 1}]
+        body = encoded(answer({"MONITOR": rows}, name=odd, other=odd), **options)
+        assert json.loads(_without_unknown(body, set())).keys() <= {"id", "name", "stream_types", "other"}
+        assert ends_of(decode(body)["MONITOR"]) == list(ENDS[:2])
+
+
+@pytest.mark.parametrize(
+    "damaged", [b'"x":01,', b'"x":,', b'"x":1.,', b'"x":"a\nb",', b'"x":"\\q",', b'"x":nul,', b'"x":1,,']
+)
+def test_a_damaged_field_is_not_left_out(damaged: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_FLOOD", 0)
+    body = encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b'"name"', damaged + b'"name"')
+    with pytest.raises(UnreadableAnswerError):
+        decode(body)
+
+
+def test_an_unknown_field_with_the_name_of_the_key_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    decoder = StreamsDecoder(ApiKey("s3cr3t").redact)
+    decode(encoded(answer({"MONITOR": [row(ENDS[0])]}, s3cr3t=1)), decoder=decoder)
+    assert "***" in caplog.text
+    assert "s3cr3t" not in caplog.text
 
 
 OTHER_WINDOWS: dict[str, Sequence[int]] = {
