@@ -209,7 +209,7 @@ class Runs:
         """Return when all runs are over, or when they have stopped before: the tests then show what is missing."""
         wanted = {kind.name: len(kind.windows) for kind in HERE} | dict.fromkeys([*PRODUCERS, *EXAMPLES], 1)
         goes_on = True
-        states: list[tuple[str, str, int]] = []
+        states: set[tuple[Any, ...]] = set()
         idle: set[str] = set()
 
         def over():
@@ -222,7 +222,8 @@ class Runs:
             if goes_on and done["continuous"] >= wanted["continuous"]:
                 self.airflow.pause("continuous")
                 goes_on = False
-            before, states = states, [(task["id"], task["state"], task["try_number"]) for task in tasks]
+            keys = ("dag_id", "dag_run_id", "task_id", "map_index", "state", "try_number")
+            before, states = states, {tuple(task[key] for key in keys) for task in tasks}
             if states != before:
                 idle.clear()
             # Counted in heartbeats, which come later, too, where the machine is busy.
