@@ -24,6 +24,7 @@ No message holds the API key, a response body or a header.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 __all__ = [
     "StemApiError",
@@ -40,6 +41,9 @@ __all__ = [
     "StemTransportError",
     "StemUnavailableError",
 ]
+
+
+_MAX_MESSAGE = 200
 
 
 class StemError(Exception):
@@ -68,6 +72,8 @@ class StemApiError(StemError):
     :param retry_after: seconds that the server asked to wait, where it did.
     """
 
+    _remedy: ClassVar[str] = ""
+
     def __init__(
         self,
         status: int,
@@ -82,16 +88,31 @@ class StemApiError(StemError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
+        return self.describe(self._remedy)
+
+    def describe(self, remedy: str) -> str:
+        """
+        Return one line: the status and the API's message, the remedy, and last the address.
+
+        :param remedy: one or more sentences.
+        """
+        # The API's message is foreign text of any length, and the remedy is to be seen without scrolling.
+        message = self.message if len(self.message) <= _MAX_MESSAGE else f"{self.message[: _MAX_MESSAGE - 1]}…"
         wait = "" if self.retry_after is None else f" (retry after {self.retry_after:g} s)"
-        return f"HTTP {self.status}: {self.message}{wait} [GET {self.request_url_without_secrets}]"
+        problem = f"HTTP {self.status}: {message.rstrip('.')}{wait}."
+        return " ".join(filter(None, [problem, remedy, f"[GET {self.request_url_without_secrets}]"]))
 
 
 class StemAuthError(StemApiError):
     """401 or 403: the key is missing, wrong or lacks a permission."""
 
+    _remedy = "Check the API key and its permissions."
+
 
 class StemNotFoundError(StemApiError):
     """404: no such client or site."""
+
+    _remedy = "Check the id and the API's address."
 
 
 class StemRequestError(StemApiError):
@@ -104,6 +125,8 @@ class StemUnavailableError(StemRequestError):
 
     :param stream_types: the types that are known to be lacking.
     """
+
+    _remedy = "Remove the stream type, or set on_unavailable='skip'."
 
     def __init__(
         self,
@@ -122,9 +145,13 @@ class StemUnavailableError(StemRequestError):
 class StemRateLimitError(StemApiError):
     """429: too many requests."""
 
+    _remedy = "Try again later, or read fewer sites at a time."
+
 
 class StemServerError(StemApiError):
     """5xx: the API could not fulfil a valid request."""
+
+    _remedy = "Try again later."
 
 
 class StemDataError(StemError):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 
 from airflow_provider_stem.arguments import check_connection_id
 from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemNotFoundError
+
+log = logging.getLogger(__name__)
 
 FINAL_ERRORS = (StemAuthError, StemConfigError, StemNotFoundError)
 """Where another attempt cannot help."""
@@ -32,14 +35,35 @@ def final_errors(stem_conn_id: str) -> Iterator[None]:
         yield
     except StemAuthError as exc:
         remedy = (
-            f"check the API key (Password) of connection {stem_conn_id!r}"
+            f"Check the API key (Password) of connection {stem_conn_id!r}."
             if exc.status == HTTPStatus.UNAUTHORIZED
-            else f"ask Stem to grant the key of connection {stem_conn_id!r} this permission"
+            else f"Ask Stem to grant the key of connection {stem_conn_id!r} this permission."
         )
-        raise AirflowFailException(f"{exc}: {remedy}.") from exc
+        raise final_error(exc, _redacted(stem_conn_id, exc.describe(remedy))) from exc
     except StemNotFoundError as exc:
-        raise AirflowFailException(f"{exc}: check the id, and the Host of connection {stem_conn_id!r}.") from exc
+        remedy = f"Check the id, and the Host of connection {stem_conn_id!r}."
+        raise final_error(exc, _redacted(stem_conn_id, exc.describe(remedy))) from exc
     except AirflowNotFoundException as exc:
-        raise AirflowFailException(f"{exc}: create the connection, or name another.") from exc
+        raise final_error(exc, f"{str(exc).rstrip('.')}. Create the connection, or name another.") from exc
     except StemConfigError as exc:
-        raise AirflowFailException(str(exc)) from exc
+        raise final_error(exc, _redacted(stem_conn_id, str(exc))) from exc
+
+
+def final_error(cause: Exception, message: str) -> AirflowFailException:
+    """
+    Return the error that fails a task without retries, and log its message first.
+
+    Airflow's log shows tracebacks before the message, so the cause is stripped of its own and of further causes.
+    """
+    log.error("%s", message)
+    cause.__traceback__ = cause.__cause__ = cause.__context__ = None
+    return AirflowFailException(message)
+
+
+def _redacted(stem_conn_id: str, message: str) -> str:
+    """Remove the API key from a message that may quote a site's id, or an argument into which the key was pasted."""
+    from airflow_provider_stem.hooks import StemHook
+
+    with suppress(Exception), StemHook(stem_conn_id).get_conn() as client:
+        return client.redact(message)
+    return message

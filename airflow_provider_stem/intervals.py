@@ -89,9 +89,9 @@ def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -
         date = date or _date_in_key(context, key)
     if date is None or default_interval is None:
         return None
-    start = in_utc(date)
-    schedule, end = CronSchedule.of_run(context), start + default_interval
-    return start, schedule.end_of("default_interval", start, end, default_interval) if schedule else end
+    begin = in_utc(date)
+    schedule, until = CronSchedule.of_run(context), begin + default_interval
+    return begin, schedule.end_of("default_interval", begin, until, default_interval) if schedule else until
 
 
 def _date_in_key(context: Mapping[str, Any], key: str) -> datetime | None:

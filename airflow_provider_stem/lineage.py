@@ -5,7 +5,7 @@ Only loaded where the OpenLineage provider asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -40,7 +40,11 @@ _FIGURES = (
 
 
 def landed(
-    receipt: Mapping[str, Any] | None, sites: Any, base_url: str | None, stream_types: Sequence[str]
+    receipt: Mapping[str, Any] | None,
+    sites: Any,
+    base_url: str | None,
+    stream_types: Sequence[str],
+    redact: Callable[[str], str],
 ) -> OperatorLineage[Any, Any]:
     """
     Tell what was read and what landed.
@@ -49,12 +53,13 @@ def landed(
     :param sites: the operator's argument of this name, as given.
     :param base_url: the API's address.
     :param stream_types: what was asked for.
+    :param redact: removes the API key from text.
     """
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     if receipt is None or base_url is None:
         return OperatorLineage()
-    groups = _grouped(sites)
+    groups = {redact(name): members for name, members in _grouped(sites).items()}
     findings = _Findings(receipt, stream_types)
     return OperatorLineage(
         inputs=list(_inputs(groups, _namespace(base_url), findings)),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 from airflow_provider_stem.arguments import check_arguments
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.sites import ListAsText
 from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
@@ -20,6 +26,50 @@ _NAME_TEMPLATE = "{{ '%r' | format(task.batch_name) if task.dag.render_template_
 _MAX_NAME = 250  # the column that Airflow keeps it in; databases refuse a longer one, and with it the task
 
 
+_NEEDS_BATCHES = (
+    "StemSiteListOperator without batches lists site records. Set batches in it, or map with .expand(sites=...) "
+    "instead of .expand_kwargs(...)."
+)
+_NEEDS_RECORDS = (
+    "StemSiteListOperator(batches=...) lists batches. Map with .expand_kwargs(...) instead of .expand(sites=...), or "
+    "leave batches out."
+)
+
+
+class _CheckedPartial:
+    """For what ``partial`` returns: refuse a listing of the other kind when the DAG is parsed."""
+
+    __slots__ = ()
+    _expand_called: bool
+
+    def expand(self, **mapped: Any) -> Any:
+        if _is_listing(mapped.get("sites"), in_batches=True):
+            self._refuse(_NEEDS_RECORDS)
+        return super().expand(**mapped)  # type: ignore[misc]
+
+    def expand_kwargs(self, kwargs: Any, **more: Any) -> Any:
+        if _is_listing(kwargs, in_batches=False):
+            self._refuse(_NEEDS_BATCHES)
+        return super().expand_kwargs(kwargs, **more)  # type: ignore[misc]
+
+    def _refuse(self, message: str) -> None:
+        self._expand_called = True  # or Airflow warns that the task was never mapped  # type: ignore[misc]
+        raise StemConfigError(message)
+
+
+def _is_listing(value: Any, *, in_batches: bool) -> bool:
+    """Return whether a value is the output of a listing of sites, in batches or not; one with ``.map`` is neither."""
+    operator = getattr(value, "operator", None)
+    if not isinstance(operator, CheckedWhenParsed) or getattr(value, "key", None) != "return_value":
+        return False
+    return hasattr(operator, "batches") and (operator.batches is not None) == in_batches
+
+
+@cache
+def _checked(partial: Any) -> Any:
+    return type(partial.__name__, (_CheckedPartial, partial), {"__slots__": ()})
+
+
 class CheckedWhenParsed:
     """For classes whose wrong arguments show when the DAG is parsed, mapped or not."""
 
@@ -28,6 +78,9 @@ class CheckedWhenParsed:
 
     def __new__(cls, *_: Any, **kwargs: Any) -> Self:
         """Remember whether Airflow makes the task in a worker, out of a mapped one."""
+        if kwargs.get("_airflow_from_mapped") and issubclass(cls, MappedOverSites) and "sites" not in kwargs:
+            # Airflow's own error would be a TypeError that names neither cause nor remedy, in every task and attempt.
+            raise AirflowFailException(_NEEDS_BATCHES)
         made = super().__new__(cls)
         # The base class takes this word out before any constructor could see it.
         object.__setattr__(made, "_is_one_of_many", bool(kwargs.get("_airflow_from_mapped")))
@@ -78,7 +131,7 @@ class CheckedWhenParsed:
         if isinstance(source, Mapping):  # of expand
             return isinstance(source.get(name), (Mapping, Sequence))
         # Of expand_kwargs: an XComArg is neither a sequence nor a mapping.
-        entry = source[context["ti"].map_index] if isinstance(source, Sequence) else None
+        entry = source[context["ti"].map_index or 0] if isinstance(source, Sequence) else None
         return isinstance(entry, Mapping) and name in entry
 
     @classmethod
@@ -95,7 +148,16 @@ class MappedOverSites(CheckedWhenParsed):
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Begin a mapped task; it is named after its sites."""
-        return super().partial(**{"map_index_template": _NAME_TEMPLATE, **kwargs})
+        begun = super().partial(**{"map_index_template": _NAME_TEMPLATE, **kwargs})
+        begun.__class__ = _checked(type(begun))  # type: ignore[arg-type]
+        return begun
+
+    def _do_render_template_fields(self, parent: Any, *rest: Any) -> None:
+        """Recognize a template that rendered to the text of a list: its only other sign is a request for a wrong id."""
+        before = self.sites
+        super()._do_render_template_fields(parent, *rest)
+        if parent is self and isinstance(before, str) and before != self.sites and _is_text_of_list(self.sites):
+            self.sites = ListAsText(self.sites)
 
     @property
     def batch_name(self) -> str:
@@ -112,3 +174,12 @@ class MappedOverSites(CheckedWhenParsed):
             return str(self.sites.get("site_id", self.sites.get("id")))
         # A name is asked for also where the task fails since its sites are none.
         return f"{len(self.sites)} sites" if isinstance(self.sites, Sized) else repr(self.sites)
+
+
+def _is_text_of_list(value: Any) -> bool:
+    if not isinstance(value, str) or not value.startswith(("[", "{", "(")):
+        return False
+    try:
+        return not isinstance(ast.literal_eval(value), (str, int))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value.startswith(("[{", "['"))

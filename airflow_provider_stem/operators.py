@@ -315,8 +315,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             ("failed_sites", receipt["failed_count"], receipt["failed_sites"]),
         )
         for title, count, listed in findings:
-            lines = (one_line(" ".join(f"{name}={value}" for name, value in one.items())) for one in listed)
-            self._log_group(f"{title} ({count:,})", lines)
+            self._log_group(f"{title} ({count:,})", map(self._line_of, listed))
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"No row came for {window}: nothing was uploaded (on_empty='skip').")
         self._tell_outlets(context, receipt, window, store.uri(template.prefix))
@@ -328,12 +327,17 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         from airflow_provider_stem.lineage import landed
 
         base_url = self._client.base_url if self._client else None
-        return landed(self._receipt, self.sites, base_url, self.stream_types)
+        redact = self._client.redact if self._client else str
+        return landed(self._receipt, self.sites, base_url, self.stream_types, redact)
 
     def on_kill(self) -> None:
         """Let requests that wait for their next attempt end at once."""
         if self._client is not None:
             self._client.close()
+
+    def _line_of(self, finding: Mapping[str, Any]) -> str:
+        line = " ".join(f"{name}={value}" for name, value in finding.items())
+        return one_line(self._client.redact(line) if self._client else line)
 
     def _log_group(self, title: str, lines: Iterable[str]) -> None:
         """Log lines that Airflow's UI shows folded."""

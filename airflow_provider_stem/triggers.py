@@ -114,6 +114,7 @@ class StemStreamsTrigger(BaseTrigger):
         self.max_workers = max_workers
         self.stem_conn_id = stem_conn_id
         self._unresolved: StemError | None = None
+        self._redact: Callable[[str], str] = str  # until the connection is read
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Give the class and its arguments, as plain JSON."""
@@ -161,13 +162,15 @@ class StemStreamsTrigger(BaseTrigger):
         try:
             outcome = await self._wait()
         except StemError as exc:
-            outcome = {"status": "error", "error": type(exc).__name__, "args": list(exc.args)}
+            args = [self._redact(arg) if isinstance(arg, str) else arg for arg in exc.args]
+            outcome = {"status": "error", "error": type(exc).__name__, "args": args}
         except AirflowNotFoundException as exc:
-            message = f"{exc}: create the connection, or name another."
+            message = f"{str(exc).rstrip('.')}. Create the connection, or name another."
             outcome = {"status": "error", "error": "StemConfigError", "args": [message]}
         except Exception as exc:
             self.log.exception("The wait for streams has a defect")
-            outcome = {"status": "error", "error": "StemError", "args": [f"{type(exc).__name__}: {exc}"]}
+            message = self._redact(f"{type(exc).__name__}: {exc}")
+            outcome = {"status": "error", "error": "StemError", "args": [message]}
         yield TriggerEvent(outcome)  # type: ignore[no-untyped-call]
 
     def _wall_time_of(self, context: Context) -> tuple[datetime, datetime]:
@@ -232,6 +235,7 @@ class StemStreamsTrigger(BaseTrigger):
 
         connection = await get_async_connection(self.stem_conn_id, hook=StemHook)
         client = await _in_thread(StemHook.client_of, connection)
+        self._redact = client.redact
         source = StreamsSource(client)
         gate = asyncio.Semaphore(self.max_workers)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -88,14 +89,21 @@ def test_an_api_error_tells_status_message_and_address(error: type[StemApiError]
     raised = error(429, "Slow down.", URL, 7.5)
     assert (raised.status, raised.message) == (429, "Slow down.")
     assert (raised.request_url_without_secrets, raised.retry_after) == (URL, 7.5)
-    assert str(raised) == f"HTTP 429: Slow down. (retry after 7.5 s) [GET {URL}]"
+    assert re.fullmatch(rf"HTTP 429: Slow down \(retry after 7.5 s\)\.( [A-Z].*\.)? \[GET {URL}\]", str(raised))
 
 
 @pytest.mark.parametrize("error", API_ERRORS)
 def test_an_api_error_can_be_built_from_the_contract_s_names(error: type[StemApiError]) -> None:
     raised = error(status=404, message="No such site.", request_url_without_secrets=URL, retry_after=None)
     assert raised.retry_after is None
-    assert str(raised) == f"HTTP 404: No such site. [GET {URL}]"
+    assert raised.describe("Try another.") == f"HTTP 404: No such site. Try another. [GET {URL}]"
+    assert str(raised).startswith("HTTP 404: No such site. ")
+
+
+def test_the_remedy_comes_before_what_may_be_long() -> None:
+    raised = StemApiError(400, "x" * 500, URL)
+    assert raised.describe("Mend it.") == f"HTTP 400: {'x' * 199}…. Mend it. [GET {URL}]"
+    assert raised.message == "x" * 500
 
 
 def test_the_types_that_a_site_lacks_are_named() -> None:

@@ -73,7 +73,7 @@ def whole(count):
 
 
 def told(receipt, sites, base_url=DEFAULT_BASE_URL):
-    return lineage.landed(receipt, sites, base_url, TYPES)
+    return lineage.landed(receipt, sites, base_url, TYPES, str)
 
 
 def as_event(told_lineage):
@@ -295,7 +295,7 @@ def test_a_task_that_landed_tells_its_receipt(stem, lake):
     receipt = task.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
     found = task.get_openlineage_facets_on_complete(None)
     assert found.run_facets["stem_receipt"].requests == receipt["requests"]
-    assert found.inputs == lineage.landed(receipt, "site-00001", f"{stem.url}/api/v1/", ["MONITOR"]).inputs
+    assert found.inputs == lineage.landed(receipt, "site-00001", f"{stem.url}/api/v1/", ["MONITOR"], str).inputs
     assert [dataset.outputFacets["outputStatistics"].rowCount for dataset in found.outputs] == [4]
 
 

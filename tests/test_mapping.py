@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -135,3 +136,70 @@ def test_a_mapped_task_keeps_airflows_defaults(task_class, of, mapped):
     with DAG("dag", schedule=None):
         task = task_class.partial(task_id="task", **of).expand(**mapped)
     assert (task.inlets, task.outlets) == ([], [])
+
+
+# --- a listing of the other kind --------------------------------------------------------------------------------------
+
+
+def test_records_in_place_of_batches_fail_when_the_dag_is_parsed(task_class):
+    with DAG("dag", schedule=None):
+        records, batches = StemSiteListOperator(task_id="records"), StemSiteListOperator(task_id="b", batches=4)
+        with pytest.raises(StemConfigError, match=r"lists site records\. Set batches in it"):
+            task_class.partial(task_id="one").expand_kwargs(records.output)
+        with pytest.raises(StemConfigError, match=r"lists batches\. Map with \.expand_kwargs"):
+            task_class.partial(task_id="two").expand(sites=batches.output)
+        # What .map makes of them is known only when the task runs.
+        task_class.partial(task_id="three").expand_kwargs(records.output.map(lambda record: {"sites": record}))
+        task_class.partial(task_id="four").expand(sites=batches.output.map(lambda batch: batch["sites"]))
+
+
+def test_records_in_place_of_batches_fail_at_once_when_the_task_runs(task_class):
+    with DAG("dag", schedule=None):
+        listing = StemSiteListOperator(task_id="records")
+        mapping = task_class.partial(task_id="task").expand_kwargs(listing.output.map(lambda record: record))
+    with pytest.raises(AirflowFailException, match=r"lists site records\. Set batches in it, or map with .expand\("):
+        mapping.unmap({"site_id": "a", "name": "n", "client_id": "c", "stream_start_times": {}})
+
+
+@pytest.mark.parametrize("sites", [BATCHES[0], BATCHES])
+def test_a_batch_in_place_of_sites_names_the_remedy(task_class, sites, stem):
+    task = task_class(task_id="task", sites=sites[0]["sites"] if isinstance(sites, list) else sites["sites"])
+    task.sites = sites
+    with pytest.raises(AirflowFailException, match=r"^sites holds a batch of .*\. Map with \.expand_kwargs"):
+        task.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
+    assert stem.requests == []
+
+
+@pytest.mark.parametrize("listed", [["site-00001", "b"], [{"site_id": "a"}], BATCHES])
+def test_the_text_of_a_list_names_the_remedy(task_class, listed, stem):
+    with DAG("dag", schedule=None) as dag:
+        task = task_class(task_id="task", sites="{{ listed }}")
+    context = run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z", listed=listed, dag=dag)
+    task.render_template_fields(context)
+    with pytest.raises(AirflowFailException, match=r"^sites is the text of a list\. Pass the output itself"):
+        task.execute(context)
+    assert stem.requests == []
+
+
+def test_an_id_that_only_looks_like_a_list_is_an_id(task_class):
+    task = task_class(task_id="task", sites="['a']")
+    task.render_template_fields({})
+    assert type(task.sites) is str
+
+
+def test_a_final_error_is_one_line_and_one_cause(task_class, stem, monkeypatch, caplog):
+    connection = {**json.loads(stem.connection), "password": "wrong-key"}
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
+    given = {} if task_class is StemStreamsSensor else {"s3_bucket": "lake", "aws_conn_id": None}
+    monkeypatch.setattr("airflow_provider_stem.storage.S3Store.check", lambda _: None)
+    with pytest.raises(AirflowFailException) as raised:
+        task_class(task_id="task", sites="site-00001", **given).execute(
+            run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z")
+        )
+    message = str(raised.value)
+    assert message.startswith("HTTP 401: ")
+    assert "\n" not in message
+    assert message.index("Check the API key (Password) of connection 'stem_default'.") < message.index("[GET http")
+    cause = raised.value.__cause__
+    assert cause is not None
+    assert (cause.__cause__, cause.__context__, cause.__traceback__) == (None, None, None)

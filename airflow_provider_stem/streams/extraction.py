@@ -89,7 +89,8 @@ class Extraction(Generic[K]):
             return self._reading(site).run()
         except Exception as exc:
             if self._on_site_error == "skip" and _is_of_one_site(exc):
-                log.warning("Site %s is left out: %s", one_line(site.site_id), exc)
+                site_id = one_line(self._client.redact(site.site_id))
+                log.warning("Site %s is left out: %s", site_id, self._client.redact(str(exc)))
                 return SiteResult(site.site_id, error=exc)
             # The others need not finish, and what they raise once the client is closed is no cause.
             with self._lock:

@@ -39,6 +39,12 @@ class Site:
         return None if start is None else first_expected_end(start, resolution)
 
 
+class ListAsText(str):
+    """What a template made of a list where the DAG does not render native objects."""
+
+    __slots__ = ()
+
+
 def read_sites(argument: Any) -> list[Site]:
     """
     Read the operators' ``sites``: an id, a record of ``StemSiteListOperator``, or a list of either.
@@ -46,6 +52,11 @@ def read_sites(argument: Any) -> list[Site]:
     :return: each site once, sorted by id.
     :raises StemConfigError: names the entry and the remedy.
     """
+    if isinstance(argument, ListAsText):
+        raise StemConfigError(
+            "sites is the text of a list. Pass the output itself (sites=task.output), or set "
+            f"render_template_as_native_obj=True in the DAG. It begins with {one_line(argument)[:40]!r}."
+        )
     entries = [argument] if isinstance(argument, (str, Mapping)) else argument
     if not isinstance(entries, Iterable) or isinstance(entries, (bytes, bytearray)):
         raise StemConfigError(
@@ -96,6 +107,11 @@ def _read_site(entry: Any) -> Site:
     if isinstance(entry, str):
         return Site(_checked_id(entry))
     if isinstance(entry, Mapping):
+        if {"sites", "batch"} <= entry.keys():
+            raise StemConfigError(
+                "sites holds a batch of StemSiteListOperator(batches=...). Map with .expand_kwargs(listing.output) "
+                "instead of .expand(sites=listing.output)."
+            )
         site_id = entry.get("site_id", entry.get("id"))
         if isinstance(site_id, str):
             try:

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
-    AirflowFailException,
     AirflowNotFoundException,
     AirflowSkipException,
     BaseOperator,
@@ -17,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_stem.arguments import check_connection_id, check_duration, check_templated, is_known
 from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.failures import final_error
 from airflow_provider_stem.mapping import CheckedWhenParsed
 from airflow_provider_stem.warehouse.objects import LandedObject, read_objects
 from airflow_provider_stem.warehouse.session import check_schema
@@ -198,6 +198,6 @@ def _final_errors() -> Iterator[None]:
     try:
         yield
     except AirflowNotFoundException as exc:
-        raise AirflowFailException(f"{exc}: create the connection, or name another.") from exc
+        raise final_error(exc, f"{str(exc).rstrip('.')}. Create the connection, or name another.") from exc
     except StemConfigError as exc:
-        raise AirflowFailException(str(exc)) from exc
+        raise final_error(exc, str(exc)) from exc
