@@ -53,7 +53,8 @@ class _CheckedPartial:
         return super().expand_kwargs(kwargs, **more)  # type: ignore[misc]
 
     def _refuse(self, message: str) -> None:
-        self._expand_called = True  # or Airflow warns that the task was never mapped  # type: ignore[misc]
+        # Or Airflow warns that the task was never mapped.
+        self._expand_called = True  # type: ignore[misc]
         raise StemConfigError(message)
 
 
