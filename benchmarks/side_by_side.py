@@ -37,6 +37,8 @@ from airflow_provider_stem.simulator import Settings, Simulator
 
 KEYS = ["site_id", "stream_type", "end"]
 OWN = "stem_operator"
+MERGE = "stem_operator, merge"
+"""The operator once more, over the objects that it has just written."""
 FLOOR = "floor"
 # What runs where: the others' dependencies do not go together with ours.
 ENVIRONMENTS = {
@@ -47,6 +49,7 @@ ENVIRONMENTS = {
 TITLES = {
     FLOOR: "bare floor, no checks",
     OWN: "StemStreamsToS3Operator",
+    MERGE: "the same again, merging",
     "http_to_s3": "HttpToS3Operator",
     "dlt_arrow": "dlt, Arrow tables",
     "dlt_rest_api": "dlt rest_api",
@@ -111,7 +114,7 @@ def compare(tasks: list[Task], rounds: int) -> Iterator[tuple[Task, dict[str, Ou
                 )
                 for turn in range(rounds + 1):
                     for name, outcome in outcomes.items():
-                        mine = replace(work, prefix=f"{name}/{turn}")
+                        mine = replace(work, prefix=f"{_module(name)}/{turn}")
                         sim.reset_requests()
                         taken = measured(name, mine)
                         outcome.requests = len(sim.requests)
@@ -122,11 +125,15 @@ def compare(tasks: list[Task], rounds: int) -> Iterator[tuple[Task, dict[str, Ou
             yield task, outcomes
 
 
+def _module(name: str) -> str:
+    return OWN if name == MERGE else name
+
+
 def measured(name: str, work: Work) -> dict[str, float]:
     """Run a contender in a process of its own; give its seconds and how far the process grew."""
     python = ROOT / ENVIRONMENTS[name] / "bin" / "python" if name in ENVIRONMENTS else sys.executable
     done = subprocess.run(
-        [python, "-m", "contenders", name],
+        [python, "-m", "contenders", _module(name)],
         input=work.as_json(),
         cwd=ROOT / "benchmarks",
         env={**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
@@ -140,7 +147,7 @@ def measured(name: str, work: Work) -> dict[str, float]:
 
 def _look_at(client: Any, name: str, work: Work, expected: pa.Table, outcome: Outcome) -> None:
     """Count what landed, and the rows that are missing, doubled, foreign or of another value."""
-    contender = import_module(f"contenders.{name}")
+    contender = import_module(f"contenders.{_module(name)}")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=work.bucket, Prefix=f"{work.prefix}/")
     tables = []
     for listed in (one for page in pages for one in page.get("Contents", [])):
@@ -171,6 +178,9 @@ def show(task: Task, outcomes: dict[str, Outcome]) -> None:
             f"{one.median('cpu_seconds'):6.2f} {one.median('growth_mb'):10.0f} {one.requests:9,} {one.objects:8,} "
             f"{one.size / max(one.rows, 1):7.2f} {one.wrong:11,}"
         )
+    first, again = outcomes[OWN].rounds, outcomes[MERGE].rounds
+    ratios = [b["seconds"] / a["seconds"] for a, b in zip(first, again, strict=True)]
+    print(f"merging over existing objects : writing new ones = {statistics.median(ratios):.2f}")
 
 
 def draw(results: list[tuple[Task, dict[str, Outcome]]], file: Path) -> None:
@@ -184,7 +194,7 @@ def draw(results: list[tuple[Task, dict[str, Outcome]]], file: Path) -> None:
     figure, axes = plt.subplots(len(results), 1, figsize=(8, 2.3 * len(results)), layout="constrained")
     for axis, (task, outcomes) in zip(axes, results, strict=True):
         seconds = [one.median("seconds") for one in outcomes.values()]
-        colours = ["#1b7f5c" if name == OWN else "#9aa5b1" for name in outcomes]
+        colours = ["#1b7f5c" if _module(name) == OWN else "#9aa5b1" for name in outcomes]
         bars = axis.barh([TITLES[name] for name in outcomes], seconds, color=colours)
         axis.bar_label(bars, [f"{value:.2f} s" for value in seconds], padding=4)
         axis.set_title(task.title, loc="left", fontsize="medium")
@@ -211,10 +221,10 @@ def tasks(peers: bool) -> list[Task]:
     )
     others = list(ENVIRONMENTS) if peers else []
     return [
-        Task("20 sites, 2 types, 1 year: 1,401,600 rows", year, [FLOOR, OWN, *others]),
-        Task("the same as CSV", replace(year, file_format="csv"), [FLOOR, OWN]),
-        Task("the same as JSON lines", replace(year, file_format="jsonl"), [FLOOR, OWN]),
-        Task("200 sites, 1 day, 50 ms latency: 19,200 rows", day, [FLOOR, OWN, *others], latency=0.05),
+        Task("20 sites, 2 types, 1 year: 1,401,600 rows", year, [FLOOR, OWN, MERGE, *others]),
+        Task("the same as CSV", replace(year, file_format="csv"), [FLOOR, OWN, MERGE]),
+        Task("the same as JSON lines", replace(year, file_format="jsonl"), [FLOOR, OWN, MERGE]),
+        Task("200 sites, 1 day, 50 ms latency: 19,200 rows", day, [FLOOR, OWN, MERGE, *others], latency=0.05),
     ]
 
 
