@@ -14,11 +14,12 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 # One more than there are cores: much of a test's time is waiting for a server.
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 EXTRAS := --extra simulator --extra duckdb --extra postgres
-SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples
+READERS := .venv-readers .venv-readers-spark-3.3 .venv-readers-spark-3.5 .venv-readers-spark-4.1
+SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples tests/readers
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-examples test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer bench-warehouse fuzz test-openapi lint package format lock clean
+.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer bench-warehouse fuzz test-openapi lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,6 +47,12 @@ test-examples: venv  ## Run the demo, and the example DAGs that load a fleet ove
 test-campaigns: venv  ## Kill two hundred tasks, and look for the key all over an Airflow; about ten minutes.
 	$(BIN)/python -m pytest tests/campaigns $(ARGS)
 
+test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with other engines; needs Java for Spark (Debian: default-jre-headless).
+	$(BIN)/python -m pytest tests/readers $(ARGS)
+
+readers-table: venv $(READERS:=/.installed)  ## Write the table of docs/readers.md from a run of these readers.
+	WRITE_READERS_TABLE=1 $(BIN)/python -m pytest tests/readers $(ARGS)
+
 cluster: venv  ## Bring up an Airflow with PostgreSQL, Redis and Celery workers, beside ten thousand simulated sites, until Ctrl-C.
 	@$(BIN)/python scripts/airflow_cluster.py $(ARGS)
 
@@ -68,7 +75,7 @@ screenshots: venv  ## Renew the documentation's pictures of pages; needs Chromiu
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
 WITH_US := bench lowest
 
-$(addsuffix /.installed,$(BENCH) .venv-fuzz .venv-lowest .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+$(addsuffix /.installed,$(BENCH) $(READERS) .venv-fuzz .venv-lowest .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench,$*),$(LOCK))
@@ -131,6 +138,9 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/fuzz.txt requirements/fuzz.in
 	$(COMPILE) --output-file requirements/openapi.txt requirements/openapi.in
+	for environment in $(READERS:.venv-%=%); do \
+		$(COMPILE) --output-file requirements/$$environment.txt requirements/$$environment.in || exit 1; \
+	done
 	$(COMPILE) --output-file requirements/bench-dlt.txt requirements/bench-dlt.in
 	$(COMPILE) --output-file requirements/bench-http-to-s3.txt requirements/bench-http-to-s3.in
 

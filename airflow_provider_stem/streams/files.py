@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -147,7 +148,15 @@ def _write_csv(batches: Iterable[pa.RecordBatch], sink: BinaryIO) -> int:
     for [batch] in (group.combine_chunks().to_batches() for group in _grouped(batches, _TEXT_ROWS)):
         site_ids, stream_types, resolutions, starts, ends, values = batch.columns
         lines = [_texts(site_ids, quoted), ",", _texts(stream_types, quoted), ",", _texts(resolutions, str)]
-        lines += [',"', instants.of(starts), 'Z","', instants.of(ends), 'Z",', _as_floats(values).fill_null(""), "\n"]
+        lines += [
+            ',"',
+            instants.of(starts),
+            'Z","',
+            instants.of(ends),
+            'Z",',
+            _as_floats(values, exponent=False).fill_null(""),
+            "\n",
+        ]
         _write_lines(sink, lines)
         rows += batch.num_rows
     return rows
@@ -163,7 +172,11 @@ def _write_jsonl(batches: Iterable[pa.RecordBatch], sink: BinaryIO) -> int:
             if name in _INSTANTS:
                 lines += ['"', instants.of(column), 'Z"']
             else:
-                lines.append(_as_floats(column).fill_null("null") if name == _VALUES else _texts(column, json.dumps))
+                lines.append(
+                    _as_floats(column, exponent=True).fill_null("null")
+                    if name == _VALUES
+                    else _texts(column, json.dumps)
+                )
         _write_lines(sink, [*lines, "}\n"])
         rows += batch.num_rows
     return rows
@@ -191,22 +204,29 @@ def _texts(column: pa.Array, text_of: Callable[[Any], str]) -> pa.Array | str:
     return pa.array(map(text_of, encoded.dictionary.to_pylist()), pa.string()).take(encoded.indices)
 
 
-def _as_floats(values: pa.Array) -> pa.Array:
+def _as_floats(values: pa.Array, *, exponent: bool) -> pa.Array:
     """
-    Return the shortest text of each number that reads as the same float.
+    Return the shortest text of each number that reads as the same float, with a point.
 
-    Each has a point, since readers that infer types take ``0`` for an integer.
+    Readers that infer types take ``0`` for an integer.
+
+    :param exponent: whether the text may have one. Some readers of CSV take such a number for a string, some of JSON
+        fail at one of more than twenty digits.
     """
     texts = values.cast(pa.string())
-    pointless = pc.invert(pc.match_substring(texts, "."))
-    if not pc.any(pointless).as_py():
-        return texts
-    whole = texts.filter(pointless)
-    with_point = pc.binary_join_element_wise(whole, ".0", "")
-    exponents = pc.match_substring(whole, "e")
+    exponents = pc.match_substring(texts, "e")
     if pc.any(exponents).as_py():
-        with_point = pc.if_else(exponents, pc.replace_substring(whole, "e", ".0e"), with_point)
-    return pc.replace_with_mask(texts, pointless, with_point)
+        odd = texts.filter(exponents).to_pylist()
+        if exponent:
+            odd = [text if "." in text else text.replace("e", ".0e") for text in odd]
+        else:
+            odd = [f"{Decimal(text):f}" for text in odd]
+        texts = pc.replace_with_mask(texts, exponents, pa.array(odd, pa.string()))
+    pointless = pc.invert(pc.match_substring(texts, "."))
+    if pc.any(pointless).as_py():
+        whole = pc.binary_join_element_wise(texts.filter(pointless), ".0", "")
+        texts = pc.replace_with_mask(texts, pointless, whole)
+    return texts
 
 
 class _IsoText:

@@ -437,30 +437,32 @@ def test_large_files_do_not_depend_on_batches_either(kind: str, file_format: str
 
 class TestText:
     @pytest.mark.parametrize(
-        ("value", "text"),
+        ("value", "in_csv", "in_json"),
         [
-            (0.0, "0.0"),
-            (-0.0, "-0.0"),
-            (50.0, "50.0"),
-            (-7.0, "-7.0"),
-            (0.1, "0.1"),
-            (123456789.0, "123456789.0"),
-            (1e22, "1.0e+22"),
-            (-1e300, "-1.0e+300"),
-            (1e-7, "1.0e-7"),
-            (1.5e-7, "1.5e-7"),
-            (5e-324, "5.0e-324"),
-            (1.7976931348623157e308, "1.7976931348623157e+308"),
+            (0.0, "0.0", "0.0"),
+            (-0.0, "-0.0", "-0.0"),
+            (50.0, "50.0", "50.0"),
+            (-7.0, "-7.0", "-7.0"),
+            (0.1, "0.1", "0.1"),
+            (123456789.0, "123456789.0", "123456789.0"),
+            (1e22, "1" + "0" * 22 + ".0", "1.0e+22"),
+            (-1e300, "-1" + "0" * 300 + ".0", "-1.0e+300"),
+            (1e-7, "0.0000001", "1.0e-7"),
+            (-1.5e-7, "-0.00000015", "-1.5e-7"),
+            (5e-324, "0." + "0" * 323 + "5", "5.0e-324"),
+            (1.7976931348623157e308, "17976931348623157" + "0" * 292 + ".0", "1.7976931348623157e+308"),
         ],
     )
     @pytest.mark.parametrize("others", [[], [0.5], [None], [1e30, 2.0, None, 0.25]])
-    def test_a_number_reads_as_a_float(self, value: float, text: str, others: list[float | None]) -> None:
+    def test_a_number_reads_as_a_float(
+        self, value: float, in_csv: str, in_json: str, others: list[float | None]
+    ) -> None:
         for values in ([value, *others], [*others, value]):
             line = values.index(value)
             csv_line = written([batch("site", values)], "csv", "none").decode().splitlines()[1 + line]
-            assert csv_line.rpartition(",")[2] == text
+            assert csv_line.rpartition(",")[2] == in_csv
             json_line = written([batch("site", values)], "jsonl", "none").decode().splitlines()[line]
-            assert json_line.endswith(f'"kw_total_avg":{text}}}')
+            assert json_line.endswith(f'"kw_total_avg":{in_json}}}')
 
     def test_csv_is_as_warehouses_read_it(self) -> None:
         lines = written([batch('a,"b"', [1.5, None])], "csv", "none").decode().split("\n")
