@@ -153,10 +153,10 @@ class MappedOverSites(CheckedWhenParsed):
         begun.__class__ = _checked(type(begun))  # type: ignore[arg-type]
         return begun
 
-    def _do_render_template_fields(self, parent: Any, *rest: Any) -> None:
+    def _do_render_template_fields(self, parent: Any, *rest: Any, **named: Any) -> None:
         """Recognize a template that rendered to the text of a list: its only other sign is a request for a wrong id."""
         before = self.sites
-        super()._do_render_template_fields(parent, *rest)
+        super()._do_render_template_fields(parent, *rest, **named)
         if parent is self and isinstance(before, str) and before != self.sites and _is_text_of_list(self.sites):
             self.sites = ListAsText(self.sites)
 
