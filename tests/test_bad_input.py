@@ -92,6 +92,7 @@ OPERATOR = [
     Wrong("s3_key", ["{site}/x", "{start.year}", "{0}/x"], "there are {start}", shows="placeholder {"),
     Wrong("s3_key", ["{start", "end}", "{batch:d}"], "write a literal brace twice"),
     Wrong("file_format", ["orc", "", None, True, [], {}], "choose one of parquet, csv, jsonl"),
+    Wrong("parquet_encoding", ["tiny", "", None, True], "choose one of portable, smallest"),
     Wrong("compression", ["lzo", "", None, True, [], "snappy"], "choose one of default, gzip", {"file_format": "csv"}),
     Wrong("on_incomplete", CHOICES[:-1], "choose one of warn, fail"),
     Wrong("on_unavailable", CHOICES, "choose one of skip, fail"),

@@ -165,6 +165,17 @@ def test_all_types_of_a_known_site_cost_one_request(stem, lake):
     assert receipt["unavailable_count"] == len(lacking) > 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "is_portable"), [({}, True), ({"parquet_encoding": "smallest"}, False)], ids=["portable", "smallest"]
+)
+def test_parquet_is_encoded_as_asked(arguments, is_portable, stem, lake):
+    streams_to_s3(lake, sites="site-00001", stream_types=["MONITOR"], **arguments).execute(run_context(*DAY))
+    [body] = lake.objects().values()
+    group = pq.read_metadata(io.BytesIO(body)).row_group(0)
+    found = {encoding for column in range(6) for encoding in group.column(column).encodings}
+    assert (found <= {"PLAIN", "RLE_DICTIONARY", "RLE"}) is is_portable
+
+
 @pytest.mark.parametrize("compression", ["default", "none"])
 @pytest.mark.parametrize("file_format", ["csv", "jsonl"])
 def test_text_formats_hold_the_same_rows_as_parquet(file_format, compression, stem, lake):
@@ -489,6 +500,7 @@ def test_a_stem_api_that_is_down_fails_retryably(stem, lake, monkeypatch):
         ({"file_format": "orc"}, "file_format is 'orc': choose one of parquet, csv, jsonl"),
         ({"compression": "lzo"}, "compression is 'lzo': for 'parquet' choose one of default, zstd"),
         ({"file_format": "csv", "compression": "snappy"}, "compression is 'snappy': for 'csv'"),
+        ({"parquet_encoding": "tiny"}, "parquet_encoding is 'tiny': choose one of portable, smallest"),
         ({"on_incomplete": "ignore"}, "on_incomplete is 'ignore': choose one of warn, fail"),
         ({"on_unavailable": True}, "on_unavailable is True"),
         ({"on_empty": "warn"}, "on_empty is 'warn': choose one of write, skip, fail"),
