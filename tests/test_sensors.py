@@ -342,9 +342,9 @@ def test_airflows_own_limit_comes_after_the_sensors(sim, clock):
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 FINAL = {
-    401: "check the API key (Password) of connection 'stem_default'",
+    401: "Check the API key (Password) of connection 'stem_default'",
     403: "grant the key of connection 'stem_default' this permission",
-    404: "check the id, and the Host of connection 'stem_default'",
+    404: "Check the id, and the Host of connection 'stem_default'",
 }
 FLAGS = [{}, {"soft_fail": True}, {"silent_fail": True}, {"never_fail": True}]
 
@@ -414,7 +414,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no connection": (
         lambda m: m.delenv("AIRFLOW_CONN_STEM_DEFAULT"),
         {},
-        r"stem_default.*create the connection, or name another",
+        r"stem_default.*Create the connection, or name another",
     ),
     "no key": (wrong_connection, {}, "Password"),
     "plain http": (lambda m: wrong_connection(m, host="http://stem.example", password="k"), {}, "https"),
@@ -464,7 +464,7 @@ def test_a_connection_that_goes_while_the_sensor_waits(wait, sim, monkeypatch, f
     Arrivals(sim, going)
     with pytest.raises(AirflowSkipException if "never_fail" in flags else AirflowFailException) as error:
         wait(**flags)
-    error.match("never_fail" if "never_fail" in flags else "create the connection, or name another")
+    error.match("never_fail" if "never_fail" in flags else "Create the connection, or name another")
     assert wait.clock.now == instant("2025-07-01T02:10Z")
 
 

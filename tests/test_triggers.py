@@ -176,7 +176,7 @@ def test_it_fires_once_when_all_is_there(sim, clock, form):
         ({"end": HOUR[0]}, "StemConfigError", "is not after start"),
         ({"resolution": 60}, "StemConfigError", "resolution is 60"),
         ({"deadline": "2025-07-01T00:00"}, "StemConfigError", "deadline"),
-        ({"stem_conn_id": "missing"}, "StemConfigError", "missing.*create the connection"),
+        ({"stem_conn_id": "missing"}, "StemConfigError", "missing.*Create the connection"),
         ({"sites": ["site-99999"]}, "StemNotFoundError", "404"),
     ],
 )

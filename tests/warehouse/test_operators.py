@@ -190,7 +190,7 @@ def test_duckdb_cannot_tell_a_file_from_a_schema_of_the_same_name(name, tmp_path
 
 
 def test_a_connection_that_is_not_there_is_told(lake):
-    with pytest.raises(AirflowFailException, match="create the connection, or name another"):
+    with pytest.raises(AirflowFailException, match="Create the connection, or name another"):
         loaded(RECEIPT)
 
 
