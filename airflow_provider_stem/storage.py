@@ -125,8 +125,8 @@ class S3Store:
         if ignored is None:
             return
         message = (
-            f"The store of connection {self._aws_conn_id!r} ignores {ignored}, so two tasks that write one object at "
-            "the same time can lose rows."
+            f"The store of connection {self._aws_conn_id!r} does not honour {ignored}, so two tasks that write one "
+            "object at the same time can lose rows."
         )
         if not may_be_unconditional:
             raise StemConfigError(
@@ -239,9 +239,13 @@ class S3Store:
 
         def honours(etag: str | None) -> bool:
             try:
-                self._put(key, _PROBE_BODY, etag, **self._extra_args)
+                self._put(key, _PROBE_BODY, etag, also_expected=(400, 405, 501), **self._extra_args)
             except ClientError as exc:
-                return _status(exc) != 501
+                if _status(exc) in (400, 405, 501):
+                    # Either the condition or another argument is what the store does not take.
+                    self._call("put_object", key, expected=(), Body=_PROBE_BODY, **self._extra_args)
+                    return False
+                return True
             return False
 
         try:
@@ -255,13 +259,15 @@ class S3Store:
             except ClientError as exc:
                 log.info("The probe %s cannot be deleted (%s)", self.uri(key), _reason(exc))
 
-    def _put(self, key: str, body: Any, etag: str | None, **arguments: Any) -> Any:
+    def _put(
+        self, key: str, body: Any, etag: str | None, *, also_expected: tuple[int, ...] = (), **arguments: Any
+    ) -> Any:
         condition: dict[str, str] = {}
-        # S3 answers 404 where the object of an If-Match is gone, and stores without conditional writes answer 501.
         expected: tuple[int, ...] = ()
         if self._conditional:
             condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-            expected = (*_CONFLICTS, 501) if etag is None else (*_CONFLICTS, 404, 501)
+            # S3 answers 404 where the object of an If-Match is gone.
+            expected = (*_CONFLICTS, *also_expected) if etag is None else (*_CONFLICTS, 404, *also_expected)
         return self._call("put_object", key, expected=expected, Body=body, **condition, **arguments)
 
     def _keeps(self, key: str, answer: Mapping[str, Any], file: ScratchFile) -> bool:
@@ -331,7 +337,8 @@ def _version(answer: Mapping[str, Any]) -> Version:
         read_at = datetime.fromisoformat(metadata[READ_AT]).astimezone(UTC)
     except (KeyError, ValueError, OverflowError):
         read_at = None
-    return Version(answer["ETag"], metadata.get(DIGEST), read_at)
+    digest = metadata.get(DIGEST)
+    return Version(answer["ETag"], digest and digest.lower(), read_at)
 
 
 def _status(exc: ClientError) -> int:

@@ -76,7 +76,7 @@ def writes(store):
 @pytest.mark.parametrize("ignored", [("If-None-Match",), ("If-Match",), ("If-None-Match", "If-Match")])
 def test_a_store_that_ignores_conditions_is_an_error_before_the_api_is_asked(if_exists, ignored, store, stem, lake):
     store.ignores = tuple(name.lower() for name in ignored)
-    with pytest.raises(AirflowFailException, match=rf"ignores {ignored[0]}.*allow_unconditional_writes"):
+    with pytest.raises(AirflowFailException, match=rf"does not honour {ignored[0]}.*allow_unconditional_writes"):
         land(lake, if_exists=if_exists)
     assert stem.requests == []
     assert lake.objects() == {}
@@ -91,17 +91,28 @@ def test_such_a_store_can_be_written_to_all_the_same(how, store, stem, lake, mon
     caplog.set_level(logging.WARNING)
     for _ in range(2):
         land(lake, **arguments)
-    assert "ignores If-None-Match" in caplog.text
+    assert "does not honour If-None-Match" in caplog.text
     assert landed_rows(lake.table()) == expected_rows(stem, SITES, ["MONITOR"], 900, *DAY)
 
 
-def test_a_store_that_does_not_implement_conditions_is_one_of_them(store, stem, lake):
-    store.go_wrong(
-        answer(501, b"<Error><Code>NotImplemented</Code></Error>"), lambda exchange: exchange.method == "PUT"
-    )
-    with pytest.raises(AirflowFailException, match="ignores If-None-Match"):
+@pytest.mark.parametrize("status", [400, 405, 501])
+def test_a_store_that_rejects_conditions_is_one_of_them(status, store, stem, lake, monkeypatch):
+    original = store._answer_from_behind
+
+    def without_conditions(head, body):
+        if head.startswith(b"PUT") and re.search(rb"\r\nIf-(None-)?Match: ", head, re.IGNORECASE):
+            return f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode()
+        return original(head, body)
+
+    store._answer_from_behind = without_conditions
+    with pytest.raises(AirflowFailException, match="does not honour If-None-Match"):
         land(lake)
     assert stem.requests == []
+    monkeypatch.setenv("AIRFLOW__STEM__ALLOW_UNCONDITIONAL_WRITES", "True")
+    for _ in range(2):
+        land(lake)
+    assert landed_rows(lake.table()) == expected_rows(stem, SITES, ["MONITOR"], 900, *DAY)
+    assert len(lake.objects()) == 1
 
 
 @pytest.mark.parametrize("status", [409, 412])

@@ -190,7 +190,7 @@ def _count(value: object) -> int | None:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or "_" in str(value):
         return None
     try:
         number = float(value)

@@ -27,7 +27,8 @@ def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     """
     Iterate over the rows of an object as record batches in the landing schema.
 
-    Format and compression are detected from the first bytes, so the key needs no extension.
+    Format and compression are detected from the first bytes, so the key needs no extension. Parquet that another
+    program wrote may have the columns in another order, nullable or in a type without loss, such as a dictionary.
 
     :param file: seekable binary file, positioned at its start.
     :raises ValueError: the columns are not those of the landing schema, or one that is not nullable holds a null;
@@ -45,9 +46,14 @@ def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
 
 def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     with pyarrow.parquet.ParquetFile(file) as parquet:
-        if not parquet.schema_arrow.equals(LANDING_SCHEMA, check_metadata=False):
+        if sorted(parquet.schema_arrow.names) != sorted(LANDING_SCHEMA.names) or any(
+            # Whoever reads a time without a zone has to guess one.
+            pa.types.is_timestamp(field.type) and field.type.tz is None
+            for field in parquet.schema_arrow
+        ):
             raise ValueError(f"its columns are {_columns(parquet.schema_arrow)}")
-        yield from parquet.iter_batches(_BATCH_ROWS)
+        for batch in parquet.iter_batches(_BATCH_ROWS):
+            yield batch.select(LANDING_SCHEMA.names)
 
 
 def _read_text(file: BinaryIO) -> Iterator[pa.RecordBatch]:

@@ -15,13 +15,13 @@ from datetime import datetime, timedelta
 from typing import BinaryIO, Literal, Protocol, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
 from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.files import write_file
 from airflow_provider_stem.streams.merging import Merge, NotMergeableError
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
@@ -216,7 +216,9 @@ def _verified(held: ScratchFile, current: Version) -> Iterator[pa.RecordBatch]:
     held.seek(0)
     try:
         for batch in read_batches(cast(BinaryIO, held)):
-            yield pa.RecordBatch.from_arrays(batch.columns, schema=LANDING_SCHEMA)
+            if pc.all(pc.is_finite(batch.column("kw_total_avg"))).as_py() is False:
+                raise NotMergeableError("it holds a value that is not a finite number")
+            yield batch
     except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as exc:
         if isinstance(exc, OSError) and exc.errno is not None:  # a fault of the disk, not of the content
             raise

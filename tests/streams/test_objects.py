@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -247,6 +248,35 @@ def test_an_object_of_something_else_is_only_replaced(body: bytes, store: Memory
         assert store.objects[KEY][0] == body
     written = land(store, rows(1.0, "a"), "replace" if body else "merge")
     assert (written.merge.inserted, store.rows()) == (3, rows(1.0, "a"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.set_column(1, "stream_type", table["stream_type"].dictionary_encode()),
+        lambda table: table.set_column(0, "site_id", table["site_id"].cast(pa.large_string())),
+        lambda table: table.set_column(2, "resolution", table["resolution"].cast(pa.int64())),
+        lambda table: table.set_column(4, "interval_end", table["interval_end"].cast(pa.timestamp("ms", "UTC"))),
+        lambda table: table.set_column(5, "kw_total_avg", table["kw_total_avg"].cast(pa.float32())),
+        lambda table: table.select(table.column_names[::-1]),
+        lambda table: table.cast(pa.schema([field.with_nullable(True) for field in table.schema])),
+    ],
+)
+def test_rows_that_another_program_wrote_are_kept(change: Callable[[pa.Table], pa.Table], store: MemoryStore) -> None:
+    body = io.BytesIO()
+    pq.write_table(change(pa.Table.from_batches(batches_of(rows(1.5, "a", "b"), []))), body)
+    store.objects[KEY] = body.getvalue(), Version("etag", None, None)
+    assert land(store, rows(2.0, "b")).merge.kept == 3
+    assert store.rows() == {**rows(1.5, "a"), **rows(2.0, "b")}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_object_with_a_value_that_is_not_finite_is_not_merged_with(value: float, store: MemoryStore) -> None:
+    body = io.BytesIO()
+    pq.write_table(pa.Table.from_batches(batches_of(rows(value, "a"), [])), body)
+    store.objects[KEY] = body.getvalue(), Version("etag", None, None)
+    with pytest.raises(StemDataError, match="not a finite number"):
+        land(store, rows(2.0, "b"))
 
 
 def test_an_object_that_is_damaged_is_not_merged_with(store: MemoryStore) -> None:
