@@ -1,366 +1,286 @@
 """
-Which sites a daily load holds, and from which day on, so that another load can bring what lies before; for DAGs.
+Record which days of which streams have landed, and find those that are missing; for DAGs.
 
-The rule: **a day's objects hold the sites that the ledger had when a run first set out to read that day.** A site that
-is listed for the first time is entered with the first day that no run has yet set out to read. So whatever reads a day
-again, a later run's look-back, a retry, a backfill, in whichever order and however many at a time, reads it for the
-same sites. What lies before a site's day is nobody's but the history's, for good.
+A daily load and a history share one ledger. Each enters what it landed after it has landed, and the history reads what
+is missing. Rows merge into the objects that are there, so a piece that landed but was not entered is read again and
+changes nothing. The order of runs does not matter, nor when a site is listed.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime, time, timedelta
-from functools import cached_property
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from airflow_provider_stem.errors import StemConfigError, StemTransportError
-from airflow_provider_stem.streams.keys import KeyTemplate
+from airflow_provider_stem.errors import StemTransportError
+from airflow_provider_stem.streams.objects import ObjectChangedError, Version
+from airflow_provider_stem.streams.receipts import Receipt
 from airflow_provider_stem.streams.sites import stream_starts
-from airflow_provider_stem.streams.windows import Partition, Window, iso
-from airflow_provider_stem.text import one_line
+from airflow_provider_stem.streams.spool import ScratchFile
 
-Batches = Iterable[Mapping[str, Any]]
-"""As :class:`~airflow_provider_stem.operators.StemSiteListOperator` gives them."""
+if TYPE_CHECKING:
+    from airflow_provider_stem.storage import S3Store
+
+__all__ = ["EARLIEST", "Ledger", "Piece", "SiteEntry", "next_piece", "record"]
 
 EARLIEST = date(2010, 1, 1)
-"""Where history begins for a site whose streams' starts the API does not tell."""
+"""First day of the history of a stream whose start the API does not report, or reports as a year before 2000."""
 
 _DAY = timedelta(days=1)
-_MONTHS = 11  # a year together with the interval that is asked for on each side would take two requests
-_PATIENCE = timedelta(days=7)
-_ATTEMPTS = 50  # in each of them another run was faster
+# Back to the start of its month this is eleven months. A year, padded on both sides, would take a second request.
+_MAX_SPAN = timedelta(days=330)
+_MAX_WRITES = 20  # each of them only where another run has written the object meanwhile
+
+Span = tuple[date, date]
+"""The first day, and the day after the last one, in UTC."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Piece(TypedDict):
     """
-    What is known of one site.
+    The arguments of one task of the history, for ``StemStreamsToS3Operator``.
 
-    :param since: the first day whose objects hold it.
-    :param cohort: the number of the ledger that it was entered with; sites of one cohort share ``since``.
-    :param batch: the batch that it is in.
-    :param gone: the first day that no run had set out to read when it was no longer listed.
-    :param missed: where the periods begin that the history set out to read for its cohort without it.
+    :param sites: records of ``StemSiteListOperator``.
+    :param start: first instant; ISO 8601, UTC. ``end`` is the instant after the last one.
+    :param partition: ``month`` before the first day of the daily load's objects, ``day`` from it on.
     """
 
-    since: date
-    cohort: int
+    sites: list[Mapping[str, Any]]
     batch: str
-    gone: date | None = None
-    missed: tuple[date, ...] = ()
+    start: str
+    end: str
+    partition: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
+class SiteEntry:
+    """
+    What is recorded of one site.
+
+    :param streams: the days that landed, by stream type; spans in order that neither overlap nor touch.
+    :param tries: how many pieces of its history failed since the last one that landed.
+    """
+
+    streams: dict[str, list[Span]] = field(default_factory=dict)
+    tries: int = 0
+
+
+Entries = dict[str, SiteEntry]
+"""The entries of one batch, by site id."""
+
+
 class Ledger:
     """
-    One state of the ledger. Each follows from the one before, and none is changed.
+    The ledger in S3: one JSON object for each batch, written on condition that it is still the one that was read.
 
-    :param number: counts the states, from 1 on; 0 is the empty one.
-    :param end: the first day that no run has yet set out to read.
-    :param sites: by id.
-    """
-
-    number: int = 0
-    end: date | None = None
-    sites: Mapping[str, Entry] = field(default_factory=dict)
-
-    def with_run(self, batches: Batches, end: date, first: date) -> Ledger:
-        """
-        Enter a run that is about to read.
-
-        :param batches: the sites that are listed.
-        :param end: where its window ends.
-        :param first: the day on which the daily load begins, for the sites that are there from the start.
-        :return: the next state, or this one where nothing is new.
-        :raises StemConfigError: a site is in another batch than before, or the first day has moved past what was read.
-        """
-        if self.end and first > self.end:
-            raise StemConfigError(
-                f"the daily load is to begin on {first}, but has come to {self.end} already: nobody would read "
-                "what is between. Leave its first day as it was."
-            )
-        since = max(self.end or first, first)
-        listed = {site["site_id"]: batch["batch"] for batch in batches for site in batch["sites"]}
-        sites = {}
-        for site_id, entry in self.sites.items():
-            if listed.get(site_id, entry.batch) != entry.batch:
-                raise StemConfigError(
-                    f"site {one_line(site_id)} is in batch {listed[site_id]}, and its rows are in the objects of batch "
-                    f"{entry.batch}: leave the number of batches as it was, or every site would land twice."
-                )
-            sites[site_id] = replace(entry, gone=None if site_id in listed else entry.gone or since)
-        for site_id in listed.keys() - sites.keys():
-            sites[site_id] = Entry(since, self.number + 1, listed[site_id])
-        entered = Ledger(self.number, max(since, end), sites)
-        return self if entered == self else replace(entered, number=self.number + 1)
-
-    def pieces(
-        self, batches: Batches, start: date, end: date, is_there: Callable[[str, date], bool]
-    ) -> Iterator[dict[str, Any]]:
-        """
-        Cut a run's window where a batch's sites change, for ``StemStreamsToS3Operator`` to be mapped over.
-
-        Most batches are one piece. A day whose object holds a site that is no longer listed is left out, so that the
-        site's rows stay.
-
-        :param batches: the sites that are listed.
-        :param is_there: tells whether a batch's object of a day is there.
-        :return: ``{"sites", "batch", "start", "end"}``.
-        """
-        lost: dict[str, list[Entry]] = defaultdict(list)
-        for entry in self.sites.values():
-            if entry.gone:
-                lost[entry.batch].append(entry)
-        days = [start + number * _DAY for number in range((end - start).days)]
-        for batch in batches:
-
-            def members(day: date, batch: Mapping[str, Any] = batch) -> list[Mapping[str, Any]]:
-                name = batch["batch"]
-                if any(e.gone and e.since <= day < e.gone for e in lost[name]) and is_there(name, day):
-                    return []
-                return [site for site in batch["sites"] if self.sites[site["site_id"]].since <= day]
-
-            for sites, piece in groupby(days, members):
-                if sites:
-                    first, *_, last = [*piece] * 2
-                    yield {"sites": sites, "batch": batch["batch"], **_bounds(first, last + _DAY)}
-
-    def history(
-        self, batches: Batches, settle: timedelta, key: str, there: Collection[str]
-    ) -> Iterator[dict[str, Any]]:
-        """
-        Tell what lies before the days that the daily load holds, for ``StemStreamsToS3Operator`` to be mapped over.
-
-        Sites that were entered together share objects, so that what an object holds is settled once and for all. While
-        one of them is not listed the others wait, for a week: it may have been a mishap of the list. What is then read
-        without it is read for it alone, once it is listed again; see :meth:`with_history`.
-
-        :param batches: the sites that are listed.
-        :param settle: how long after its end a day may still be restated: what is younger has to wait.
-        :param key: the template of the history's keys, of resolution 900 and in Parquet.
-        :param there: the keys that are there. A piece is left out where all of its objects are.
-        :return: ``{"sites", "batch", "start", "end", "partition"}``: whole months, at most eleven of them, and
-            as one object the days of the month that the daily load begins in.
-        """
-        listed = {site["site_id"]: site for batch in batches for site in batch["sites"]}
-        settled = None if self.end is None else self.end - settle
-        for group, members in self._groups().items():
-            sites = [listed[site_id] for site_id in members if site_id in listed]
-            if any(self._may_return(site_id) for site_id in members if site_id not in listed):
-                continue
-            if sites:
-                yield from self._lacking(group, sites, settled, key, there, alone=False)
-            for site in sites:
-                # Opaque, and of any length, so that it is hashed in a key.
-                digest = hashlib.sha256(site["site_id"].encode(errors="surrogatepass")).hexdigest()[:16]
-                yield from self._lacking(f"{group}_{digest}", [site], settled, key, there, alone=True)
-
-    def with_history(self, pieces: Iterable[Mapping[str, Any]]) -> Ledger:
-        """
-        Enter pieces of the history that are about to be read.
-
-        :param pieces: of those that :meth:`history` gave.
-        :return: the next state, or this one where each of them is read for all of its sites.
-        """
-        groups = self._groups()
-        missed: dict[str, set[date]] = defaultdict(set)
-        for piece in pieces:
-            read = {site["site_id"] for site in piece["sites"]}
-            start, end = (datetime.fromisoformat(piece[bound]) for bound in ("start", "end"))
-            begins = {period.start.date() for period in Window.covering(start, end, 900).periods(piece["partition"])}
-            for site_id in groups.get(piece["batch"], ()):
-                if site_id not in read:
-                    missed[site_id] |= begins
-        sites = {
-            site_id: replace(entry, missed=tuple(sorted(missed[site_id].union(entry.missed))))
-            if site_id in missed
-            else entry
-            for site_id, entry in self.sites.items()
-        }
-        return self if sites == self.sites else replace(self, number=self.number + 1, sites=sites)
-
-    def _lacking(
-        self,
-        group: str,
-        sites: Sequence[Mapping[str, Any]],
-        settled: date | None,
-        key: str,
-        there: Collection[str],
-        *,
-        alone: bool,
-    ) -> Iterator[dict[str, Any]]:
-        """Give the pieces of sites that share objects, but for what each missed, or of one alone just that."""
-        template = KeyTemplate(key, batch=group, dag_id="", task_id="", extension="parquet")
-        since = self.sites[sites[0]["site_id"]].since
-        for start, end, partition in _chunks(min(map(_began, sites)), since):
-            if settled is None or end > settled:
-                continue
-
-            def members(period: Window) -> list[Mapping[str, Any]]:
-                began = period.start.date()
-                return [site for site in sites if (began in self.sites[site["site_id"]].missed) is alone]
-
-            periods = Window.covering(_midnight(start), _midnight(end), 900).periods(partition)
-            for read, run in groupby(periods, members):
-                first, *_, last = piece = [*run] * 2
-                if read and not all(template.key(period) in there for period in piece):
-                    bounds = {"start": iso(first.start), "end": iso(last.end)}
-                    yield {"sites": read, "batch": group, **bounds, "partition": partition}
-
-    def _groups(self) -> dict[str, list[str]]:
-        """Give the sites that share objects of the history, by these objects' batch."""
-        groups: dict[str, list[str]] = defaultdict(list)
-        for site_id, entry in sorted(self.sites.items()):
-            groups[f"{entry.cohort:05d}_{entry.batch}"].append(site_id)
-        return dict(sorted(groups.items()))
-
-    def _may_return(self, site_id: str) -> bool:
-        gone = self.sites[site_id].gone
-        return gone is None or self.end is None or gone + _PATIENCE > self.end
-
-
-class LedgerStore:
-    """
-    Keeps the ledger's states in S3, each as one object that is written once; whoever comes second begins anew.
-
-    :param bucket: where to.
-    :param prefix: what the keys begin with.
+    :param bucket: name of the bucket.
+    :param prefix: of the keys ``{prefix}/{batch}.json``.
+    :param stream_types: that the DAGs read. A type that is added later is missing from each stream's start on.
+    :param s3_extra_args: further arguments of each PUT, as for ``StemStreamsToS3Operator``.
     :param aws_conn_id: connection of type ``aws``.
     """
 
-    def __init__(self, bucket: str, prefix: str, aws_conn_id: str | None = "aws_default") -> None:
-        self._bucket = bucket
-        self._prefix = prefix.rstrip("/") + "/"
-        self._aws_conn_id = aws_conn_id
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        stream_types: Sequence[str],
+        *,
+        s3_extra_args: Mapping[str, Any] | None = None,
+        aws_conn_id: str | None = "aws_default",
+    ) -> None:
+        from airflow_provider_stem.storage import S3Store
 
-    @cached_property
-    def _client(self) -> Any:
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+        self._store: S3Store = S3Store(aws_conn_id, bucket, s3_extra_args)
+        self._prefix = prefix
+        self._stream_types = stream_types
 
-        return S3Hook(aws_conn_id=self._aws_conn_id).get_conn()
+    def enter(
+        self, batches: Iterable[Mapping[str, Any]], receipts: Iterable[Receipt], *, count_tries: bool = False
+    ) -> None:
+        """
+        Enter what tasks landed. Entering it again changes nothing.
 
-    def read(self) -> Ledger:
-        """Give the newest state."""
-        keys = [
-            listed["Key"]
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
-            for listed in page.get("Contents", ())
-        ]
-        if not keys:
-            return Ledger()
-        body = self._client.get_object(Bucket=self._bucket, Key=max(keys))["Body"].read()
-        kept = json.loads(gzip.decompress(body))
-        return Ledger(
-            kept["number"],
-            date.fromisoformat(kept["end"]),
-            {
-                site_id: Entry(
-                    date.fromisoformat(entry["since"]),
-                    entry["cohort"],
-                    entry["batch"],
-                    date.fromisoformat(entry["gone"]) if entry["gone"] else None,
-                    tuple(map(date.fromisoformat, entry["missed"])),
-                )
-                for site_id, entry in kept["sites"].items()
-            },
+        :param batches: ``{"sites", "batch"}`` that the tasks were mapped over.
+        :param receipts: of the tasks that succeeded. Their keys must end with ``_{batch}.{extension}``.
+        :param count_tries: whether to count a try of each site that did not land, so that :meth:`missing` postpones it.
+        :raises StemTransportError: the store failed, or other runs changed the ledger again and again.
+        """
+        landed = {receipt["objects"][0]["uri"].rpartition("_")[2].partition(".")[0]: receipt for receipt in receipts}
+        for batch in batches:
+            receipt = landed.get(batch["batch"])
+            if receipt or count_tries:
+                self._update(batch, receipt, count_tries=count_tries)
+
+    def missing(self, batches: Iterable[Mapping[str, Any]], cut: date, settle: timedelta) -> list[Piece]:
+        """
+        List the pieces of history to read next: at most one for each batch, the newest first.
+
+        :param batches: ``{"sites", "batch"}`` of the sites that are listed now.
+        :param cut: first day of the daily load's objects, the first of a month. Never changed.
+        :param settle: days at the end of what has landed that are left to the daily load, which reads them again.
+        :raises StemTransportError: the store failed.
+        """
+        read = [(batch, self._read(batch["batch"])[0]) for batch in batches]
+        ends = [spans[-1][1] for _, entries in read for entry in entries.values() for spans in entry.streams.values()]
+        if not ends:
+            return []
+        pieces = [next_piece(batch, entries, self._stream_types, cut, max(ends) - settle) for batch, entries in read]
+        return sorted(filter(None, pieces), key=lambda piece: piece["start"], reverse=True)
+
+    def _update(self, batch: Mapping[str, Any], receipt: Receipt | None, *, count_tries: bool) -> None:
+        for _ in range(_MAX_WRITES):
+            entries, version, read_at = self._read(batch["batch"])
+            before = _to_json(entries)
+            record(entries, batch["sites"], receipt, self._stream_types, count_tries=count_tries)
+            after = _to_json(entries)
+            if after == before:
+                return
+            with ScratchFile() as file:
+                file.write(after)
+                try:
+                    self._store.put(self._key(batch["batch"]), file, read_at, version)
+                except ObjectChangedError:
+                    continue
+            return
+        raise StemTransportError(
+            f"Other runs changed the ledger {_MAX_WRITES} times. Try again later "
+            f"[{self._store.uri(self._key(batch['batch']))}]"
         )
 
-    def enter(self, batches: Batches, end: date, first: date) -> Ledger:
-        """
-        Enter a run before it reads; see :meth:`Ledger.with_run`. A second time changes nothing.
+    def _read(self, batch: str) -> tuple[Entries, Version | None, datetime]:
+        """Return a batch's entries, the version of their object, and the store's time."""
+        version, read_at = self._store.head(self._key(batch))
+        with ScratchFile() as file:
+            version = self._store.get(self._key(batch), file) if version else None
+            file.seek(0)
+            return _from_json(file.read() if version else b"{}"), version, read_at
 
-        :raises StemTransportError: others were faster, again and again.
-        """
-        batches = list(batches)
-        return self._enter(lambda ledger: ledger.with_run(batches, end, first))
-
-    def enter_history(self, choose: Callable[[Ledger], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """
-        Enter pieces of the history before they are read; see :meth:`Ledger.with_history`.
-
-        :param choose: gives them, of a state; asked again where that is not the newest any more.
-        :raises StemTransportError: others were faster, again and again.
-        """
-        chosen: list[dict[str, Any]] = []
-
-        def step(ledger: Ledger) -> Ledger:
-            nonlocal chosen
-            chosen = choose(ledger)
-            return ledger.with_history(chosen)
-
-        self._enter(step)
-        return chosen
-
-    def _enter(self, step: Callable[[Ledger], Ledger]) -> Ledger:
-        from botocore.exceptions import ClientError
-
-        for _ in range(_ATTEMPTS):
-            ledger = self.read()
-            entered = step(ledger)
-            if entered is ledger:
-                return ledger
-            text = json.dumps(asdict(entered), default=str, sort_keys=True)
-            try:
-                self._client.put_object(
-                    Bucket=self._bucket,
-                    Key=f"{self._prefix}{entered.number:08d}.json.gz",
-                    Body=gzip.compress(text.encode(), mtime=0),
-                    IfNoneMatch="*",
-                )
-            except ClientError as exc:
-                if exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode") not in (409, 412):
-                    raise
-            else:
-                return entered
-        raise StemTransportError(f"the ledger in s3://{self._bucket}/{self._prefix} was busy {_ATTEMPTS} times")
+    def _key(self, batch: str) -> str:
+        return f"{self._prefix}/{batch}.json"
 
 
-def whole_days(start: datetime, end: datetime) -> tuple[date, date]:
+def record(
+    entries: Entries,
+    sites: Sequence[Mapping[str, Any]],
+    receipt: Receipt | None,
+    stream_types: Sequence[str],
+    *,
+    count_tries: bool,
+) -> None:
     """
-    Give a window as days.
+    Record in a batch's entries what became of one task.
 
-    :raises StemConfigError: it does not begin and end at midnight UTC.
+    :param sites: records of the sites that the task was given.
+    :param receipt: of the task, ``None`` where it failed.
     """
-    bounds = [start.astimezone(UTC), end.astimezone(UTC)]
-    if any(bound.time() != time() for bound in bounds):
-        raise StemConfigError(
-            f"the run's window is {iso(start)} to {iso(end)}: the daily load needs whole UTC days, as "
-            'CronDataIntervalTimetable("0 0 * * *", timezone="UTC") gives them.'
-        )
-    return bounds[0].date(), bounds[1].date()
+    failed: set[str] = set()
+    if receipt:
+        start, end = (datetime.fromisoformat(str(receipt["window"][bound])).date() for bound in ("start", "end"))
+        failed = {site["site_id"] for site in sites} & {one["site_id"] for one in receipt["failed_sites"]}
+    for site in sites:
+        entry = entries.setdefault(site["site_id"], SiteEntry())
+        # A receipt lists at most a hundred failed sites, and an id that holds the API key is redacted in it.
+        if not receipt or site["site_id"] in failed or len(failed) < receipt["failed_count"]:
+            entry.tries += count_tries
+            continue
+        if count_tries:
+            entry.tries = 0
+        for stream_type, began in _starts(site, stream_types):
+            # Nothing earlier counts as landed: a stream whose start moves back lacks what lies between.
+            if (first := max(start, began)) < end:
+                entry.streams[stream_type] = _united(entry.streams.get(stream_type, []), (first, end))
 
 
-def _began(site: Mapping[str, Any]) -> date:
+def next_piece(
+    batch: Mapping[str, Any], entries: Entries, stream_types: Sequence[str], cut: date, end: date
+) -> Piece | None:
+    """
+    Return the newest piece of history that a batch lacks, or ``None``.
+
+    It takes one request for each site: eleven months at most, of all sites that lack some of them. Sites whose pieces
+    failed come after all others, and fewer at a time after each failure, so one site does not hold up its batch.
+
+    :param batch: ``{"sites", "batch"}``.
+    :param cut: see :meth:`Ledger.missing`.
+    :param end: the first day that is left to the daily load.
+    """
+    end = end if end > cut else _month(end)
+    lacking: list[tuple[int, date, date, Mapping[str, Any]]] = []
+    for site in batch["sites"]:
+        entry = entries.get(site["site_id"], SiteEntry())
+        gaps = [_newest_gap(entry.streams.get(name, []), began, end) for name, began in _starts(site, stream_types)]
+        if found := [gap for gap in gaps if gap]:
+            lacking.append((entry.tries, min(found)[0], max(gap_end for _, gap_end in found), site))
+    if not lacking:
+        return None
+    tries = min(entry_tries for entry_tries, *_ in lacking)
+    lacking = [one for one in lacking if one[0] == tries]
+    upto = max(gap_end for _, _, gap_end, _ in lacking)
+    is_daily = upto > cut
+    if not is_daily:
+        upto = _month(_month(upto - _DAY) + 31 * _DAY)  # this day where it is the first of a month, else the next first
+    earliest = _month(upto - _MAX_SPAN)
+    if is_daily:
+        earliest = max(cut, earliest)
+    lacking = [one for one in lacking if one[2] > earliest]
+    start = max(earliest, min(gap_start for _, gap_start, _, _ in lacking))
+    return {
+        "sites": [site for *_, site in lacking[: max(1, len(lacking) >> tries)]],
+        "batch": batch["batch"],
+        "start": f"{start if is_daily else _month(start)}T00:00:00Z",
+        "end": f"{upto}T00:00:00Z",
+        "partition": "day" if is_daily else "month",
+    }
+
+
+def _starts(site: Mapping[str, Any], stream_types: Sequence[str]) -> Iterator[tuple[str, date]]:
+    """Iterate over the types of a site's streams, and the day on which each began."""
     starts = stream_starts(site, site["site_id"])
-    if starts is None or None in starts.values():
-        return EARLIEST
-    return min((start.date() for start in starts.values() if start), default=date.max)
+    for stream_type in stream_types:
+        if starts is None or stream_type in starts:
+            start = starts and starts[stream_type]
+            # Year 1 and the like stand for an unknown time.
+            yield stream_type, start.date() if start and start.year >= 2000 else EARLIEST
 
 
-def _chunks(began: date, since: date) -> Iterator[tuple[date, date, Partition]]:
-    """Cut the days from one to another into pieces of one request a site, the newest first."""
-    month = since.replace(day=1)
-    if max(began, month) < since:
-        yield month, since, "interval"
-    while began < month:
-        earlier = month
-        for _ in range(_MONTHS):
-            if began < earlier:
-                earlier = (earlier - _DAY).replace(day=1)
-        yield earlier, month, "month"
-        month = earlier
+def _united(spans: Iterable[Span], new: Span) -> list[Span]:
+    united: list[Span] = []
+    for start, end in sorted([*spans, new]):
+        if united and start <= united[-1][1]:
+            united[-1] = united[-1][0], max(end, united[-1][1])
+        else:
+            united.append((start, end))
+    return united
 
 
-def _bounds(start: date, end: date) -> dict[str, str]:
-    return {"start": iso(_midnight(start)), "end": iso(_midnight(end))}
+def _newest_gap(spans: Sequence[Span], begin: date, end: date) -> Span | None:
+    for span_start, span_end in reversed(spans):
+        if span_end < end:
+            begin = max(begin, span_end)
+            break
+        end = min(end, span_start)
+    return (begin, end) if begin < end else None
 
 
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time(), UTC)
+def _month(day: date) -> date:
+    return day.replace(day=1)
+
+
+def _to_json(entries: Entries) -> bytes:
+    plain = {site_id: asdict(entry) for site_id, entry in entries.items()}
+    return json.dumps(plain, default=str, sort_keys=True).encode()
+
+
+def _from_json(content: bytes) -> Entries:
+    return {
+        site_id: SiteEntry(
+            {
+                stream_type: [(date.fromisoformat(start), date.fromisoformat(end)) for start, end in spans]
+                for stream_type, spans in entry["streams"].items()
+            },
+            entry["tries"],
+        )
+        for site_id, entry in json.loads(content).items()
+    }

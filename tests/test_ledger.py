@@ -1,308 +1,328 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections import Counter
-from datetime import date, datetime, timedelta
-from itertools import pairwise
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.ledger import EARLIEST, Ledger, LedgerStore
-from airflow_provider_stem.streams.keys import KeyTemplate
-from airflow_provider_stem.streams.windows import Window
+from airflow_provider_stem.errors import StemTransportError
+from airflow_provider_stem.ledger import EARLIEST, Ledger
+from airflow_provider_stem.streams.objects import ObjectChangedError, Version
 
 DAY = timedelta(days=1)
-FIRST = date(2025, 3, 30)
-BEGAN = date(2025, 2, 11)
-KEY = "{start:%Y-%m-%d}_{end:%Y-%m-%d}_{batch}"
+CUT = date(2025, 3, 1)
+LOOKBACK = timedelta(days=3)
+TYPES = ("MONITOR", "CONVERTER")
+BEGAN = {"MONITOR": date(2023, 11, 11), "CONVERTER": date(2024, 12, 30)}
 
 
-def day(number):
-    return FIRST + number * DAY
+def at(number):
+    return CUT + number * DAY
 
 
-def listed(count):
-    """The first so many sites, in two batches."""
+def starts(**days):
+    return {name: f"{day}T08:15:01Z" for name, day in days.items()}
+
+
+def listing(*sites):
+    """Two batches of sites, each ``(site_id, stream_start_times)``."""
     batches: dict[str, list[dict[str, Any]]] = {}
-    for number in range(count):
-        site = {"site_id": f"site-{number}", "stream_start_times": {"MONITOR": f"{BEGAN}T08:15:01Z"}}
-        batches.setdefault(f"00{number % 2 + 1}-of-002", []).append(site)
-    return [{"sites": sites, "batch": batch} for batch, sites in sorted(batches.items())]
+    for site_id, times in sites:
+        batches.setdefault(f"00{int(site_id) % 2 + 1}-of-002", []).append(
+            {"site_id": site_id, "stream_start_times": times}
+        )
+    return [{"batch": batch, "sites": sites} for batch, sites in sorted(batches.items())]
 
 
-def days_of(piece):
-    start, end = (date.fromisoformat(piece[bound][:10]) for bound in ("start", "end"))
-    return [start + number * DAY for number in range((end - start).days)]
+def receipt_of(batch, start, end, failed=()):
+    return {
+        "window": {"start": f"{start}T00:00:00Z", "end": f"{end}T00:00:00Z", "resolution": 900},
+        "objects": [{"uri": f"s3://lake/a_b/900s_{batch}.parquet"}],
+        "failed_sites": [{"site_id": site, "error": "forbidden"} for site in failed],
+        "failed_count": len(failed),
+    }
 
 
-class Lake:
-    """Objects of days: whoever writes last is read."""
+def bounds(piece):
+    return tuple(date.fromisoformat(piece[bound][:10]) for bound in ("start", "end"))
+
+
+def bits(start, end):
+    return (1 << max(0, (end - EARLIEST).days)) - (1 << (min(start, end) - EARLIEST).days)
+
+
+class MemoryStore:
+    """The store's conditional writes without a server: the property tests make thousands of them."""
 
     def __init__(self):
-        self.daily: dict[tuple[str, date], set[str]] = {}
-        self.history: Counter[tuple[str, date]] = Counter()
+        self.objects: dict[str, bytes] = {}
 
-    def land(self, piece):
-        for at in days_of(piece):
-            self.daily[piece["batch"], at] = {site["site_id"] for site in piece["sites"]}
+    def _version(self, key):
+        return Version(hashlib.sha256(self.objects[key]).hexdigest(), None, None) if key in self.objects else None
 
-    def land_history(self, piece):
-        self.history.update((site["site_id"], at) for site in piece["sites"] for at in days_of(piece))
+    def head(self, key):
+        return self._version(key), datetime(2025, 1, 1, tzinfo=UTC)
 
-    def held(self):
-        return self.history + Counter((site, at) for (_, at), sites in self.daily.items() for site in sites)
+    def get(self, key, file):
+        file.write(self.objects[key])
+        return self._version(key)
+
+    def put(self, key, file, _read_at, replaces):
+        if self._version(key) != replaces:
+            raise ObjectChangedError(key)
+        file.seek(0)
+        self.objects[key] = file.read()
 
 
-@settings(max_examples=300)
+def ledger_in_memory():
+    ledger = Ledger("lake", "ledger", TYPES)
+    ledger._store = MemoryStore()  # type: ignore[assignment]
+    return ledger
+
+
+class Fleet:
+    """A model of the lake: the days of each stream under both prefixes, as bits, and what the API would return."""
+
+    def __init__(self):
+        self.ledger = ledger_in_memory()
+        self.days: dict[str, Counter[tuple[str, str]]] = {"day": Counter(), "month": Counter()}
+        self.began: dict[str, dict[str, date]] = {}
+
+    def listed(self, *without):
+        return listing(*((site, starts(**self.began[site])) for site in sorted(self.began) if site not in without))
+
+    def land(self, piece, failed=()):
+        """Write what the API has of the piece, and return the receipt."""
+        start, end = bounds(piece)
+        if piece["partition"] == "month":
+            assert start.day == end.day == 1
+            assert end <= CUT
+        else:
+            assert start >= CUT
+        assert timedelta(0) < end - start <= timedelta(days=363)  # one request, padding included
+        for site in piece["sites"]:
+            for name in site["stream_start_times"] if site["site_id"] not in failed else ():
+                began = self.began[site["site_id"]].get(name, end)
+                self.days[piece["partition"]][site["site_id"], name] |= bits(max(start, began), end)
+        return receipt_of(piece["batch"], start, end, failed)
+
+    def daily(self, listed, end, lookback=LOOKBACK):
+        window = {"start": f"{max(CUT, end - DAY - lookback)}T00:00:00Z", "end": f"{end}T00:00:00Z"}
+        return [{**batch, **window, "partition": "day"} for batch in listed]
+
+    def finish(self, listed, limit=60):
+        """Run the history, without any failure, until it finds nothing."""
+        for _ in range(limit):
+            pieces = self.ledger.missing(listed, CUT, LOOKBACK)
+            assert len({piece["batch"] for piece in pieces}) == len(pieces)
+            if not pieces:
+                return
+            self.ledger.enter(pieces, [self.land(piece) for piece in pieces], count_tries=True)
+        pytest.fail("the history does not end")
+
+    def check(self, end):
+        """Check that each day of each stream is there, under exactly one of the prefixes."""
+        for site, streams in self.began.items():
+            for name, began in streams.items():
+                in_days, in_months = (days[site, name] for days in self.days.values())
+                assert in_days & in_months == 0
+                assert in_days | in_months == bits(began, end)
+
+
+@settings(max_examples=200)
 @given(st.data())
-def test_daily_and_history_hold_every_day_of_every_site_exactly_once(data):
-    """Whatever the order in which runs begin and their tasks write, however far they look back, whenever sites come."""
-    lake, ledger, count = Lake(), Ledger(), 1
-    waiting: list[dict[str, Any]] = []
-    last = data.draw(st.integers(1, 8))
-    runs = data.draw(st.lists(st.integers(0, last - 1), max_size=8))
-    for number in [*runs, *range(last)]:  # at last each day has had its run
-        count += data.draw(st.integers(0, 2))
-        ledger = ledger.with_run(listed(count), day(number + 1), FIRST)
-        start = day(number) - data.draw(st.integers(0, 3)) * DAY
-        waiting += ledger.pieces(listed(count), start, day(number + 1), lambda batch, at: (batch, at) in lake.daily)
-        for _ in range(data.draw(st.integers(0, len(waiting)))):
-            lake.land(waiting.pop(data.draw(st.integers(0, len(waiting) - 1))))
-    for piece in waiting:
-        lake.land(piece)
-    for piece in ledger.history(listed(count + 5), timedelta(), KEY, ()):
-        lake.land_history(piece)
-
-    months_start = BEGAN.replace(day=1)
-    every_day = [months_start + number * DAY for number in range((day(last) - months_start).days)]
-    sites = [f"site-{number}" for number in range(count)]
-    assert lake.held() == Counter((site, at) for site in sites for at in every_day)
-
-
-@settings(max_examples=300)
-@given(st.data())
-def test_the_history_holds_every_day_of_every_site_exactly_once_however_sites_go_and_return(data):
-    """Whenever it is read, whatever of it fails, and however long a site is not listed meanwhile."""
-    count = data.draw(st.integers(2, 5))
-    every = listed(count)
-    ledger, at = Ledger(), 0
-    objects: dict[str, tuple[set[str], list[date]]] = {}
-
-    def run_daily(days, batches):
-        nonlocal ledger, at
-        at += days
-        ledger = ledger.with_run(batches, day(at), FIRST)
-
-    def read(batches, of_each):
-        nonlocal ledger
-        lacking = list(ledger.history(batches, timedelta(), KEY, objects))
-        chosen = [piece for piece in lacking if of_each()]
-        ledger = ledger.with_history(chosen)
-        for piece in chosen:
-            # A task may fail, and it may have written some of its objects before.
-            start, end = (datetime.fromisoformat(piece[bound]) for bound in ("start", "end"))
-            for period in Window.covering(start, end, 900).periods(piece["partition"]):
-                if of_each():
-                    name = KeyTemplate(KEY, piece["batch"], "", "", "parquet").key(period)
-                    days = (period.end - period.start).days
-                    sites = {site["site_id"] for site in piece["sites"]}
-                    objects[name] = sites, [period.start.date() + number * DAY for number in range(days)]
-        return chosen
-
-    run_daily(1, every)
-    for _ in range(data.draw(st.integers(0, 6))):
-        away = data.draw(st.sets(st.integers(0, count - 1)))
-        here = [
-            {**batch, "sites": [site for site in batch["sites"] if int(site["site_id"][5:]) not in away]}
-            for batch in every
-        ]
-        for _ in range(data.draw(st.integers(1, 2))):
-            run_daily(data.draw(st.integers(1, 9)), here)
-        read(here, lambda: data.draw(st.booleans()))
-    run_daily(1, every)
-    while read(every, lambda: True):
-        pass
-
-    held = Counter((site, one) for sites, days in objects.values() for site in sites for one in days)
-    months_start = BEGAN.replace(day=1)
-    before = [months_start + number * DAY for number in range((FIRST - months_start).days)]
-    assert held == Counter((f"site-{number}", one) for number in range(count) for one in before)
+def test_every_day_of_every_stream_lands_under_one_prefix_whatever_happens(data):
+    """
+    Whatever the order of runs, with listings that are out of date, sites that come, go and return, types that come with
+    a past, starts that move back, and tasks that fail, in part or as a whole, or land without being entered.
+    """
+    fleet, draw = Fleet(), data.draw
+    waiting: list[tuple[dict[str, Any], bool]] = []
+    for _ in range(draw(st.integers(1, 12))):
+        action = draw(st.sampled_from(["site", "stream", "daily", "history", "run", "run"]))
+        if action == "site":
+            fleet.began[str(len(fleet.began))] = {"MONITOR": BEGAN["MONITOR"] + draw(st.integers(0, 500)) * DAY}
+        elif action == "stream" and fleet.began:
+            site = draw(st.sampled_from(sorted(fleet.began)))
+            name = draw(st.sampled_from(TYPES))
+            began = BEGAN[name] + draw(st.integers(0, 100)) * DAY
+            fleet.began[site][name] = min(began, fleet.began[site].get(name, began))
+        elif action in ("daily", "history"):
+            listed = fleet.listed(*draw(st.sets(st.sampled_from(sorted(fleet.began) or ["-"]))))
+            lookback = draw(st.sampled_from([LOOKBACK, timedelta()]))
+            pieces: list[Any] = (
+                fleet.daily(listed, at(draw(st.integers(1, 40))), lookback)
+                if action == "daily"
+                else fleet.ledger.missing(listed, CUT, LOOKBACK)
+            )
+            waiting += [(piece, action == "history") for piece in pieces]
+        elif waiting:
+            piece, count_tries = waiting.pop(draw(st.integers(0, len(waiting) - 1)))
+            sites = [site["site_id"] for site in piece["sites"]]
+            failed = draw(st.sets(st.sampled_from(sites), max_size=len(sites) - 1))
+            outcome = draw(st.sampled_from(["failed", "landed", "entered", "entered"]))
+            receipts = [fleet.land(piece, failed)] if outcome != "failed" else []
+            if outcome != "landed":
+                fleet.ledger.enter([piece], receipts, count_tries=count_tries)
+    # A stream whose start moved back to where other streams of its site have been read is found as well.
+    everything = fleet.listed()
+    for number in (40, 41):
+        pieces = fleet.daily(everything, at(number))
+        fleet.ledger.enter(pieces, [fleet.land(piece) for piece in pieces])
+    fleet.finish(everything)
+    fleet.check(at(41))
 
 
-def test_what_a_first_run_enters_begins_with_the_first_day_whichever_it_reads():
-    ledger = Ledger().with_run(listed(2), day(5), FIRST)
-    assert {entry.since for entry in ledger.sites.values()} == {FIRST}
-    assert (ledger.number, ledger.end) == (1, day(5))
+@settings(max_examples=6)
+@given(st.sets(st.integers(0, 19), min_size=1), st.booleans())
+def test_sites_that_always_fail_do_not_hold_up_the_others(broken, alone):
+    """``alone``: each is skipped by its task. Otherwise it fails the task, with all of its sites, every time."""
+    fleet = Fleet()
+    fleet.began = {str(number): {"MONITOR": BEGAN["MONITOR"]} for number in range(20)}
+    bad = {str(number) for number in broken}
+    pieces = fleet.daily(fleet.listed(), at(1))
+    fleet.ledger.enter(pieces, [fleet.land(piece) for piece in pieces])
+    for number in range(2, 102):  # a site that fails may be well on other days
+        pieces = fleet.daily(fleet.listed(), at(number))
+        fleet.ledger.enter(pieces, [fleet.land(piece) for piece in pieces])
+        history = fleet.ledger.missing(fleet.listed(), CUT, LOOKBACK)
+        receipts = []
+        for piece in history:
+            failed = bad & {site["site_id"] for site in piece["sites"]}
+            if len(failed) < len(piece["sites"]) and (alone or not failed):
+                receipts.append(fleet.land(piece, failed))
+        fleet.ledger.enter(history, receipts, count_tries=True)
+    assert {piece["partition"] for piece in history} == {"month"}
+    assert {site["site_id"] for piece in history for site in piece["sites"]} <= bad
+    fleet.finish(fleet.listed())
+    fleet.check(at(101))
 
 
-def test_a_run_that_is_entered_twice_changes_nothing():
-    ledger = Ledger().with_run(listed(2), day(1), FIRST)
-    assert ledger.with_run(listed(2), day(1), FIRST) is ledger
-    assert ledger.with_run(listed(3), day(1), FIRST).sites["site-2"].since == day(1)
-
-
-def history(ledger, batches, settle=0, there=()):
-    return [
-        (piece["start"][:10], piece["end"][:10], piece["partition"])
-        for piece in ledger.history(batches, timedelta(days=settle), KEY, there)
-    ]
-
-
-def test_history_is_cut_into_whole_months_and_a_rest():
-    since = date(2025, 3, 30)
-    ledger = Ledger().with_run(listed(1), since + DAY, since)
-    assert history(ledger, listed(1)) == [
-        ("2025-03-01", "2025-03-30", "interval"),
-        ("2025-02-01", "2025-03-01", "month"),
-    ]
+def read_by(ledger, end, *sites):
+    """Enter the first day of a daily load that has read up to a day, and list what is missing."""
+    batches = listing(*sites)
+    ledger.enter(batches, [receipt_of(batch["batch"], CUT, CUT + DAY) for batch in batches])
+    far = listing(("9", starts(MONITOR=CUT)))
+    ledger.enter(far, [receipt_of(far[0]["batch"], CUT, end)])
+    pieces = ledger.missing([*batches, *far], CUT, LOOKBACK)
+    return [(*map(str, bounds(piece)), piece["partition"], len(piece["sites"])) for piece in pieces]
 
 
 @pytest.mark.parametrize(
-    ("since", "cuts"),
+    ("began", "end", "piece"),
     [
-        ("2025-02-12", [("2025-02-01", "2025-02-12", "interval")]),
-        ("2025-02-11", []),
-        ("2025-02-01", []),
-        ("2025-03-01", [("2025-02-01", "2025-03-01", "month")]),
-        ("2026-01-01", [("2025-02-01", "2026-01-01", "month")]),
-        ("2026-02-01", [("2025-03-01", "2026-02-01", "month"), ("2025-02-01", "2025-03-01", "month")]),
+        # What the daily load may still read again is left to it, and so is a month that it has begun with.
+        ("2025-01-15", at(2), ("2025-01-01", "2025-02-01", "month", 1)),
+        ("2025-02-15", at(2), None),
+        ("2025-01-15", at(3), ("2025-01-01", "2025-03-01", "month", 1)),
+        ("2024-01-15", at(3), ("2024-04-01", "2025-03-01", "month", 1)),
+        ("2025-02-28", at(10), ("2025-03-02", "2025-03-08", "day", 1)),
+        ("2025-03-05", at(10), ("2025-03-05", "2025-03-08", "day", 1)),
+        ("2025-03-08", at(10), None),
+        ("2023-01-01", date(2027, 1, 18), ("2026-02-01", "2027-01-15", "day", 1)),
     ],
 )
-def test_history_begins_with_the_month_in_which_the_streams_do(since, cuts):
-    since = date.fromisoformat(since)
-    assert history(Ledger().with_run(listed(1), since + DAY, since), listed(1)) == cuts
+def test_a_piece_is_whole_months_before_the_cut_and_days_after_it(began, end, piece):
+    assert read_by(ledger_in_memory(), end, ("2", starts(MONITOR=began))) == ([piece] if piece else [])
 
 
-@pytest.mark.parametrize("starts", [None, {"MONITOR": None}])
-def test_history_of_streams_without_a_start_begins_with_the_earliest(starts):
-    batches = [{"sites": [{"site_id": "a", "stream_start_times": starts}], "batch": "001-of-001"}]
-    assert history(Ledger().with_run(batches, day(1), FIRST), batches)[-1][0] == f"{EARLIEST}"
+def test_sites_of_a_batch_are_read_together_where_their_gaps_overlap():
+    ledger = ledger_in_memory()
+    sites = [(str(n), starts(MONITOR=began)) for n, began in ((0, "2024-12-03"), (2, "2020-01-01"), (4, "2025-03-01"))]
+    assert read_by(ledger, at(4), *sites) == [("2024-04-01", "2025-03-01", "month", 2)]
+
+
+@pytest.mark.parametrize("times", [None, {"MONITOR": None}, starts(MONITOR="0001-01-01"), starts(MONITOR=EARLIEST)])
+def test_a_stream_whose_start_is_not_known_begins_with_the_earliest(times):
+    ledger = ledger_in_memory()
+    batches = listing(("0", times))
+    ledger.enter(batches, [receipt_of("001-of-002", date(2010, 2, 1), at(10))])
+    (piece,) = ledger.missing(batches, CUT, LOOKBACK)
+    assert bounds(piece) == (EARLIEST, date(2010, 2, 1))
 
 
 def test_a_site_without_streams_has_no_history():
-    batches = [{"sites": [{"site_id": "a", "stream_start_times": {}}], "batch": "001-of-001"}]
-    assert history(Ledger().with_run(batches, day(1), FIRST), batches) == []
+    assert read_by(ledger_in_memory(), at(10), ("0", {})) == []
 
 
-def test_history_waits_until_it_is_settled():
-    ledger = Ledger().with_run(listed(1), day(1), FIRST)
-    assert history(ledger, listed(1), settle=2) == [("2025-02-01", "2025-03-01", "month")]
-    assert len(history(ledger.with_run(listed(1), day(2), FIRST), listed(1), settle=2)) == 2
+def test_another_type_that_the_dags_read_is_missing_from_its_start_on():
+    ledger = Ledger("lake", "ledger", ["MONITOR"])
+    ledger._store = store = MemoryStore()  # type: ignore[assignment]
+    batches = listing(("0", starts(MONITOR="2023-01-01", CONVERTER="2025-02-07")))
+    ledger.enter(batches, [receipt_of("001-of-002", date(2023, 1, 1), at(10))])
+    assert ledger.missing(batches, CUT, LOOKBACK) == []
+    ledger = ledger_in_memory()
+    ledger._store = store
+    assert [piece["partition"] for piece in ledger.missing(batches, CUT, LOOKBACK)] == ["day"]
 
 
-def test_history_that_is_there_is_left_out_and_what_is_there_in_part_is_not():
-    since = date(2025, 4, 30)
-    ledger = Ledger().with_run(listed(1), since + DAY, since)
-    keys = {f"{start}_{end}_00001_001-of-002" for start, end in [("2025-02-01", "2025-03-01")]}
-    assert history(ledger, listed(1), there=keys)[1:] == [("2025-02-01", "2025-04-01", "month")]
-    keys.add("2025-03-01_2025-04-01_00001_001-of-002")
-    assert history(ledger, listed(1), there=keys) == [("2025-04-01", "2025-04-30", "interval")]
-    keys.add("2025-04-01_2025-04-30_00001_001-of-002")
-    assert history(ledger, listed(1), there=keys) == []
+def test_a_receipt_that_does_not_list_all_failed_sites_enters_none():
+    ledger = ledger_in_memory()
+    batches = listing(("0", starts(MONITOR=CUT)), ("2", starts(MONITOR=CUT)))
+    ledger.enter(batches, [{**receipt_of("001-of-002", CUT, at(9), ["0"]), "failed_count": 2}])
+    assert ledger.missing(batches, CUT, LOOKBACK) == []
+    ledger.enter(batches, [receipt_of("001-of-002", CUT, at(9), ["0"])])
+    (piece,) = ledger.missing(batches, CUT, LOOKBACK)
+    assert [site["site_id"] for site in piece["sites"]] == ["0"]
 
 
-def test_history_waits_a_week_for_a_site_that_is_not_listed():
-    """An object is written once: it is not to lack a site for a mishap of the list."""
-    ledger = Ledger().with_run(listed(3), day(1), FIRST)
-    assert {piece["batch"] for piece in ledger.history(listed(1), timedelta(), KEY, ())} == set()
-    for number in range(1, 8):
-        assert list(ledger.history(listed(1), timedelta(), KEY, ())) == []
-        ledger = ledger.with_run(listed(1), day(number + 1), FIRST)
-    assert [piece["sites"] for piece in ledger.history(listed(1), timedelta(), KEY, ())] == [listed(1)[0]["sites"]] * 2
-    ledger = ledger.with_run(listed(3), day(9), FIRST)
-    assert ledger.sites["site-2"].gone is None
+def test_a_ledger_that_others_write_all_the_time_fails_for_a_retry(monkeypatch):
+    ledger = ledger_in_memory()
 
+    def changed(*_):
+        raise ObjectChangedError
 
-def test_a_day_whose_object_holds_a_site_that_has_gone_is_left():
-    ledger = Ledger().with_run(listed(4), day(2), FIRST)
-    ledger = ledger.with_run(listed(3), day(3), FIRST)  # site-3 of the second batch
-    cut = [(p["batch"], days_of(p)) for p in ledger.pieces(listed(3), day(0), day(3), lambda *at: at[1] < day(2))]
-    assert cut == [("001-of-002", [day(0), day(1), day(2)]), ("002-of-002", [day(2)])]
-    cut = [(p["batch"], days_of(p)) for p in ledger.pieces(listed(3), day(0), day(3), lambda *_: False)]
-    assert cut == [(batch, [day(0), day(1), day(2)]) for batch in ("001-of-002", "002-of-002")]
-    later = ledger.with_run(listed(3), day(4), FIRST)
-    cut = [(p["batch"], days_of(p)) for p in later.pieces(listed(3), day(2), day(4), lambda *_: True)]
-    assert cut == [(batch, [day(2), day(3)]) for batch in ("001-of-002", "002-of-002")]
-
-
-def test_a_site_does_not_change_its_batch():
-    ledger = Ledger().with_run(listed(2), day(1), FIRST)
-    moved = [{**listed(1)[0], "batch": "001-of-003"}]
-    with pytest.raises(StemConfigError, match="leave the number of batches as it was"):
-        ledger.with_run(moved, day(2), FIRST)
-
-
-def test_the_first_day_does_not_move_past_what_was_read():
-    ledger = Ledger().with_run(listed(1), day(1), FIRST)
-    assert ledger.with_run(listed(1), day(2), day(1)).end == day(2)
-    with pytest.raises(StemConfigError, match="Leave its first day as it was"):
-        ledger.with_run(listed(1), day(3), day(2))
+    monkeypatch.setattr(ledger._store, "put", changed)
+    monkeypatch.setattr(ledger._store, "uri", str, raising=False)
+    with pytest.raises(StemTransportError, match="Try again later"):
+        ledger.enter(listing(("0", None)), [receipt_of("001-of-002", CUT, at(1))])
 
 
 @pytest.mark.s3
-def test_what_is_kept_is_what_was_entered(lake):
-    store = LedgerStore(lake.bucket, "ledger")
-    assert store.read() == Ledger()
-    store.enter(listed(3), day(1), FIRST)
-    entered = store.enter(listed(2), day(2), FIRST)
-    assert (entered.number, entered.end) == (2, day(2))
-    assert entered.sites["site-2"].gone == day(1)
-    assert LedgerStore(lake.bucket, "ledger/").read() == entered
-    assert store.enter(listed(2), day(2), FIRST) == entered
-    assert sorted(lake.objects()) == ["ledger/00000001.json.gz", "ledger/00000002.json.gz"]
+def test_the_ledger_is_an_object_for_each_batch(lake):
+    ledger = Ledger(lake.bucket, "stem/ledger", TYPES)
+    batches = listing(("0", starts(MONITOR="2025-03-02")), ("1", starts(MONITOR=CUT)))
+    assert ledger.missing(batches, CUT, LOOKBACK) == []
+    ledger.enter(batches, [receipt_of("001-of-002", CUT, at(5))])
+    before = lake.objects()
+    assert {key: json.loads(content) for key, content in before.items()} == {
+        "stem/ledger/001-of-002.json": {"0": {"streams": {"MONITOR": [["2025-03-02", "2025-03-06"]]}, "tries": 0}}
+    }
+    ledger.enter(batches, [receipt_of("001-of-002", CUT, at(5))])
+    assert lake.objects() == before
+    (piece,) = ledger.missing(batches, CUT, LOOKBACK)
+    assert piece == {
+        "sites": batches[1]["sites"],
+        "batch": "002-of-002",
+        "start": "2025-03-01T00:00:00Z",
+        "end": "2025-03-03T00:00:00Z",
+        "partition": "day",
+    }
 
 
 @pytest.mark.s3
-def test_the_history_is_entered_by_what_the_newest_state_makes_of_it(lake):
-    store = LedgerStore(lake.bucket, "ledger")
-    store.enter(listed(3), day(1), FIRST)
-    store.enter(listed(1), day(1), FIRST)
-    for number in range(2, 10):
-        store.enter(listed(1), day(number), FIRST)
-    states = []
-
-    def choose(ledger):
-        states.append(ledger.number)
-        if len(states) == 1:
-            LedgerStore(lake.bucket, "ledger").enter(listed(1), day(10), FIRST)
-        return list(ledger.history(listed(1), timedelta(), KEY, ()))
-
-    pieces = store.enter_history(choose)
-    assert [[site["site_id"] for site in piece["sites"]] for piece in pieces] == [["site-0"], ["site-0"]]
-    entered = store.read()
-    assert [entered.number - number for number in states] == [2, 1]
-    assert entered.sites["site-2"].missed == (BEGAN.replace(day=1), FIRST.replace(day=1))
-    assert entered.sites["site-0"].missed == ()
-    assert store.enter_history(choose) == pieces
-    assert store.read() == entered
-
-
-@pytest.mark.s3
-def test_runs_that_enter_at_once_are_entered_one_after_the_other(lake):
-    """Each sees other sites; none is lost, and none begins before a day that another has set out to read."""
-    begin = threading.Barrier(6)
-    seen = {}
+def test_runs_that_enter_at_once_all_enter(lake):
+    batches = listing(*((str(2 * number), starts(MONITOR=CUT)) for number in range(8)))
+    begin = threading.Barrier(8)
 
     def enter(number):
-        store = LedgerStore(lake.bucket, "ledger")
-        store.read()
+        ledger = Ledger(lake.bucket, "stem/ledger", TYPES)
+        site = [batches[0]["sites"][number]]
         begin.wait()
-        site = {"site_id": f"site-{number}", "stream_start_times": {}}
-        batches = [{"sites": [site], "batch": f"{number:03d}-of-006"}]
-        seen[number] = store.enter(batches, day(number + 1), FIRST)
+        ledger.enter([{**batches[0], "sites": site}], [receipt_of("001-of-002", at(number), at(number + 1))])
 
-    threads = [threading.Thread(target=enter, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=enter, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    states = sorted(seen.values(), key=lambda state: state.number)
-    assert [state.number for state in states] == [1, 2, 3, 4, 5, 6]
-    for before, after in pairwise(states):
-        (new,) = after.sites.keys() - before.sites.keys()
-        assert after.sites[new].since == before.end
-    assert states[-1].sites.keys() == {f"site-{number}" for number in range(6)}
+    (content,) = lake.objects().values()
+    assert {site: entry["streams"]["MONITOR"] for site, entry in json.loads(content).items()} == {
+        str(2 * number): [[f"{at(number)}", f"{at(number + 1)}"]] for number in range(8)
+    }

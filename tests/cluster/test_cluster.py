@@ -351,7 +351,7 @@ def test_what_landed_is_loaded_into_both_warehouses_and_a_restated_day_again(
     rows = expected.num_rows
     every = {"objects": len(keys_of(lake)), "replaced": 0, "rows": rows}
 
-    cluster.clear("stem_daily", run["dag_run_id"], "tell")
+    cluster.clear("stem_daily", run["dag_run_id"], "enter")
     first = {engine: loads(cluster, engine, 1) for engine in ENGINES}
     for told, _ in first.values():
         assert told == {**every, **outcome(inserted=rows)}
@@ -359,8 +359,8 @@ def test_what_landed_is_loaded_into_both_warehouses_and_a_restated_day_again(
     # The site's batch lands once more, with the day's event, which tells of all the others too.
     site = sim.fleet.site_ids[SITES // 2]
     sim.rewrite = partial(restated, site)
-    pieces = cluster.xcom("stem_daily", run["dag_run_id"], "enter_sites")
-    (place,) = (n for n, piece in enumerate(pieces) if any(one["site_id"] == site for one in piece["sites"]))
+    batches = cluster.xcom("stem_daily", run["dag_run_id"], "list_sites")
+    (place,) = (n for n, batch in enumerate(batches) if any(one["site_id"] == site for one in batch["sites"]))
     cluster.clear("stem_daily", run["dag_run_id"], ("land_streams", place))
     again = {engine: loads(cluster, engine, 2) for engine in ENGINES}
     sim.rewrite = None

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 START = date(2023, 3, 3)
 # Their streams begin within the year before, in the middle of months and of intervals, some after the daily load.
+DAYS = ("start", "end")
 SITES = ["site-00047", "site-00126", "site-00190"]
 LATE = "site-00079"
 _DAY = timedelta(days=1)
@@ -46,33 +47,44 @@ class Loading:
         return payload
 
     def begin_day(self, day, run_type="scheduled"):
-        """Run the tasks of a daily run up to those that read; give what these are mapped over."""
+        """Run the tasks of a daily run up to those that read; return what these read."""
         context = context_of(day, run_type)
         due = datetime.fromisoformat(f"{day + _DAY}T01:00:00+00:00")
         self.sim.now = max(due, self.sim.now or due)
         tasks = self.daily.dag
-        return tasks.get_task("enter_sites").python_callable(tasks.get_task("list_sites").execute(context), **context)
+        days = tasks.get_task("find_days").python_callable(**context)
+        return [{**batch, **days} for batch in tasks.get_task("list_sites").execute(context)]
 
-    def land(self, module, piece, context=None):
+    def land(self, module, piece):
         """Run one of the mapped tasks."""
-        return module.dag.get_task("land_streams").unmap(piece).execute(context or run_context())
+        mapped = {name: value for name, value in piece.items() if name not in DAYS or module is self.history}
+        task = module.dag.get_task("land_streams").unmap(mapped)
+        for name in DAYS:
+            setattr(task, name, piece[name])
+        return task.execute(run_context())
+
+    def enter(self, module, pieces, receipts):
+        """Run the last tasks; return the extra of the run's event."""
+        context = run_context()
+        module.dag.get_task("enter").python_callable(pieces, receipts, **context)
+        return context["outlet_events"][self.daily.TELEMETRY if module is self.daily else self.history.HISTORY].extra
 
     def run_day(self, day, run_type="scheduled"):
-        """Run all of a daily run; give its event's extra."""
-        receipts = [self.land(self.daily, piece) for piece in self.begin_day(day, run_type)]
-        context = context_of(day, run_type)
-        if receipts:
-            self.daily.dag.get_task("tell").python_callable(receipts, **context)
-        return context["outlet_events"][self.daily.TELEMETRY].extra
+        """Run all of a daily run; return its event's extra."""
+        pieces = self.begin_day(day, run_type)
+        return self.enter(self.daily, pieces, [self.land(self.daily, piece) for piece in pieces])
 
     def lacking(self):
-        """Run the history's tasks up to those that read; give what these are mapped over."""
+        """Run the history's tasks up to those that read; return what these are mapped over."""
         tasks = self.history.dag
         return tasks.get_task("find_history").python_callable(tasks.get_task("list_sites").execute(run_context()))
 
     def run_history(self):
-        """Run all of a history run; give its receipts."""
-        return [self.land(self.history, piece) for piece in self.lacking()]
+        """Run the history as often as its events start it; return the events' extras."""
+        extras = []
+        while pieces := self.lacking():
+            extras.append(self.enter(self.history, pieces, [self.land(self.history, piece) for piece in pieces]))
+        return extras
 
     def asked(self):
         """Count the requests for streams since the last look."""

@@ -7,11 +7,12 @@ from datetime import timedelta
 from importlib.metadata import version
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from processes import HUNG_AFTER
 
 from airflow_provider_stem.errors import StemServerError
-from tests.examples.loading import LATE, ROOT, START, loading
+from tests.examples.loading import LATE, ROOT, SITES, START, loading
+from tests.support import run_context
 
 __all__ = ["loading"]
 
@@ -27,31 +28,28 @@ def run_days(loading, start, end):
 
 def test_history_and_daily_load_hold_every_interval_of_every_site_exactly_once(loading, monkeypatch):
     """With an API that fails half-way, and a site that is listed long after its streams began."""
-    run_days(loading, 0, 1)
-    # The days before the first are still being restated, as the whole month that holds them would be.
-    assert {piece["end"][:10] for piece in loading.lacking()} == {"2023-03-01", "2022-04-01"}
-    run_days(loading, 1, 3)
+    run_days(loading, 0, 2)
+    # What may still be restated waits.
+    assert [piece["end"][:10] for piece in loading.lacking()] == ["2023-03-02"]
+    run_days(loading, 2, 3)
 
-    # It fails with the second of three, and only the first is in the lake; nothing of the second is.
-    first, second, _ = loading.lacking()
-    loading.land(loading.history, first)
-    before = loading.keys("stem/history/")
+    (days,) = loading.lacking()
+    assert (days["start"][:10], days["end"][:10], days["partition"]) == ("2023-03-01", "2023-03-03", "day")
+    loading.enter(loading.history, [days], [loading.land(loading.history, days)])
+    (first,) = loading.lacking()
+    assert (first["start"][:10], first["end"][:10], first["partition"]) == ("2022-04-01", "2023-03-01", "month")
     monkeypatch.setenv("AIRFLOW__STEM__MAX_ATTEMPTS", "1")
     loading.sim.fail(503, after=2, times=None)
     with pytest.raises(StemServerError):
-        loading.land(loading.history, second)
-    assert loading.keys("stem/history/") == before
+        loading.land(loading.history, first)
+    assert loading.keys("stem/history/") == []
+    with pytest.raises(AirflowSkipException):  # nothing landed, so no event starts another run
+        loading.enter(loading.history, [first], [None])
     loading.sim.clear_faults()
 
-    # A new site comes: the next run must not begin with it before the daily load has entered it.
     loading.listed.append(LATE)
-    loading.asked()
-    receipts = loading.run_history()
-    assert [receipt["window"]["start"][:10] for receipt in receipts] == ["2022-04-01", "2022-03-01"]
-    assert loading.asked() == sum(receipt["requests"] for receipt in receipts) == 3 + 2  # one began in April
-
+    loading.run_history()
     run_days(loading, 3, 7)
-    assert {site["site_id"] for piece in loading.lacking() for site in piece["sites"]} == {LATE}
     loading.run_history()
     rows = loading.check(START + 6 * DAY)
     assert rows > 200_000
@@ -64,43 +62,77 @@ def test_history_and_daily_load_hold_every_interval_of_every_site_exactly_once(l
     assert loading.lake.objects() == before
 
 
-def test_what_was_uploaded_in_part_is_read_again_and_nothing_else(loading):
-    loading.listed = ["site-00126"]
+def test_a_piece_that_landed_and_was_not_entered_is_read_again_and_changes_nothing(loading):
     run_days(loading, 0, 3)
-    loading.run_history()
+    (piece,) = loading.lacking()
+    loading.land(loading.history, piece)
     before = loading.lake.objects()
-    lost = [key for key in before if "month=2022-07" in key]
-    for key in lost:
-        loading.lake.client.delete_object(Bucket=loading.lake.bucket, Key=key)
-    assert [(piece["start"][:10], piece["end"][:10]) for piece in loading.lacking()] == [("2022-04-01", "2023-03-01")]
-    loading.run_history()
-    assert lost
+    assert loading.lacking() == [piece]
+    loading.land(loading.history, piece)
     assert loading.lake.objects() == before
 
 
-def test_each_task_asks_for_each_site_once_and_a_run_has_so_many_tasks(loading):
+def test_a_site_that_fails_does_not_hold_up_the_others(loading):
     run_days(loading, 0, 3)
-    loading.history.TASKS = 2
-    newest, older = loading.lacking()
-    assert (newest["start"][:10], newest["end"][:10], newest["partition"]) == ("2023-03-01", "2023-03-03", "interval")
+    loading.sim.fail(403, path=f"{SITES[0]}/streams", times=None)
+    (piece,) = loading.lacking()
+    assert len(piece["sites"]) == 3
+    while len(piece["sites"]) > 1:
+        loading.enter(loading.history, [piece], [loading.land(loading.history, piece)])
+        (piece,) = loading.lacking()
+    assert piece["sites"][0]["site_id"] == SITES[0]
+    with pytest.raises(AirflowFailException):
+        loading.land(loading.history, piece)
+    loading.sim.clear_faults()
+    loading.run_history()
+    loading.check(START + 2 * DAY)
+
+
+def test_a_stream_type_that_a_site_gets_later_is_read_from_its_start_on(loading):
+    """The API lists it with a past."""
+    hidden, rewrite = {"INTERVAL_REVENUE", "CONVERTER"}, loading.sim.rewrite
+
+    def without_hidden(request, payload):
+        for site in rewrite(request, payload).get("sites", ()):
+            site["stream_start_times"] = {n: t for n, t in site["stream_start_times"].items() if n not in hidden}
+        return payload
+
+    loading.sim.rewrite = without_hidden
+    run_days(loading, 0, 3)
+    loading.run_history()
+    assert {row[1] for row in loading.rows()} == {"MONITOR"}
+    hidden.clear()
+    run_days(loading, 3, 4)
+    loading.run_history()
+    loading.check(START + 3 * DAY)
+
+
+def test_each_task_asks_for_each_site_once_and_the_events_describe_what_landed(loading):
+    run_days(loading, 0, 3)
+    pieces = loading.lacking()
     loading.asked()
-    loading.land(loading.history, older)
-    assert loading.asked() == len(older["sites"])
-    go_on = loading.history.dag.get_task("go_on").python_callable
-    go_on([{}, {}])
-    with pytest.raises(AirflowSkipException):
-        go_on([{}])
+    receipts = [loading.land(loading.history, piece) for piece in pieces]
+    assert loading.asked() == sum(len(piece["sites"]) for piece in pieces)
+    extra = loading.enter(loading.history, pieces, [None, *receipts])
+    assert extra["objects"] == [one for receipt in receipts for one in receipt["objects"]]
+    enter, sum_up = (loading.history.dag.get_task(name) for name in ("enter", "sum_up"))
+    assert (enter.trigger_rule, sum_up.trigger_rule) == ("all_done", "all_success")
+    assert {task.task_id for task in loading.history.dag.leaves} == {"enter", "sum_up"}
+    for none_landed in (None, [], [None]):
+        with pytest.raises(AirflowSkipException):
+            enter.python_callable(pieces if none_landed else None, none_landed, **run_context())
 
 
-def test_history_comes_after_the_daily_load(loading):
-    timetable = loading.history.dag.timetable
+def test_history_comes_after_the_daily_load_and_agrees_with_it(loading):
+    daily, history = loading.daily, loading.history
+    timetable = history.dag.timetable
     condition = getattr(timetable, "asset_condition", None) or timetable.dataset_condition
-    uris = {asset.uri for asset in condition.objects}
-    assert uris == {loading.daily.TELEMETRY.uri, loading.history.MORE.uri}
-    assert loading.history.HISTORY.uri not in uris  # it is told of each run, also of one that failed in part
-    assert loading.history.SETTLE == loading.daily.LOOKBACK
-    assert loading.history.KEY.startswith("stem/history/")
-    priorities = [module.dag.get_task("land_streams").priority_weight for module in (loading.history, loading.daily)]
+    assert {asset.uri for asset in condition.objects} == {daily.TELEMETRY.uri, history.HISTORY.uri}
+    assert history.KEYS["day"] == daily.KEY
+    assert not history.KEYS["month"].startswith("stem/daily/")
+    assert (daily.LOOKBACK, daily.START.date()) == (history.LOOKBACK, history.START)
+    assert history.STREAM_TYPES == daily.STREAM_TYPES
+    priorities = [module.dag.get_task("land_streams").priority_weight for module in (history, daily)]
     assert priorities == [1, 10]
 
 
@@ -114,7 +146,10 @@ sys.path.insert(0, sys.argv[1])
 import stem_daily, stem_history
 
 due = datetime.datetime.fromisoformat(sys.argv[2])
-for module, at in (stem_daily, due), (stem_history, datetime.datetime.now(datetime.UTC)):
+now = datetime.datetime.now(datetime.UTC)
+# Each event of the history starts the next run; the last one finds nothing.
+runs = [(stem_history, now + number * datetime.timedelta(seconds=1)) for number in range(4)]
+for module, at in [(stem_daily, due), *runs]:
     run = module.dag.test(**{"execution_date" if AIRFLOW_2 else "logical_date": at})
     states = sorted((task.task_id, task.map_index, str(task.state)) for task in run.get_task_instances())
     print("STATES", run.state, states)
@@ -133,7 +168,6 @@ def test_airflow_runs_both(loading, tmp_path):
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder),
         "STEM_BATCHES": "2",
     }
-    # The first run that there is reads all days from the first one on, looking back.
     loading.sim.now = None
     due = f"{START + 3 * DAY}T00:00:00+00:00"
     done = subprocess.run(
@@ -145,7 +179,8 @@ def test_airflow_runs_both(loading, tmp_path):
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    daily, history = (line for line in done.stdout.splitlines() if line.startswith("STATES"))
+    daily, *history = (line for line in done.stdout.splitlines() if line.startswith("STATES"))
     assert (daily.count("land_streams"), daily.count("success")) == (2, 7)
-    assert (history.count("land_streams"), history.count("skipped")) == (6, 1)
+    assert [run.count("skipped") for run in history] == [0, 0, 0, 3]
+    assert [run.count("success") - run.count("land_streams") for run in history] == [5, 5, 5, 3]
     loading.check(START + 2 * DAY)
