@@ -298,6 +298,8 @@ class S3Store:
             if status in expected:
                 raise
             failed = f"{method} failed: {_reason(exc)} [{self.uri(key)}]"
+            if code == "RequestTimeTooSkewed":
+                raise StemTransportError(f"The worker's clock is wrong. Correct it: {failed}") from None
             if status == 403:
                 raise StemConfigError(
                     f"Access denied. Check the permissions of connection {self._aws_conn_id!r}, and whether the bucket "

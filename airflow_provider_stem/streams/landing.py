@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from bisect import bisect_left, bisect_right
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +26,10 @@ from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompleteError, StemTransportError
 from airflow_provider_stem.streams.extraction import Extraction
 from airflow_provider_stem.streams.keys import KeyTemplate
+from airflow_provider_stem.streams.merging import Merge
 from airflow_provider_stem.streams.objects import IfExists, ObjectStore, ObjectWriter, OvertakenError, Version
 from airflow_provider_stem.streams.reading import SiteResult
-from airflow_provider_stem.streams.receipts import COUNTS, Receipt, receipt_of
+from airflow_provider_stem.streams.receipts import Receipt, receipt_of
 from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.spool import Piece, ScratchFile, Spool
 from airflow_provider_stem.streams.tables import landing_batch
@@ -83,7 +84,7 @@ class Landing:
         :raises StemError: see :mod:`airflow_provider_stem.errors`.
         """
         began = time.monotonic()
-        counts: Counter[str] = Counter()
+        merges: dict[str, Merge] = {}
         for _ in range(_MAX_ATTEMPTS):
             seen, read_at = self._look_up(store)
             self._check_batches([self.objects[key] for key, version in seen.items() if not version], sites, store)
@@ -91,11 +92,8 @@ class Landing:
                 store, self.file_format, self.compression, self.parquet_encoding, self.if_exists, read_at
             )
             try:
-                receipt = self._attempt(client, sites, writer, seen, counts)
+                receipt = self._attempt(client, sites, writer, seen, merges)
             except OvertakenError as exc:
-                # What is already written is compared with itself in the next attempt.
-                counts["unchanged"] = -counts["inserted"] - counts["changed"]
-                counts["kept"] = 0
                 log.warning("Another task landed rows that it read later, so the window is read again [%s]", exc)
             else:
                 break
@@ -160,13 +158,13 @@ class Landing:
         sites: Sequence[Site],
         writer: ObjectWriter,
         seen: Mapping[str, Version | None],
-        counts: Counter[str],
+        merges: dict[str, Merge],
     ) -> Receipt:
         """
         Read the window once, and write what was read.
 
         :param seen: the version of each object before.
-        :param counts: of rows that were inserted, changed, unchanged and kept, to add to.
+        :param merges: the counts of each object that this run has written so far.
         """
         with Spool() as spool, ScratchFile() as scratch:
             partitioner = _Partitioner(spool, list(self.objects.values()))
@@ -202,7 +200,7 @@ class Landing:
                 for number, (key, period) in enumerate(self.objects.items()):
                     read = partial(partitioner.rows, results, number, self.window.resolution)
                     written = writer.write(key, seen[key], read, None if number else prepared)
-                    counts.update({name: getattr(written.merge, name) for name in COUNTS})
+                    merges[key] = written.merge.after(merges.get(key))
                     receipt["objects"].append(
                         {
                             "uri": writer.store.uri(key),
@@ -214,9 +212,12 @@ class Landing:
                             "end": iso(period.end),
                         }
                     )
+                for merge in merges.values():
+                    receipt["inserted"] += merge.inserted
+                    receipt["changed"] += merge.changed
+                    receipt["unchanged"] += merge.unchanged
+                    receipt["kept"] += merge.kept
         receipt["requests"] = client.requests_sent
-        receipt["inserted"], receipt["changed"] = counts["inserted"], counts["changed"]
-        receipt["unchanged"], receipt["kept"] = max(0, counts["unchanged"]), counts["kept"]
         return receipt
 
     def _check(self, receipt: Receipt, results: Sequence[SiteResult[_Pieces]]) -> None:

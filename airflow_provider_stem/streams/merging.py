@@ -60,6 +60,19 @@ class Merge:
             else:
                 yield self._union(held_rows, read_rows)
 
+    def after(self, earlier: Merge | None) -> Merge:
+        """
+        Return the counts against what was held before an earlier attempt of the same run.
+
+        Rows that the earlier attempt wrote are unchanged when they are read again.
+        """
+        if earlier is None:
+            return self
+        inserted = min(earlier.inserted, self.unchanged)
+        changed = min(earlier.changed, self.unchanged - inserted)
+        unchanged = self.unchanged - inserted - changed
+        return Merge(self.inserted + inserted, self.changed + changed, unchanged, self.kept)
+
     def _union(self, held: pa.RecordBatch, read: pa.RecordBatch) -> pa.RecordBatch:
         if held.num_rows == read.num_rows and all(
             held.column(name).equals(read.column(name)) for name in ("interval_end", "resolution")

@@ -9,7 +9,6 @@ from airflow_provider_stem.streams.reading import SiteResult
 from airflow_provider_stem.streams.windows import Window, iso
 
 _MAX_LISTED = 100
-COUNTS = ("inserted", "changed", "unchanged", "kept")
 
 
 class LandedObject(TypedDict):

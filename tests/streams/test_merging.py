@@ -130,3 +130,14 @@ def test_held_rows_out_of_order_are_an_error(held: list[tuple[str, str, int]], m
     read = batches_of({("a", "MONITOR", 900, BEGIN + 9000): 1.0}, [])
     with pytest.raises(NotMergeableError, match=message):
         list(Merge().united(iter(batches), read))
+
+
+def test_counts_of_a_second_attempt_are_against_what_was_there_before_the_first() -> None:
+    first, second = (
+        Merge(inserted=5, changed=2, unchanged=3, kept=4),
+        Merge(inserted=1, changed=1, unchanged=10, kept=4),
+    )
+    assert second.after(first) == Merge(inserted=6, changed=3, unchanged=3, kept=4)
+    shorter = Merge(unchanged=4, kept=10)
+    assert shorter.after(first) == Merge(inserted=4, kept=10)
+    assert second.after(None) is second
