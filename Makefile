@@ -44,7 +44,7 @@ test-browser: venv  ## Use the pages that there are, Airflow's and ours; needs C
 test-examples: venv  ## Run the demo, and the example DAGs that load a fleet over days, months and mishaps.
 	$(BIN)/python -m pytest tests/examples --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-campaigns: venv  ## Kill two hundred tasks, and look for the key all over an Airflow; about ten minutes.
+test-campaigns: venv  ## Kill two hundred tasks, check a hundred random histories, and search a whole Airflow for the key.
 	$(BIN)/python -m pytest tests/campaigns $(ARGS)
 
 test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with other engines; needs Java for Spark (Debian: default-jre-headless).
