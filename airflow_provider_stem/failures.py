@@ -10,7 +10,7 @@ from http import HTTPStatus
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 
 from airflow_provider_stem.arguments import check_connection_id
-from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemNotFoundError
+from airflow_provider_stem.errors import StemApiError, StemAuthError, StemConfigError, StemError, StemNotFoundError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ def final_errors(stem_conn_id: str) -> Iterator[None]:
         raise final_error(exc, f"{str(exc).rstrip('.')}. Create the connection, or name another.") from exc
     except StemConfigError as exc:
         raise final_error(exc, _redacted(stem_conn_id, str(exc))) from exc
+    except StemError as exc:
+        # Those of the API are redacted where they are made; others may quote a store, an object or a site's id.
+        if not isinstance(exc, StemApiError):
+            exc.args = tuple(_redacted(stem_conn_id, part) if isinstance(part, str) else part for part in exc.args)
+        raise
 
 
 def final_error(cause: Exception, message: str) -> AirflowFailException:

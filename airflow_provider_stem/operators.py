@@ -367,7 +367,8 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         if self.batch is not None:
             return self.batch
         if isinstance(self.sites, (str, Mapping)):
-            return read_sites(self.sites)[0].site_id
+            with StemHook(self.stem_conn_id).get_conn() as client:  # an id may hold the API key, and keys are shown
+                return client.redact(read_sites(self.sites)[0].site_id)
         if getattr(context.get("ti"), "map_index", -1) >= 0 and self.if_exists != "merge":
             raise StemConfigError(
                 f"batch is missing, so mapped tasks would overwrite each other (if_exists={self.if_exists!r}). "

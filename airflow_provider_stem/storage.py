@@ -26,7 +26,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
-from airflow_provider_stem.streams.objects import ObjectChangedError, Version
+from airflow_provider_stem.streams.objects import DamagedObjectError, ObjectChangedError, Version
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.text import one_line
 
@@ -188,8 +188,8 @@ class S3Store:
         :param replaces: version of the object that is replaced; ``None`` where there is none.
         :raises ObjectChangedError: another task has written the object since.
         :raises StemConfigError: the PUT is forbidden, or its arguments are wrong.
-        :raises StemTransportError: the store did not take it in as many attempts as the connection allows, or keeps
-            something else.
+        :raises DamagedObjectError: the store keeps something else.
+        :raises StemTransportError: the store did not take it in as many attempts as the connection allows.
         """
         file.seek(0)
         metadata = {DIGEST: file.sha256, READ_AT: read_at.astimezone(UTC).isoformat()}
@@ -206,10 +206,7 @@ class S3Store:
         except ClientError:
             raise ObjectChangedError(self.uri(key)) from None
         if not self._keeps(key, answer, file):
-            raise StemTransportError(
-                f"The store keeps other bytes than were sent to it. Check the store and the network before it; the "
-                f"next attempt writes the object again [{self.uri(key)}]"
-            )
+            raise DamagedObjectError(self.uri(key))
         get_hook_lineage_collector().add_output_asset(  # type: ignore[no-untyped-call]
             context=self._hook, scheme="s3", asset_kwargs={"bucket": self.bucket, "key": key}
         )

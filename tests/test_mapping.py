@@ -191,7 +191,7 @@ def test_a_final_error_is_one_line_and_one_cause(task_class, stem, monkeypatch, 
     connection = {**json.loads(stem.connection), "password": "wrong-key"}
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
     given = {} if task_class is StemStreamsSensor else {"s3_bucket": "lake", "aws_conn_id": None}
-    monkeypatch.setattr("airflow_provider_stem.storage.S3Store.check", lambda _: None)
+    monkeypatch.setattr("airflow_provider_stem.storage.S3Store.check", lambda *_, **__: None)
     with pytest.raises(AirflowFailException) as raised:
         task_class(task_id="task", sites="site-00001", **given).execute(
             run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z")

@@ -130,6 +130,8 @@ class Landing:
         """Check that no interval would be there twice, since the sites were in other batches before."""
 
         def scheme(batch: str) -> str | None:
+            if site_ids == {batch}:
+                return "one batch per site"
             if numbered := _NUMBERED.fullmatch(batch):
                 return f"batches={int(numbered[1])}"
             if batch == "all":

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 IfExists = Literal["merge", "replace", "fail"]
 
 _MAX_WRITES = 20  # each of them only where another task has written the object meanwhile
+_MAX_DAMAGES = 3
 _CLOCK_SKEW = timedelta(seconds=2)
 """The store's times have whole seconds, and come from several servers."""
 
@@ -61,7 +62,12 @@ class ObjectStore(Protocol):
         """Copy an object into a file; ``None`` where there is none."""
 
     def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
-        """Store a file, or raise :class:`ObjectChangedError` where the object is not ``replaces`` any more."""
+        """
+        Store a file.
+
+        :raises ObjectChangedError: the object is not ``replaces`` any more.
+        :raises DamagedObjectError: the store keeps something else.
+        """
 
     def uri(self, key: str) -> str:
         """Return the address of a key."""
@@ -69,6 +75,10 @@ class ObjectStore(Protocol):
 
 class ObjectChangedError(Exception):
     """Another task has written the object since it was looked up."""
+
+
+class DamagedObjectError(Exception):
+    """The store keeps other bytes than were sent to it."""
 
 
 class OvertakenError(Exception):
@@ -140,29 +150,39 @@ class ObjectWriter:
         uri = one_line(self.store.uri(key))
         written: Written | None = None
         with ScratchFile() as held, ScratchFile() as scratch:
-            look = seen is not None
+            file, damages, look = scratch, 0, seen is not None
             for _ in range(_MAX_WRITES):
                 current = self.store.get(key, held) if look else None
                 if current and written and (current.sha256, current.read_at) == (written.sha256, written.read_at):
-                    return written  # the answer to the PUT was lost
-                if current and self.if_exists == "fail":
+                    if held.sha256 == written.sha256:
+                        return written  # the answer to the PUT was lost
+                    # It is damaged, and its rows are at hand: it is written again, not merged with.
+                elif current and self.if_exists == "fail":
                     return self._compared(uri, current, held, scratch, read)
-                if current and current != seen and self._may_be_later(current):
+                elif current and current != seen and self._may_be_later(current):
                     raise OvertakenError(uri)
-                if current:
-                    file, (rows, merge) = scratch, self._united(uri, current, held, scratch, read)
                 else:
-                    file, rows = prepared or (scratch, self.write_file(scratch, read()))
-                    merge = Merge(inserted=rows)
-                read_at = self.read_at
-                if current and current.read_at:
-                    # Each version has a later time than the one that it replaces, even within one second.
-                    read_at = max(read_at, current.read_at + timedelta(microseconds=1))
-                written = Written(rows, file.size, file.sha256, read_at, merge)
+                    if current:
+                        file, (rows, merge) = scratch, self._united(uri, current, held, scratch, read)
+                    else:
+                        file, rows = prepared or (scratch, self.write_file(scratch, read()))
+                        merge = Merge(inserted=rows)
+                    read_at = self.read_at
+                    if current and current.read_at:
+                        # Each version has a later time than the one that it replaces, even within one second.
+                        read_at = max(read_at, current.read_at + timedelta(microseconds=1))
+                    written = Written(rows, file.size, file.sha256, read_at, merge)
                 try:
-                    self.store.put(key, file, read_at, current)
+                    self.store.put(key, file, written.read_at, current)
                 except ObjectChangedError:
                     look = True
+                except DamagedObjectError:
+                    look, damages = True, damages + 1
+                    if damages == _MAX_DAMAGES:
+                        raise StemTransportError(
+                            "The store keeps other bytes than were sent to it. Check the store and the network before "
+                            f"it, then delete the object, or land it with if_exists='replace' [{uri}]"
+                        ) from None
                 else:
                     return written
         raise StemTransportError(f"Other tasks changed the object {_MAX_WRITES} times. Try again later [{uri}]")
