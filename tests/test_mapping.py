@@ -11,7 +11,7 @@ from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from airflow_provider_stem.sensors import StemStreamsSensor
 from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, StemSitesToSqlOperator
-from tests.support import run_context
+from tests.support import instant, run_context
 
 BATCHES: list[dict[str, Any]] = [
     {"sites": [{"site_id": "a", "stream_start_times": {}}, {"site_id": "b"}], "batch": "007-of-032"},
@@ -191,7 +191,10 @@ def test_a_final_error_is_one_line_and_one_cause(task_class, stem, monkeypatch, 
     connection = {**json.loads(stem.connection), "password": "wrong-key"}
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
     given = {} if task_class is StemStreamsSensor else {"s3_bucket": "lake", "aws_conn_id": None}
-    monkeypatch.setattr("airflow_provider_stem.storage.S3Store.check", lambda *_, **__: None)
+    store = "airflow_provider_stem.storage.S3Store"
+    monkeypatch.setattr(f"{store}.check", lambda *_, **__: None)
+    monkeypatch.setattr(f"{store}.head", lambda *_: (None, instant("2025-07-01T01:00Z")))
+    monkeypatch.setattr(f"{store}.keys", lambda *_: iter(()))
     with pytest.raises(AirflowFailException) as raised:
         task_class(task_id="task", sites="site-00001", **given).execute(
             run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z")
