@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any
+from uuid import uuid4
 
 import tenacity
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -121,7 +122,8 @@ class S3Store:
                     f"s3_bucket {self.bucket!r} does not exist. Create it, or correct s3_bucket or connection "
                     f"{self._aws_conn_id!r}."
                 ) from None
-        ignored = self._ignored_condition(probe)
+        # Tasks of the same batch share the probe, and each deletes it. A second one, of this attempt alone, settles it.
+        ignored = self._ignored_condition(probe) and self._ignored_condition(f"{probe}-{uuid4().hex}")
         if ignored is None:
             return
         message = (
@@ -246,8 +248,8 @@ class S3Store:
             return False
 
         try:
-            # The first PUT creates the object, and another task may delete it once more.
-            if not any(honours(None) for _ in range(4)):
+            # The first PUT creates the object, or finds one that another task has left.
+            if not honours(None) and not honours(None):
                 return "If-None-Match"
             return None if honours(_NO_SUCH_ETAG) else "If-Match"
         finally:
