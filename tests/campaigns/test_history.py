@@ -15,7 +15,7 @@ from tests.campaigns.forker import MUTATIONS
 from tests.campaigns.history import SITES, check_histories
 from tests.support import RUNS_KEY
 
-pytestmark = [pytest.mark.s3, pytest.mark.timeout(20_000)]
+pytestmark = [pytest.mark.s3, pytest.mark.timeout(0)]
 
 HISTORIES = int(os.environ.get("HISTORIES", "100"))
 SEED = int(os.environ.get("SEED", "0"))
