@@ -61,6 +61,8 @@ def final_error(cause: Exception, message: str) -> AirflowFailException:
     Airflow's log shows tracebacks before the message, so the cause is stripped of its own and of further causes.
     """
     log.error("%s", message)
+    if not isinstance(cause, StemApiError):
+        cause.args = (message,)  # which may be redacted
     cause.__traceback__ = cause.__cause__ = cause.__context__ = None
     return AirflowFailException(message)
 

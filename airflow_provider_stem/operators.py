@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,7 +111,7 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
             client_ids = [listed["id"] for listed in client.list_clients()]
         for client_id in client_ids:
             for site in client.list_sites(client_id, self.name):
-                yield _record(site, client_id)
+                yield _record(site, client_id, client.redact)
 
     def _described(self) -> str:
         return f"client_id={self.client_id!r}, name={self.name!r}, stream_types={self.stream_types!r}"
@@ -397,8 +397,8 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
                 event.add_partitions(str(window))
 
 
-def _record(site: Mapping[str, Any], client_id: str) -> dict[str, Any]:
-    """Give what XCom is to hold of a site: bounded, and nothing that a database refuses in JSON."""
+def _record(site: Mapping[str, Any], client_id: str, redact: Callable[[str], str]) -> dict[str, Any]:
+    """Return the site record that is stored in XCom: bounded in size, and valid JSON for every metadata database."""
     for identifier in (site["id"], client_id):
         if len(identifier) > _MAX_ID or re.search("[\0\ud800-\udfff]", identifier):
             raise StemDataError(
@@ -408,8 +408,10 @@ def _record(site: Mapping[str, Any], client_id: str) -> dict[str, Any]:
     name, times = site.get("name"), site.get("stream_start_times")
     if not isinstance(name, str):
         name = None
-    elif not name.isprintable() or len(name) > _MAX_ID:
-        name = one_line(name)
+    else:
+        name = redact(name)
+        if not name.isprintable() or len(name) > _MAX_ID:
+            name = one_line(name)
     stream_starts(site, site["id"])  # what does not read here would fail every task that is mapped over it
     return {
         "site_id": site["id"],

@@ -213,17 +213,24 @@ class S3Store:
             context=self._hook, scheme="s3", asset_kwargs={"bucket": self.bucket, "key": key}
         )
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def keys(self, prefix: str, *, required: bool) -> Iterator[str]:
         """
-        Iterate over the keys below a prefix; without permission to list there are none, and a warning is logged.
+        Iterate over the keys below a prefix.
 
+        :param required: whether it is an error where listing is forbidden, not only a warning.
+        :raises StemConfigError: listing is forbidden.
         :raises StemTransportError: the store did not answer.
         """
         token: dict[str, str] = {}
+        handled = () if required else (403,)
         while True:
             try:
                 page = self._call(
-                    "list_objects_v2", expected=(403,), Prefix=prefix, **token, **self._only("ExpectedBucketOwner")
+                    "list_objects_v2",
+                    expected=() if required else (403,),
+                    Prefix=prefix,
+                    **token,
+                    **self._only("ExpectedBucketOwner"),
                 )
             except ClientError:
                 log.warning("Listing %s is forbidden, so other objects there go unnoticed.", self.uri(prefix))
@@ -272,7 +279,7 @@ class S3Store:
     def _keeps(self, key: str, answer: Mapping[str, Any], file: ScratchFile) -> bool:
         """Check that the store has what was sent: by its checksum, else by its ETag, else by reading it back."""
         checksum = answer.get("ChecksumSHA256")
-        if checksum is not None and base64.b64decode(checksum).hex() == file.sha256:
+        if checksum == base64.b64encode(bytes.fromhex(file.sha256)).decode():
             return True
         file.seek(0)
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
@@ -305,7 +312,10 @@ class S3Store:
                     f"demands s3_extra_args such as ServerSideEncryption: {failed}"
                 ) from None
             if status == 400 and method == "put_object" and code not in _PASSING:
-                raise StemConfigError(f"S3 rejects the arguments of the PUT. Check s3_extra_args: {failed}") from None
+                raise StemConfigError(
+                    f"S3 rejects the PUT. Check s3_extra_args, and region and endpoint of connection "
+                    f"{self._aws_conn_id!r}: {failed}"
+                ) from None
             raise StemTransportError(failed) from None
         except ParamValidationError as exc:
             raise StemConfigError(f"s3_extra_args is invalid. Correct it: {one_line(str(exc))}") from None
@@ -321,8 +331,9 @@ class S3Store:
         """Return the time at which the store answered, by its own clock: the worker's may be wrong."""
         text = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
         try:
-            return parsedate_to_datetime(text).astimezone(UTC)
-        except ValueError:
+            answered_at = parsedate_to_datetime(text)
+            return answered_at.replace(tzinfo=answered_at.tzinfo or UTC).astimezone(UTC)
+        except (ValueError, OverflowError):
             raise StemTransportError(
                 f"The store of connection {self._aws_conn_id!r} answers without a valid Date header, so it cannot be "
                 "said which of two attempts is the later one. Check the store and the proxies before it."

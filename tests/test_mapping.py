@@ -194,7 +194,7 @@ def test_a_final_error_is_one_line_and_one_cause(task_class, stem, monkeypatch, 
     store = "airflow_provider_stem.storage.S3Store"
     monkeypatch.setattr(f"{store}.check", lambda *_, **__: None)
     monkeypatch.setattr(f"{store}.head", lambda *_: (None, instant("2025-07-01T01:00Z")))
-    monkeypatch.setattr(f"{store}.keys", lambda *_: iter(()))
+    monkeypatch.setattr(f"{store}.keys", lambda *_, **__: iter(()))
     with pytest.raises(AirflowFailException) as raised:
         task_class(task_id="task", sites="site-00001", **given).execute(
             run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z")

@@ -423,7 +423,7 @@ def test_an_object_with_other_content_is_only_replaced(stem, lake):
     lake.client.put_object(Bucket=lake.bucket, Key="taken.parquet", Body=b"precious")
     with pytest.raises(AirflowFailException, match=r"exists with other content.*if_exists='fail'.*taken.parquet"):
         streams_to_s3(lake, s3_key="taken.{extension}", if_exists="fail").execute(run_context(*DAY))
-    with pytest.raises(StemDataError, match=r"cannot be merged with.*use if_exists='replace'.*taken.parquet"):
+    with pytest.raises(AirflowFailException, match=r"cannot be merged with.*use if_exists='replace'.*taken.parquet"):
         streams_to_s3(lake, s3_key="taken.{extension}").execute(run_context(*DAY))
     assert lake.read("taken.parquet") == b"precious"
     streams_to_s3(lake, s3_key="taken.{extension}", if_exists="replace").execute(run_context(*DAY))

@@ -231,6 +231,17 @@ def test_a_role_that_may_not_list_writes_new_objects_and_merges_with_old_ones(st
     assert land(lake)["unchanged"] == 192
 
 
+@pytest.mark.parametrize(("batch", "is_error"), [("001-of-002", True), ("west", False), (None, False)])
+def test_where_listing_is_forbidden_another_number_of_batches_cannot_be_ruled_out(batch, is_error, store, stem, lake):
+    store.go_wrong(DENIED, lambda exchange: "list-type=2" in exchange.target)
+    if is_error:
+        with pytest.raises(AirflowFailException, match="Access denied"):
+            land(lake, batch=batch)
+        assert stem.requests == []
+    else:
+        assert land(lake, batch=batch)["inserted"] == 192
+
+
 def test_an_object_that_may_not_be_read_fails_at_once(store, stem, lake):
     land(lake)
     store.go_wrong(DENIED, lambda exchange: exchange.method == "GET")
@@ -241,10 +252,6 @@ def test_an_object_that_may_not_be_read_fails_at_once(store, stem, lake):
 # --- wrong answers ----------------------------------------------------------------------------------------------------
 
 
-def without(name):
-    return altered(lambda head, body: (re.sub(rb"(?i)\r\n" + name + rb": [^\r]*", b"", head), body))
-
-
 def of_the_object(exchange):
     return exchange.method == "PUT" and ".stem-probe" not in exchange.target
 
@@ -253,6 +260,7 @@ def of_the_object(exchange):
     ("name", "wrong"),
     [
         (b"x-amz-checksum-sha256", b"ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0="),
+        (b"x-amz-checksum-sha256", b"not base64"),
         (b"etag", b'"0123456789abcdef0123456789abcdef"'),
     ],
 )
@@ -285,8 +293,13 @@ def test_an_object_that_is_stored_with_other_bytes_is_written_again(times, store
             land(lake)
 
 
-def test_a_store_without_a_clock_is_an_error(store, stem, lake):
-    store.go_wrong(without(b"date"), lambda exchange: exchange.method == "HEAD")
+@pytest.mark.parametrize("date", [None, b"yesterday", b"Thu, 26 Nov 99999 03:13:12 GMT"])
+def test_a_store_without_a_clock_is_an_error(date, store, stem, lake):
+    def change(head, body):
+        head = re.sub(rb"(?i)\r\ndate: [^\r]*", b"", head)
+        return head + (b"\r\nDate: " + date if date else b""), body
+
+    store.go_wrong(altered(change), lambda exchange: exchange.method == "HEAD")
     with pytest.raises(StemTransportError, match="without a valid Date header"):
         land(lake)
     assert stem.requests == []

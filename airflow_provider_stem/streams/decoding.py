@@ -382,11 +382,11 @@ def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: W
     for stream_type, values in rows.items():
         kept = sorted(item for item in values.items() if window.first_end <= item[0] <= window.last_end)
         outside = [end for end in values if not plausible.first_end <= end <= plausible.last_end]
-        if outside and not kept:
+        if outside and _is_of_another_window([end for end, _ in kept], outside, window):
             raise StemDataError(
                 f"site {shown_site}, {stream_type}: the answer is for another window, with a row that ends at "
-                f"{iso(from_epoch(outside[0]))} and none in {window}. Try again later, or report it to Stem if it "
-                "stays so"
+                f"{iso(from_epoch(outside[0]))} and {len(kept)} of {window.intervals:,} in {window}. Try again later, "
+                "or report it to Stem if it stays so"
             )
         streams[stream_type] = pa.RecordBatch.from_arrays(
             [
@@ -396,6 +396,22 @@ def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: W
             schema=STREAM_SCHEMA,
         )
     return streams, {one_line(name) for name in heapq.nsmallest(2 * _MAX_TOLD, unknown)}
+
+
+def _is_of_another_window(kept: Sequence[int], outside: Sequence[int], window: Window) -> bool:
+    """
+    Return whether rows are those of another request.
+
+    Requests are padded, so an answer to the one before or after this one has a row or two of its first or last
+    intervals.
+
+    :param kept: ends of the intervals in the window, sorted; ``outside`` those of rows that nothing explains.
+    """
+    if not kept or len(kept) == window.intervals:
+        return not kept
+    reach = window.resolution
+    is_earlier = max(outside) < window.first_end and kept[-1] <= window.first_end + reach
+    return is_earlier or (min(outside) > window.last_end and kept[0] >= window.last_end - reach)
 
 
 def _without_unknown(body: Body, unknown: set[str]) -> bytes:

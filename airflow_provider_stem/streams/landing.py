@@ -38,7 +38,7 @@ from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 
-_MAX_ATTEMPTS = 5
+_MAX_ATTEMPTS = 10
 _MAX_CLOCK_ERROR = timedelta(seconds=60)
 _NUMBERED = re.compile(r"\d+-of-(\d+)")
 
@@ -144,7 +144,7 @@ class Landing:
             return
         for period in new:
             described = self.template.batches(period)
-            for key in store.keys(described[0]) if described else ():
+            for key in store.keys(described[0], required=own.startswith("batches=")) if described else ():
                 found = described[1].fullmatch(key) if described else None
                 other = scheme(unquote(found["batch"])) if found else None
                 if other not in (None, own):

@@ -17,11 +17,12 @@ from typing import BinaryIO, Literal, Protocol, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.files import write_file
 from airflow_provider_stem.streams.merging import Merge, NotMergeableError
 from airflow_provider_stem.streams.spool import ScratchFile
+from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES
 from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ IfExists = Literal["merge", "replace", "fail"]
 
 _MAX_WRITES = 20  # each of them only where another task has written the object meanwhile
 _MAX_DAMAGES = 3
-_CLOCK_SKEW = timedelta(seconds=2)
-"""The store's times have whole seconds, and come from several servers."""
+_CLOCK_SKEW = timedelta(seconds=60)
+"""The store's times have whole seconds and come from several servers, whose clocks may be set back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class ObjectStore(Protocol):
     def head(self, key: str) -> tuple[Version | None, datetime]:
         """Return an object's version, ``None`` where there is none, and the store's time."""
 
-    def keys(self, prefix: str) -> Iterable[str]:
-        """Iterate over the keys below a prefix."""
+    def keys(self, prefix: str, *, required: bool) -> Iterable[str]:
+        """Iterate over the keys below a prefix; ``required`` makes it an error where listing is forbidden."""
 
     def get(self, key: str, file: ScratchFile) -> Version | None:
         """Copy an object into a file; ``None`` where there is none."""
@@ -143,8 +144,8 @@ class ObjectWriter:
         :param read: iterates over the rows that were read, in the landing schema, sorted.
         :param prepared: the file of these rows alone and their number, where it is written already.
         :raises OvertakenError: the object holds rows that were read later.
-        :raises StemConfigError: it holds other content, with ``if_exists="fail"``.
-        :raises StemDataError: it holds something that rows cannot be merged with.
+        :raises StemConfigError: it holds other content, with ``if_exists="fail"``, or something that rows cannot be
+            merged with.
         :raises StemTransportError: the store failed, or other tasks wrote the object again and again.
         """
         uri = one_line(self.store.uri(key))
@@ -223,10 +224,22 @@ class ObjectWriter:
         except NotMergeableError as exc:
             message = f"The object cannot be merged with, since it holds something else: {one_line(str(exc))}"
             if self.if_exists == "merge":
-                raise StemDataError(f"{message}. Restore or delete it, or use if_exists='replace' [{uri}]") from None
+                raise StemConfigError(f"{message}. Restore or delete it, or use if_exists='replace' [{uri}]") from None
             log.warning("%s [%s]", message, uri)
             rows = self.write_file(scratch, read())
             return rows, Merge(inserted=rows)
+
+
+def _checks(rows: pa.RecordBatch) -> Iterator[tuple[str, pa.BooleanArray]]:
+    site_ids, stream_types, resolutions, starts, ends, values = rows.columns
+    step = pc.multiply(resolutions.cast(pa.int64()), 1_000_000)
+    micros = ends.cast(pa.int64())
+    yield "it holds a resolution that the API does not have", pc.is_in(resolutions, pa.array(RESOLUTIONS, pa.int32()))
+    yield "it holds an interval off the grid", pc.equal(pc.multiply(pc.divide(micros, step), step), micros)
+    yield "it holds an interval of another width", pc.equal(pc.add(starts.cast(pa.int64()), step), micros)
+    yield "it holds a stream type that the API does not have", pc.is_in(stream_types, pa.array(STREAM_TYPES))
+    yield "it holds an empty site id", pc.not_equal(site_ids, "")
+    yield "it holds a value that is not a finite number", pc.is_finite(values)
 
 
 def _verified(held: ScratchFile, current: Version) -> Iterator[pa.RecordBatch]:
@@ -236,8 +249,9 @@ def _verified(held: ScratchFile, current: Version) -> Iterator[pa.RecordBatch]:
     held.seek(0)
     try:
         for batch in read_batches(cast(BinaryIO, held)):
-            if pc.all(pc.is_finite(batch.column("kw_total_avg"))).as_py() is False:
-                raise NotMergeableError("it holds a value that is not a finite number")
+            for problem, is_right in _checks(batch):
+                if pc.all(is_right).as_py() is False:
+                    raise NotMergeableError(problem)
             yield batch
     except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as exc:
         if isinstance(exc, OSError) and exc.errno is not None:  # a fault of the disk, not of the content

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from airflow_provider_stem.errors import StemError, StemUnavailableError
+from airflow_provider_stem.errors import StemDataError, StemError, StemUnavailableError
 from airflow_provider_stem.streams.sites import Site, stream_starts
 from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.tables import Streams
@@ -155,16 +155,23 @@ class SiteReading(Generic[K]):
         self._drop([t for t, s in streams.items() if not s.num_rows and self._site.lacks(t)])
 
     def _read_site(self) -> None:
-        site_id = self._site.site_id
-        self._site = Site(site_id, stream_starts(self._source.client.get_site(site_id), site_id))
-        self._site_was_read = True
+        site_id, client = self._site.site_id, self._source.client
+        try:
+            self._site = Site(site_id, stream_starts(client.get_site(site_id), site_id))
+        except StemDataError as exc:
+            message = client.redact(str(exc))
+        else:
+            self._site_was_read = True
+            return
+        raise StemDataError(message)
 
     def _drop(self, lacking: Sequence[str]) -> None:
         if lacking and self._on_unavailable == "fail":
+            client = self._source.client
             raise StemUnavailableError(
                 HTTPStatus.BAD_REQUEST,
-                f"site {one_line(self._site.site_id)} has no stream of type {', '.join(lacking)}",
-                one_line(f"{self._source.client.base_url}sites/{quote(self._site.site_id, safe='')}/streams"),
+                f"site {one_line(client.redact(self._site.site_id))} has no stream of type {', '.join(lacking)}",
+                one_line(client.redact(f"{client.base_url}sites/{quote(self._site.site_id, safe='')}/streams")),
                 stream_types=lacking,
             )
         self._result.unavailable += lacking

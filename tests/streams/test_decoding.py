@@ -415,6 +415,17 @@ def test_rows_of_another_window_are_an_error(ends: Sequence[int], other: list[An
             decode(encoded(answer(streams)), ("CONVERTER", "MONITOR"), HOUR, decoder)
 
 
+@pytest.mark.parametrize("rows_in", [1, 2])
+@pytest.mark.parametrize("side", ["earlier", "later"])
+def test_the_answer_to_the_request_before_or_after_is_an_error(rows_in: int, side: str) -> None:
+    """Its padding reaches into the window, with a value that may be of an interval that was not over."""
+    inside = ENDS[:rows_in] if side == "earlier" else ENDS[-rows_in:]
+    outside = range(ENDS[0] - DAY, ENDS[0], 900) if side == "earlier" else range(ENDS[-1] + 900, ENDS[-1] + DAY, 900)
+    rows = [row(end) for end in sorted([*inside, *outside])]
+    with pytest.raises(StemDataError, match=f"another window, with a row that ends at .* and {rows_in} of 4 in"):
+        decode(encoded(answer({"MONITOR": rows})), ("MONITOR",), HOUR)
+
+
 @pytest.mark.parametrize("ends", [[ENDS[0] - 900], [ENDS[0] - 2 * 900, ENDS[-1] + 2 * 900], [ENDS[-1] + 900]], ids=str)
 def test_rows_that_padding_explains_are_none_of_the_window(ends: list[int]) -> None:
     assert decode(encoded(answer({"MONITOR": [row(end) for end in ends]})), ("MONITOR",), HOUR)["MONITOR"].num_rows == 0

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.objects import ObjectChangedError, ObjectWriter, OvertakenError, Version
 from airflow_provider_stem.streams.spool import ScratchFile
 
@@ -40,7 +40,8 @@ class MemoryStore:
     def uri(self, key: str) -> str:
         return f"s3://lake/{key}"
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def keys(self, prefix: str, *, required: bool) -> Iterator[str]:
+        assert not required
         return (key for key in self.objects if key.startswith(prefix))
 
     def head(self, key: str) -> tuple[Version | None, datetime]:
@@ -171,6 +172,17 @@ def test_two_attempts_of_the_same_second_are_not_told_apart_by_their_times(store
     assert land(store, rows(2.0, "a")).merge.changed == 3
 
 
+def test_a_store_whose_clock_is_set_back_makes_no_attempt_older(store: MemoryStore) -> None:
+    land(store, rows(0.0, "a"))
+    store.seconds = 200
+    paused = Attempt(store)
+    store.seconds = 170
+    land(store, rows(2.0, "a"))
+    with pytest.raises(OvertakenError):
+        paused.write(rows(1.0, "a"))
+    assert store.rows() == rows(2.0, "a")
+
+
 def test_a_time_never_goes_back(store: MemoryStore) -> None:
     store.seconds = 50
     land(store, rows(1.0, "a"))
@@ -243,7 +255,7 @@ def test_fail_takes_the_same_content_as_landed_and_refuses_any_other(store: Memo
 def test_an_object_of_something_else_is_only_replaced(body: bytes, store: MemoryStore) -> None:
     store.objects[KEY] = body, Version("etag", None, None)
     if body:
-        with pytest.raises(StemDataError, match=r"cannot be merged with.*use if_exists='replace'"):
+        with pytest.raises(StemConfigError, match=r"cannot be merged with.*use if_exists='replace'"):
             land(store, rows(1.0, "a"))
         assert store.objects[KEY][0] == body
     written = land(store, rows(1.0, "a"), "replace" if body else "merge")
@@ -270,12 +282,29 @@ def test_rows_that_another_program_wrote_are_kept(change: Callable[[pa.Table], p
     assert store.rows() == {**rows(1.5, "a"), **rows(2.0, "b")}
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (("a", "MONITOR", 900, BEGIN + 1), "off the grid"),
+        (("a", "MONITOR", 60, BEGIN), "resolution that the API does not have"),
+        (("a", "METER", 900, BEGIN), "stream type that the API does not have"),
+        (("", "MONITOR", 900, BEGIN), "empty site id"),
+    ],
+)
+def test_rows_that_the_api_cannot_have_are_not_merged_with(key: Any, message: str, store: MemoryStore) -> None:
+    body = io.BytesIO()
+    pq.write_table(pa.Table.from_batches(batches_of({key: 1.0}, [])), body)
+    store.objects[KEY] = body.getvalue(), Version("etag", None, None)
+    with pytest.raises(StemConfigError, match=message):
+        land(store, rows(2.0, "b"))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_object_with_a_value_that_is_not_finite_is_not_merged_with(value: float, store: MemoryStore) -> None:
     body = io.BytesIO()
     pq.write_table(pa.Table.from_batches(batches_of(rows(value, "a"), [])), body)
     store.objects[KEY] = body.getvalue(), Version("etag", None, None)
-    with pytest.raises(StemDataError, match="not a finite number"):
+    with pytest.raises(StemConfigError, match="not a finite number"):
         land(store, rows(2.0, "b"))
 
 
@@ -284,7 +313,7 @@ def test_an_object_that_is_damaged_is_not_merged_with(store: MemoryStore) -> Non
     other = MemoryStore()
     land(other, rows(7.0, "a"))
     store.objects[KEY] = other.objects[KEY][0], store.objects[KEY][1]
-    with pytest.raises(StemDataError, match="its SHA-256 is .*, its metadata say"):
+    with pytest.raises(StemConfigError, match="its SHA-256 is .*, its metadata say"):
         land(store, rows(2.0, "a"))
 
 
