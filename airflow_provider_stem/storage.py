@@ -223,15 +223,10 @@ class S3Store:
         """
         token: dict[str, str] = {}
         handled = () if required else (403,)
+        owner = self._only("ExpectedBucketOwner")
         while True:
             try:
-                page = self._call(
-                    "list_objects_v2",
-                    expected=() if required else (403,),
-                    Prefix=prefix,
-                    **token,
-                    **self._only("ExpectedBucketOwner"),
-                )
+                page = self._call("list_objects_v2", expected=handled, Prefix=prefix, **token, **owner)
             except ClientError:
                 log.warning("Listing %s is forbidden, so other objects there go unnoticed.", self.uri(prefix))
                 return
