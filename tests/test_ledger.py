@@ -231,6 +231,14 @@ def test_a_piece_is_whole_months_before_the_cut_and_days_after_it(began, end, pi
     assert read_by(ledger_in_memory(), end, ("2", starts(MONITOR=began))) == ([piece] if piece else [])
 
 
+def test_a_single_day_is_missing_between_two_spans():
+    ledger, batches = ledger_in_memory(), listing(("0", starts(MONITOR=CUT)))
+    for start, end in ((at(4), at(10)), (CUT, at(3))):
+        ledger.enter(batches, [receipt_of("001-of-002", start, end)])
+    (piece,) = ledger.missing(batches, CUT, LOOKBACK)
+    assert bounds(piece) == (at(3), at(4))
+
+
 def test_sites_of_a_batch_are_read_together_where_their_gaps_overlap():
     ledger = ledger_in_memory()
     sites = [(str(n), starts(MONITOR=began)) for n, began in ((0, "2024-12-03"), (2, "2020-01-01"), (4, "2025-03-01"))]
