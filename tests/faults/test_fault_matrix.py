@@ -302,7 +302,7 @@ OF_A_RUN = ["HEAD bucket", "PUT probe", "PUT probe", "PUT probe", "DELETE probe"
 def s3_stage(method: str, target: str) -> str:
     name = target.partition("?")[0].rpartition("/")[2]
     kinds = {"streams.parquet": "", "lake": " bucket"}
-    return method + (" probe" if name.startswith(".stem-probe") else kinds.get(name.partition("-")[0], ""))
+    return method + (" probe" if name.startswith(".stem-probe") else kinds.get(name.partition("-")[0], " of the API"))
 
 
 def s3_stages(fresh: Any) -> list[str]:
