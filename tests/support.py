@@ -70,6 +70,13 @@ def printed_by(program, *arguments, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def without_rows():
+    """Return the bytes of an object in the landing schema that holds no row."""
+    body = io.BytesIO()
+    pq.write_table(LANDING_SCHEMA.empty_table(), body)
+    return body.getvalue()
+
+
 class Lake:
     """One bucket of the S3 server."""
 

@@ -211,7 +211,10 @@ def assert_unchanged(receipt, before):
     assert receipt["objects"] == [
         {**one, "read_at": new["read_at"]} for one, new in zip(before["objects"], receipt["objects"], strict=True)
     ]
-    assert all(new["read_at"] >= one["read_at"] for one, new in zip(before["objects"], receipt["objects"], strict=True))
+    assert all(
+        instant(new["read_at"]) >= instant(one["read_at"])
+        for one, new in zip(before["objects"], receipt["objects"], strict=True)
+    )
     counts = {"inserted": 0, "changed": 0, "unchanged": rows, "kept": 0}
     assert {**receipt, "objects": None} == {**before, "objects": None, **counts}
 

@@ -91,7 +91,7 @@ def test_windows_tile_when_the_clocks_change(zone, cron, interval, given):
             for earlier, later in pairwise(covered):
                 tried += 1
                 assert earlier.end == later.start, (earlier, later)
-    assert tried > 10
+    assert tried > 5
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC"])

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import Lake
 
-pytestmark = [pytest.mark.airflow, pytest.mark.s3, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.airflow, pytest.mark.s3]
 
 KEY = "k3y/of+the=hostile@api"
 IDS = [

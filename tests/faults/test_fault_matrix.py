@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow.parquet as pq
 import pytest
 import urllib3
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -34,20 +32,12 @@ from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams import windows
 from airflow_provider_stem.streams.receipts import Receipt
-from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from tests.faults import proxy
 from tests.faults.proxy import Fault, FaultyProxy, altered, answer
-from tests.support import Lake, expected_rows, landed_rows, run_context, time_out_soon
+from tests.support import Lake, expected_rows, landed_rows, run_context, time_out_soon, without_rows
 
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
 DAYS = ("2025-07-01T00:00Z", "2025-07-04T00:00Z")
-
-
-def without_rows() -> bytes:
-    body = io.BytesIO()
-    pq.write_table(LANDING_SCHEMA.empty_table(), body)
-    return body.getvalue()
-
 
 EARLIER = without_rows()
 NOW = datetime(2025, 7, 10, 12, tzinfo=UTC)

@@ -26,8 +26,6 @@ from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
 from .read import COLUMNS, as_rows
 
-pytestmark = pytest.mark.timeout(1800)
-
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "readers.md"
 PYTHONS = {
