@@ -259,7 +259,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         from airflow_provider_stem.storage import S3Store
         from airflow_provider_stem.streams.landing import Landing
 
-        with final_errors(self.stem_conn_id):
+        with final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as self._client:
             sites = read_sites(self.sites)
             check_templated(
                 s3_bucket=self.s3_bucket,
@@ -279,7 +279,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             compression = check_format(self.file_format, self.compression)
             template = KeyTemplate(
                 key,
-                batch=self._batch_of(context),
+                batch=self._batch_of(context, self._client),
                 dag_id=self.dag_id,
                 task_id=self.task_id,
                 extension=extension(self.file_format, compression),
@@ -302,13 +302,12 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             store = S3Store(self.aws_conn_id, bucket, self.s3_extra_args)
             self._check_outlets(context)
             self._log_group("Objects to land", map(store.uri, landing.objects))
-            with StemHook(self.stem_conn_id).get_conn() as self._client:
-                store.check(
-                    template.probe(window),
-                    may_be_unconditional=self.if_exists == "replace"
-                    or conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
-                )
-                self._receipt = receipt = landing.run(self._client, sites, store)
+            store.check(
+                template.probe(window),
+                may_be_unconditional=self.if_exists == "replace"
+                or conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
+            )
+            self._receipt = receipt = landing.run(self._client, sites, store)
         findings: tuple[tuple[str, int, Sequence[Mapping[str, Any]]], ...] = (
             ("incomplete", receipt["incomplete_count"], receipt["incomplete"]),
             ("unavailable", receipt["unavailable_count"], receipt["unavailable"]),
@@ -363,12 +362,11 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             )
         return bucket or self.s3_bucket or None, key
 
-    def _batch_of(self, context: Context) -> str:
+    def _batch_of(self, context: Context, client: StemClient) -> str:
         if self.batch is not None:
             return self.batch
         if isinstance(self.sites, (str, Mapping)):
-            with StemHook(self.stem_conn_id).get_conn() as client:  # an id may hold the API key, and keys are shown
-                return client.redact(read_sites(self.sites)[0].site_id)
+            return client.redact(read_sites(self.sites)[0].site_id)  # an id may hold the API key, and keys are shown
         if getattr(context.get("ti"), "map_index", -1) >= 0 and self.if_exists != "merge":
             raise StemConfigError(
                 f"batch is missing, so mapped tasks would overwrite each other (if_exists={self.if_exists!r}). "

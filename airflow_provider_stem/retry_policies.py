@@ -65,7 +65,7 @@ class StemRetryPolicy(RetryPolicy):
             if isinstance(cause, FINAL_ERRORS):
                 return RetryDecision.fail(f"Another attempt cannot help: {cause}")
             if isinstance(cause, StemRateLimitError) and cause.retry_after is not None:
-                asked = timedelta(seconds=min(cause.retry_after, MAX_DELAY.total_seconds()))
+                asked = timedelta(seconds=min(MAX_DELAY.total_seconds(), cause.retry_after))
                 delay = max(self.min_delay, asked)
                 return RetryDecision.retry(delay, f"The API asks to wait: {cause}")
         return RetryDecision()

@@ -168,7 +168,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
 
     def _poke(self, context: Context) -> PokeReturnValue:
         watch = self._watch_of(context)
-        ready = watch.window.end + (self.settle or timedelta())
+        ready = watch.ready(self.settle or timedelta())
         if datetime.now(UTC) < ready:
             self.log.info("Nothing is asked for before %s: %s has to be over and settled", iso(ready), watch.window)
             return PokeReturnValue(is_done=False)

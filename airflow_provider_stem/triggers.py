@@ -193,7 +193,7 @@ class StemStreamsTrigger(BaseTrigger):
         watch = await _in_thread(self._new_watch)
         if not watch.window.intervals:
             return {"status": "empty"}
-        ready = watch.window.end + timedelta(seconds=self.settle)
+        ready = watch.ready(timedelta(seconds=self.settle))
         deadline = parse_instant("deadline", self.deadline) if self.deadline else None
         while True:
             wake = max(_now() + self._pause_after(watch.looks), ready)

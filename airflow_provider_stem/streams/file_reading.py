@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES
+from airflow_provider_stem.text import one_line
 
-_BATCH_ROWS = 2**16
-_CHUNK_BYTES = 2**22
+# Memory: small batches, decoded in this thread alone, since each thread would keep megabytes of Arrow's pool, and the
+# pool's unused part is released after each row group or chunk.
+_BATCH_ROWS = 2**14
+_CHUNK_BYTES = 2**21
+_KEY = ("site_id", "stream_type", "interval_end", "resolution")
 _INSTANTS = ("interval_start", "interval_end")
 # Instants are read as strings and then cast, so that pyarrow does not guess their type.
 _TEXT_SCHEMA = pa.schema(
@@ -25,23 +31,70 @@ _TEXT_SCHEMA = pa.schema(
 
 def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     """
-    Iterate over the rows of an object as record batches in the landing schema.
+    Iterate over the verified rows of an object as record batches in the landing schema.
 
     Format and compression are detected from the first bytes, so the key needs no extension. Parquet that another
     program wrote may have the columns in another order, nullable or in a type without loss, such as a dictionary.
 
     :param file: seekable binary file, positioned at its start.
-    :raises ValueError: the columns are not those of the landing schema, or one that is not nullable holds a null;
-        :class:`pyarrow.ArrowInvalid` is a ``ValueError`` too.
+    :return: batches of one row or more, split anywhere. Rows ascend by site id, stream type, interval end and
+        resolution, each key is there once, and each row is one that the API can have.
+    :raises ValueError: the columns or the rows are others; :class:`pyarrow.ArrowInvalid` is a ``ValueError`` too.
     :raises OSError: the file is damaged or cut off; also :class:`EOFError` and :class:`zlib.error`.
     """
+    last: tuple[Any, ...] | None = None
     for batch in _read_parquet(file) if _head(file, 4) == b"PAR1" else _read_text(file):
+        if not batch.num_rows:
+            continue
         columns = []
         for field, column in zip(LANDING_SCHEMA, batch.columns, strict=True):
             if column.null_count and not field.nullable:
                 raise ValueError(f"{field.name} holds a null")
             columns.append(column.cast(field.type))
-        yield pa.RecordBatch.from_arrays(columns, schema=LANDING_SCHEMA)
+        rows = pa.RecordBatch.from_arrays(columns, schema=LANDING_SCHEMA)
+        for problem, is_right in _checks(rows):
+            if pc.all(is_right).as_py() is False:  # it is null where all values are
+                raise ValueError(problem)
+        last = _check_order(rows, last)
+        yield rows
+
+
+def _checks(rows: pa.RecordBatch) -> Iterator[tuple[str, pa.BooleanArray]]:
+    """Iterate over what may be wrong with rows, and which of them are right."""
+    site_ids, stream_types, resolutions, starts, ends, values = rows.columns
+    yield "it holds a resolution that the API does not have", pc.is_in(resolutions, pa.array(RESOLUTIONS, pa.int32()))
+    step = pc.multiply(resolutions.cast(pa.int64()), 1_000_000)
+    micros = ends.cast(pa.int64())
+    yield "it holds an interval off the grid", pc.equal(pc.multiply(pc.divide(micros, step), step), micros)
+    yield "it holds an interval of another width", pc.equal(pc.add(starts.cast(pa.int64()), step), micros)
+    yield "it holds a stream type that the API does not have", pc.is_in(stream_types, pa.array(STREAM_TYPES))
+    yield "it holds an empty site id", pc.not_equal(site_ids, "")
+    yield "it holds a value that is not a finite number", pc.is_finite(values)
+
+
+def _check_order(rows: pa.RecordBatch, last: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """
+    Check that each key is greater than the one before it.
+
+    :param last: the last key of the batch before.
+    :return: the last key of this one.
+    """
+
+    def key(row: int) -> tuple[Any, ...]:
+        return tuple(rows.column(name)[row].as_py() for name in _KEY)
+
+    ascends: Any = False
+    for name in reversed(_KEY):
+        before, after = (rows.column(name).slice(begin, rows.num_rows - 1) for begin in (0, 1))
+        ascends = pc.or_(pc.less(before, after), pc.and_(pc.equal(before, after), ascends))
+    position = 0 if last and key(0) <= last else pc.index(ascends, False).as_py() + 1 or None
+    if position is not None:
+        site_id, stream_type, end, _ = key(position)
+        raise ValueError(
+            f"it holds a key twice or out of order: {stream_type} of site {one_line(site_id)} for the interval that "
+            f"ends at {end.isoformat()}"
+        )
+    return key(rows.num_rows - 1)
 
 
 def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
@@ -52,8 +105,10 @@ def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
             for field in parquet.schema_arrow
         ):
             raise ValueError(f"its columns are {_columns(parquet.schema_arrow)}")
-        for batch in parquet.iter_batches(_BATCH_ROWS):
-            yield batch.select(LANDING_SCHEMA.names)
+        for group in range(parquet.num_row_groups):
+            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False):
+                yield batch.select(LANDING_SCHEMA.names)
+            pa.default_memory_pool().release_unused()
 
 
 def _read_text(file: BinaryIO) -> Iterator[pa.RecordBatch]:
@@ -71,7 +126,7 @@ def _read_csv(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
     for chunk in _chunks(source, quoted=True):
         table = pyarrow.csv.read_csv(
             io.BytesIO(chunk),
-            read_options=pyarrow.csv.ReadOptions(block_size=len(chunk) + 1, column_names=names),
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=len(chunk) + 1, column_names=names),
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
             # An empty field is null in a number column only; in a string column it is the empty string.
             convert_options=pyarrow.csv.ConvertOptions(
@@ -82,16 +137,18 @@ def _read_csv(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
         if names != LANDING_SCHEMA.names:
             raise ValueError(f"its columns are {_columns(table.schema)}")
         yield from table.to_batches(_BATCH_ROWS)
+        pa.default_memory_pool().release_unused()
 
 
 def _read_jsonl(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
     for chunk in _chunks(source, quoted=False):
         table = pyarrow.json.read_json(
             io.BytesIO(chunk),
-            read_options=pyarrow.json.ReadOptions(block_size=len(chunk) + 1),
+            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(chunk) + 1),
             parse_options=pyarrow.json.ParseOptions(explicit_schema=_TEXT_SCHEMA, unexpected_field_behavior="error"),
         )
         yield from table.select(_TEXT_SCHEMA.names).to_batches(_BATCH_ROWS)
+        pa.default_memory_pool().release_unused()
 
 
 def _chunks(source: io.BufferedReader, *, quoted: bool) -> Iterator[bytes]:

@@ -16,10 +16,6 @@ Stream = tuple[tuple[str, str], pa.RecordBatch]
 """A site id and a stream type, and their rows in the landing schema."""
 
 
-class NotMergeableError(Exception):
-    """What an object holds is not what this package writes."""
-
-
 @dataclass(slots=True)
 class Merge:
     """
@@ -44,9 +40,9 @@ class Merge:
         """
         Iterate over the union, one stream at a time; the counts are complete at its end.
 
-        :param held: batches in the landing schema, split anywhere.
+        :param held: batches in the landing schema, as
+            :func:`~airflow_provider_stem.streams.file_reading.read_batches` iterates over them.
         :param read: the same; all rows are of one resolution.
-        :raises NotMergeableError: held rows are not sorted, or hold a key twice.
         """
         for held_rows, read_rows in _paired(_streams(held), _streams(read)):
             if held_rows is None:
@@ -54,7 +50,6 @@ class Merge:
                 yield read_rows
             elif read_rows is None:
                 if self.keeps:
-                    _check_order(held_rows)
                     self.kept += held_rows.num_rows
                     yield held_rows
             else:
@@ -79,7 +74,6 @@ class Merge:
         ):
             self._compare(held.column("kw_total_avg"), read.column("kw_total_avg"))
             return read
-        _check_order(held)
         position = pc.index_in(held.column("interval_end"), read.column("interval_end"))
         # Rows of another resolution are other keys, whatever their interval ends at.
         same_resolution = pc.equal(held.column("resolution"), read.column("resolution")[0])
@@ -107,11 +101,7 @@ class Merge:
 
 def _streams(batches: Iterable[pa.RecordBatch]) -> Iterator[Stream]:
     """Iterate over the streams of batches that may be split anywhere."""
-    last = ("", "")
     for key, pieces in groupby(_pieces(batches), lambda piece: piece[0]):
-        if key < last:
-            raise NotMergeableError(f"{key[1]} of site {key[0]} follows {last[1]} of site {last[0]}")
-        last = key
         yield key, _joined([rows for _, rows in pieces])
 
 
@@ -139,14 +129,6 @@ def _paired(held: Iterator[Stream], read: Iterator[Stream]) -> Iterator[tuple[An
         else:
             yield of_held[1], of_read[1]
             of_held, of_read = next(held, None), next(read, None)
-
-
-def _check_order(stream: pa.RecordBatch) -> None:
-    # Whole seconds in microseconds leave room for the resolution.
-    keys = pc.add(stream.column("interval_end").cast(pa.int64()), stream.column("resolution").cast(pa.int64()))
-    if pc.all(pc.less(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py() is False:
-        site_id, stream_type = (stream.column(name)[0].as_py() for name in ("site_id", "stream_type"))
-        raise NotMergeableError(f"{stream_type} of site {site_id} is not sorted by interval, or holds one twice")
 
 
 def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

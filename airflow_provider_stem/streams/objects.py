@@ -15,19 +15,20 @@ from datetime import datetime, timedelta
 from typing import BinaryIO, Literal, Protocol, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.merging import Merge, NotMergeableError
+from airflow_provider_stem.streams.merging import Merge
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES
 from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 
 IfExists = Literal["merge", "replace", "fail"]
+
+Rows = Callable[[], Iterable[pa.RecordBatch]]
+"""Iterates over rows in the landing schema, sorted; again from the first with each call."""
 
 _MAX_WRITES = 20  # each of them only where another task has written the object meanwhile
 _MAX_DAMAGES = 3
@@ -134,14 +135,14 @@ class ObjectWriter:
         self,
         key: str,
         seen: Version | None,
-        read: Callable[[], Iterable[pa.RecordBatch]],
+        read: Rows,
         prepared: tuple[ScratchFile, int] | None = None,
     ) -> Written:
         """
         Write one object.
 
         :param seen: its version before the attempt began to read; ``None`` where there was none.
-        :param read: iterates over the rows that were read, in the landing schema, sorted.
+        :param read: the rows that were read.
         :param prepared: the file of these rows alone and their number, where it is written already.
         :raises OvertakenError: the object holds rows that were read later.
         :raises StemConfigError: it holds other content, with ``if_exists="fail"``, or something that rows cannot be
@@ -150,21 +151,21 @@ class ObjectWriter:
         """
         uri = one_line(self.store.uri(key))
         written: Written | None = None
-        with ScratchFile() as held, ScratchFile() as scratch:
+        with ScratchFile() as copy, ScratchFile() as scratch:
             file, damages, look = scratch, 0, seen is not None
             for _ in range(_MAX_WRITES):
-                current = self.store.get(key, held) if look else None
+                current = self.store.get(key, copy) if look else None
                 if current and written and (current.sha256, current.read_at) == (written.sha256, written.read_at):
-                    if held.sha256 == written.sha256:
+                    if copy.sha256 == written.sha256:
                         return written  # the answer to the PUT was lost
                     # It is damaged, and its rows are at hand: it is written again, not merged with.
                 elif current and self.if_exists == "fail":
-                    return self._compared(uri, current, held, scratch, read)
+                    return self._compared(_Held(uri, current, copy), scratch, read)
                 elif current and current != seen and self._may_be_later(current):
                     raise OvertakenError(uri)
                 else:
                     if current:
-                        file, (rows, merge) = scratch, self._united(uri, current, held, scratch, read)
+                        file, (rows, merge) = scratch, self._united(_Held(uri, current, copy), scratch, read)
                     else:
                         file, rows = prepared or (scratch, self.write_file(scratch, read()))
                         merge = Merge(inserted=rows)
@@ -191,69 +192,53 @@ class ObjectWriter:
     def _may_be_later(self, current: Version) -> bool:
         return current.read_at is None or current.read_at + _CLOCK_SKEW >= self.read_at
 
-    def _compared(
-        self,
-        uri: str,
-        current: Version,
-        held: ScratchFile,
-        scratch: ScratchFile,
-        read: Callable[[], Iterable[pa.RecordBatch]],
-    ) -> Written:
+    def _compared(self, held: _Held, scratch: ScratchFile, read: Rows) -> Written:
         rows = self.write_file(scratch, read())
-        if scratch.sha256 != held.sha256:
+        if scratch.sha256 != held.file.sha256:
             raise StemConfigError(
                 "The object exists with other content, and stays as it is (if_exists='fail'). Use if_exists='merge' or "
-                f"'replace', or delete it [{uri}]"
+                f"'replace', or delete it [{held.uri}]"
             )
-        log.info("%s exists with the same content", uri)
-        read_at = current.read_at or self.read_at
+        log.info("%s exists with the same content", held.uri)
+        read_at = held.version.read_at or self.read_at
         return Written(rows, scratch.size, scratch.sha256, read_at, Merge(unchanged=rows))
 
-    def _united(
-        self,
-        uri: str,
-        current: Version,
-        held: ScratchFile,
-        scratch: ScratchFile,
-        read: Callable[[], Iterable[pa.RecordBatch]],
-    ) -> tuple[int, Merge]:
+    def _united(self, held: _Held, scratch: ScratchFile, read: Rows) -> tuple[int, Merge]:
         """Write the file that replaces an object."""
         merge = Merge(keeps=self.if_exists == "merge")
         try:
-            return self.write_file(scratch, merge.united(_verified(held, current), read())), merge
-        except NotMergeableError as exc:
+            return self.write_file(scratch, merge.united(held.rows(), read())), merge
+        except _NotMergeableError as exc:
             message = f"The object cannot be merged with, since it holds something else: {one_line(str(exc))}"
             if self.if_exists == "merge":
-                raise StemConfigError(f"{message}. Restore or delete it, or use if_exists='replace' [{uri}]") from None
-            log.warning("%s [%s]", message, uri)
+                raise StemConfigError(
+                    f"{message}. Restore or delete it, or use if_exists='replace' [{held.uri}]"
+                ) from None
+            log.warning("%s [%s]", message, held.uri)
             rows = self.write_file(scratch, read())
             return rows, Merge(inserted=rows)
 
 
-def _checks(rows: pa.RecordBatch) -> Iterator[tuple[str, pa.BooleanArray]]:
-    site_ids, stream_types, resolutions, starts, ends, values = rows.columns
-    step = pc.multiply(resolutions.cast(pa.int64()), 1_000_000)
-    micros = ends.cast(pa.int64())
-    yield "it holds a resolution that the API does not have", pc.is_in(resolutions, pa.array(RESOLUTIONS, pa.int32()))
-    yield "it holds an interval off the grid", pc.equal(pc.multiply(pc.divide(micros, step), step), micros)
-    yield "it holds an interval of another width", pc.equal(pc.add(starts.cast(pa.int64()), step), micros)
-    yield "it holds a stream type that the API does not have", pc.is_in(stream_types, pa.array(STREAM_TYPES))
-    yield "it holds an empty site id", pc.not_equal(site_ids, "")
-    yield "it holds a value that is not a finite number", pc.is_finite(values)
+class _NotMergeableError(Exception):
+    """What an object holds is not what this package writes."""
 
 
-def _verified(held: ScratchFile, current: Version) -> Iterator[pa.RecordBatch]:
-    """Iterate over the rows of an object that was copied."""
-    if current.sha256 not in (None, held.sha256):
-        raise NotMergeableError(f"its SHA-256 is {held.sha256}, its metadata say {current.sha256}")
-    held.seek(0)
-    try:
-        for batch in read_batches(cast(BinaryIO, held)):
-            for problem, is_right in _checks(batch):
-                if pc.all(is_right).as_py() is False:
-                    raise NotMergeableError(problem)
-            yield batch
-    except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as exc:
-        if isinstance(exc, OSError) and exc.errno is not None:  # a fault of the disk, not of the content
-            raise
-        raise NotMergeableError(str(exc)) from None
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An object that exists, and the copy of its content."""
+
+    uri: str
+    version: Version
+    file: ScratchFile
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """Iterate over its verified rows."""
+        if self.version.sha256 not in (None, self.file.sha256):
+            raise _NotMergeableError(f"its SHA-256 is {self.file.sha256}, its metadata say {self.version.sha256}")
+        self.file.seek(0)
+        try:
+            yield from read_batches(cast(BinaryIO, self.file))
+        except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as exc:
+            if isinstance(exc, OSError) and exc.errno is not None:  # a fault of the disk, not of the content
+                raise
+            raise _NotMergeableError(str(exc)) from None

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any
 
 from airflow_provider_stem.api.client import StemClient
+from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.reading import SiteReading
 from airflow_provider_stem.streams.sites import Site, StreamStarts
 from airflow_provider_stem.streams.source import StreamsSource
@@ -55,7 +56,7 @@ class Watch:
         self._unseen = set(self._sites)
         self._expected = 0
         self._lock = threading.Lock()
-        if progress and progress["of"] == self._identity():
+        if progress and progress.get("of") == self._identity():
             self._resume(progress)
 
     @property
@@ -63,6 +64,19 @@ class Watch:
         """Give the ids of the sites that are not complete, as far as is known."""
         with self._lock:
             return sorted(self._unseen | set(self._lags))
+
+    def ready(self, settle: timedelta) -> datetime:
+        """
+        Return when the window is over and has settled.
+
+        :raises StemConfigError: that is after the year 9999.
+        """
+        try:
+            return self.window.end + settle
+        except OverflowError:
+            raise StemConfigError(
+                f"settle is {settle!r}, which after {iso(self.window.end)} is not a date. Use a shorter one."
+            ) from None
 
     def begin_look(self) -> list[str]:
         """Count a look, and give the ids of the sites to look at."""

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 from zlib import error as ZlibError  # noqa: N812 - it is a class
 
 import pyarrow as pa
@@ -22,7 +22,6 @@ from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.objects import Version
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.streams.windows import RESOLUTIONS
 from airflow_provider_stem.text import one_line
 from airflow_provider_stem.warehouse.objects import LandedObject
 
@@ -30,8 +29,6 @@ log = logging.getLogger(__name__)
 
 Fetch = Callable[[str, ScratchFile], Version | None]
 """Copies the object of an address into a file, and returns its version; ``None`` where there is no object."""
-
-_KEYS = ("site_id", "stream_type", "interval_end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class Staging:
             replaced = self._is_replaced(landed, file)
             file.seek(0)
             try:
-                for batch in _verified(read_batches(cast(BinaryIO, file)), landed):
+                for batch in _of_period(read_batches(cast(BinaryIO, file)), landed):
                     self._writer.write_batch(batch)
                     self._written += 1
                     rows += batch.num_rows
@@ -120,12 +117,12 @@ class Staging:
         return True
 
     def batches(self, staged: StagedObject) -> Iterator[pa.RecordBatch]:
-        """Give an object's rows, once all objects were added."""
+        """Iterate over an object's rows, once all objects were added."""
         for number in staged.batches:
             yield self._reader.get_batch(number)
 
     def close(self) -> None:
-        """Let go of the disk space."""
+        """Free the disk space."""
         self._file.close()
 
     def __enter__(self) -> Staging:
@@ -135,59 +132,18 @@ class Staging:
         self.close()
 
 
-def _verified(batches: Iterator[pa.RecordBatch], landed: LandedObject) -> Iterator[pa.RecordBatch]:
-    """Give the batches that have rows, each held to the landing schema and to the one before it."""
+def _of_period(batches: Iterator[pa.RecordBatch], landed: LandedObject) -> Iterator[pa.RecordBatch]:
+    """Check that all rows are of one resolution and belong to the object's period."""
     resolution = landed.resolution
-    last: pa.Table | None = None
     for batch in batches:
-        if not batch.num_rows:
-            continue
-        resolution = _check_intervals(batch, landed, resolution)
-        keys = pa.Table.from_batches([batch]).select(_KEYS)
-        _check_order(keys if last is None else pa.concat_tables([last, keys]))
-        last = keys.slice(keys.num_rows - 1)
+        found = pc.unique(batch.column("resolution")).to_pylist()
+        resolution = resolution or found[0]
+        if found != [resolution]:
+            raise ValueError(f"it holds intervals of another resolution than {resolution} s")
+        bounds = pc.min_max(batch.column("interval_end")).as_py()
+        if not landed.start < bounds["min"] <= bounds["max"] <= landed.end:
+            raise ValueError(
+                f"it holds intervals that end from {bounds['min'].isoformat()} to {bounds['max'].isoformat()}, outside "
+                f"its period {landed.start.isoformat()} to {landed.end.isoformat()}"
+            )
         yield batch
-
-
-def _check_intervals(rows: pa.RecordBatch, landed: LandedObject, resolution: int | None) -> int:
-    seconds = rows.column("resolution")
-    found: int = seconds[0].as_py()
-    if found not in RESOLUTIONS or found != (resolution or found) or not _all(pc.equal(seconds, found)):
-        raise ValueError(f"it holds intervals of another resolution than {resolution or found} s")
-    step = pa.scalar(found, pa.duration("s"))
-    ends = rows.column("interval_end")
-    if not _all(pc.equal(pc.add(rows.column("interval_start"), step), ends)):
-        raise ValueError(f"it holds an interval that is not {found} s wide")
-    epochs = ends.cast(pa.int64())
-    width = found * 1_000_000
-    if not _all(pc.equal(pc.multiply(pc.divide(epochs, width), width), epochs)):
-        raise ValueError(f"it holds an interval off the grid of {found} s")
-    if not _all(pc.is_finite(rows.column("kw_total_avg"))):
-        raise ValueError("it holds a value that is not a finite number")
-    bounds = pc.min_max(ends).as_py()
-    if not landed.start < bounds["min"] <= bounds["max"] <= landed.end:
-        raise ValueError(
-            f"it holds intervals that end from {bounds['min'].isoformat()} to {bounds['max'].isoformat()}, outside its "
-            f"period {landed.start.isoformat()} to {landed.end.isoformat()}"
-        )
-    return found
-
-
-def _check_order(keys: pa.Table) -> None:
-    """Refuse rows that do not ascend; those that do hold no key twice."""
-    keys = keys.combine_chunks()
-    before, after = keys.slice(0, keys.num_rows - 1), keys.slice(1)
-    ascends = pc.less(before["interval_end"], after["interval_end"])
-    for name in ("stream_type", "site_id"):
-        same = pc.equal(before[name], after[name])
-        ascends = pc.or_(pc.less(before[name], after[name]), pc.and_(same, ascends))
-    if not _all(ascends):
-        site_id, stream_type, end = (after[name][pc.index(ascends, False).as_py()].as_py() for name in _KEYS)
-        raise ValueError(
-            f"it holds a key twice or out of order: {stream_type} of site {one_line(site_id)} for the interval that "
-            f"ends at {end.isoformat()}"
-        )
-
-
-def _all(values: Any) -> bool:
-    return pc.all(values).as_py() is not False  # of no value at all it is null

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import struct
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,7 +27,7 @@ from .test_files import HOSTILE_IDS, each_format, plenty
 
 Row = tuple[Any, ...]
 IDS = [
-    *HOSTILE_IDS,
+    *filter(None, HOSTILE_IDS),
     "NA",
     "N/A",
     "NULL",
@@ -106,10 +107,12 @@ def bits(rows: pa.Table) -> list[Row]:
 
 @st.composite
 def any_rows(draw: st.DrawFn) -> pa.Table:
-    text = st.sampled_from(IDS) | st.text(st.characters(exclude_categories=["Cs"]))
+    text = st.sampled_from(IDS) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
     types = st.sampled_from(["CONVERTER", "INTERVAL_REVENUE", "MONITOR"])
     keys = st.tuples(text, types, st.integers(-(10**6), 10**6), st.sampled_from([900, 1800, 3600]))
-    chosen = sorted(draw(st.lists(keys, max_size=30, unique=True)), key=lambda key: (key[0].encode(), *key[1:]))
+    chosen = sorted(
+        draw(st.lists(keys, max_size=30, unique=True)), key=lambda key: (key[0], key[1], key[2] * key[3], key[3])
+    )
     return table([row(site_id, k, draw(st.none() | NUMBERS), kind, step) for site_id, kind, k, step in chosen])
 
 
@@ -130,7 +133,7 @@ def test_any_rows_come_back_bit_for_bit(file_format: str, compression: str) -> N
 @pytest.mark.parametrize("site_id", IDS, ids=ascii)
 @pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
 def test_an_id_comes_back(file_format: str, site_id: str) -> None:
-    for others in ([], ["zz"], [""], ["a\nb"]):
+    for others in ([], ["zz"], ["a\nb"]):
         ids = sorted({site_id, *others})
         rows = table([row(one, k, value) for one in ids for k, value in enumerate([None, 0.0, 1.5])])
         assert read(written(rows.to_batches(), file_format, "none")) == bits(rows)
@@ -147,6 +150,55 @@ def test_large_files_are_read_across_chunks(
         monkeypatch.setattr(file_reading, "_CHUNK_BYTES", size)
         monkeypatch.setattr(file_reading, "_BATCH_ROWS", 100)
         assert read(data) == bits(rows)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 2**16])
+@pytest.mark.parametrize(
+    ("keys", "place"),
+    [
+        ([("a", "MONITOR", 2), ("a", "MONITOR", 1)], "MONITOR of site a .* ends at 2025-07-01T00:15:00"),
+        ([("a", "MONITOR", 1), ("a", "MONITOR", 1)], "MONITOR of site a .* ends at 2025-07-01T00:15:00"),
+        ([("b", "MONITOR", 1), ("a", "MONITOR", 2)], "MONITOR of site a"),
+        ([("a", "MONITOR", 1), ("a", "CONVERTER", 2)], "CONVERTER of site a"),
+        ([("a", "MONITOR", 1), ("b", "MONITOR", 1), ("a", "MONITOR", 2)], "MONITOR of site a"),
+        ([("é", "MONITOR", 1), ("z", "MONITOR", 1)], "MONITOR of site z"),
+    ],
+)
+@each_format
+def test_rows_out_of_order_are_an_error(
+    file_format: str,
+    compression: str,
+    keys: list[tuple[str, str, int]],
+    place: str,
+    batch_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(file_reading, "_BATCH_ROWS", batch_rows)
+    rows = table([row(site_id, number, 1.0, stream_type) for site_id, stream_type, number in keys])
+    with pytest.raises(ValueError, match=f"it holds a key twice or out of order: {place}"):
+        read(written(rows.to_batches(), file_format, compression))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (row("a", 1, 1.0, resolution=60), "a resolution that the API does not have"),
+        (row("a", 1, 1.0, resolution=-900), "a resolution that the API does not have"),
+        (row("a", 1, 1.0, resolution=0), "a resolution that the API does not have"),
+        (row("a", 1, 1.0, stream_type="METER"), "a stream type that the API does not have"),
+        (row("", 1, 1.0), "an empty site id"),
+        (row("a", 1, math.nan), "a value that is not a finite number"),
+        (row("a", 1, -math.inf), "a value that is not a finite number"),
+        ((*row("a", 1, 1.0)[:4], *row("a", 2, 1.0)[4:]), "an interval of another width"),
+        (tuple(x + timedelta(seconds=1) if isinstance(x, datetime) else x for x in row("a", 1, 1.0)), "off the grid"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_rows_that_the_api_cannot_have_are_an_error(wrong: Row, message: str, place: int) -> None:
+    rows = [row("a", 0, None), row("b", 0, 1.0)]
+    rows.insert(place, wrong)
+    with pytest.raises(ValueError, match=f"it holds .*{message}"):
+        read(written(table(rows).to_batches(), "parquet", "zstd"))
 
 
 @each_format

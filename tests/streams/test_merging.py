@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_stem.streams.merging import Merge, NotMergeableError
+from airflow_provider_stem.streams.merging import Merge
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
 from .helpers import at, examples, seconds, utc
@@ -110,26 +109,6 @@ def test_what_is_replaced_is_counted_and_not_kept(
     rows_of(union.united(batches_of(held, held_cuts), batches_of(read, cuts)))
     assert (merge.inserted, merge.changed, merge.unchanged) == (union.inserted, union.changed, union.unchanged)
     assert merge.kept == 0
-
-
-@pytest.mark.parametrize(
-    ("held", "message"),
-    [
-        ([("a", "MONITOR", 2), ("a", "MONITOR", 1)], "MONITOR of site a is not sorted"),
-        ([("a", "MONITOR", 1), ("a", "MONITOR", 1)], "MONITOR of site a is not sorted"),
-        ([("b", "MONITOR", 1), ("a", "MONITOR", 2)], "MONITOR of site a follows MONITOR of site b"),
-        ([("a", "MONITOR", 1), ("a", "CONVERTER", 2)], "CONVERTER of site a follows MONITOR of site a"),
-        ([("a", "MONITOR", 1), ("b", "MONITOR", 1), ("a", "MONITOR", 2)], "MONITOR of site a follows"),
-    ],
-)
-@pytest.mark.parametrize("split", [True, False])
-def test_held_rows_out_of_order_are_an_error(held: list[tuple[str, str, int]], message: str, split: bool) -> None:
-    batches = [next(batches_of({(site, kind, 900, BEGIN + 900 * number): 1.0}, [])) for site, kind, number in held]
-    if not split:
-        batches = [pa.Table.from_batches(batches).combine_chunks().to_batches()[0]]
-    read = batches_of({("a", "MONITOR", 900, BEGIN + 9000): 1.0}, [])
-    with pytest.raises(NotMergeableError, match=message):
-        list(Merge().united(iter(batches), read))
 
 
 def test_counts_of_a_second_attempt_are_against_what_was_there_before_the_first() -> None:

@@ -304,7 +304,7 @@ class TestProgress:
         assert other.pending == sorted(changed.get("sites", arguments["sites"]))
         assert not other.is_complete()
 
-    @pytest.mark.parametrize("progress", [None, {}])
+    @pytest.mark.parametrize("progress", [None, {}, {"looks": 3}])
     def test_may_be_none(self, progress: dict[str, Any] | None) -> None:
         assert watch("a", progress=progress).pending == ["a"]
 
@@ -344,6 +344,13 @@ class TestProgress:
         seen = watch(sites)
         again = watch(list(reversed(sites)), progress=json.loads(json.dumps(seen.progress())))
         assert again.pending == seen.pending
+
+
+def test_a_wait_that_ends_after_the_last_year_is_an_error() -> None:
+    waiting = watch("a", of=window("9999-12-31T00:00", "9999-12-31T12:00"))
+    assert waiting.ready(timedelta(hours=1)).hour == 13
+    with pytest.raises(StemConfigError, match=r"settle is .* Use a shorter one\."):
+        waiting.ready(timedelta(days=1))
 
 
 def test_no_sites_are_a_mistake() -> None:
