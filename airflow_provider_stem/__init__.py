@@ -23,7 +23,7 @@ _OPTIONS = {
 
 def get_provider_info() -> dict[str, Any]:
     """Describe this distribution to Airflow's provider discovery."""
-    from airflow_provider_stem.connection_form import CONN_FIELDS, METADATA_FIELD_BEHAVIOUR
+    from airflow_provider_stem._connection_form import CONN_FIELDS, METADATA_FIELD_BEHAVIOUR
 
     return {
         "package-name": "airflow-provider-stem",

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.windows import check_resolution, parse_instant
-from airflow_provider_stem.text import one_line
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _SHA256 = re.compile("[0-9a-f]{64}")

@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 
-from airflow_provider_stem.arguments import check_connection_id
+from airflow_provider_stem._arguments import check_connection_id
 from airflow_provider_stem.errors import StemApiError, StemAuthError, StemConfigError, StemError, StemNotFoundError
 
 log = logging.getLogger(__name__)

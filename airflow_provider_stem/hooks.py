@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseHook, conf
 
-from airflow_provider_stem.arguments import check_connection_id, check_id
+from airflow_provider_stem._arguments import check_connection_id, check_id
 from airflow_provider_stem.errors import (
     StemAuthError,
     StemConfigError,
@@ -53,14 +53,14 @@ class StemHook(BaseHook):
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Describe the connection form to Airflow 2; Airflow 3 reads the provider's metadata."""
-        from airflow_provider_stem.connection_form import UI_FIELD_BEHAVIOUR
+        from airflow_provider_stem._connection_form import UI_FIELD_BEHAVIOUR
 
         return UI_FIELD_BEHAVIOUR
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Give the connection form's own fields to Airflow 2."""
-        from airflow_provider_stem.connection_form import connection_form_widgets
+        from airflow_provider_stem._connection_form import connection_form_widgets
 
         return connection_form_widgets()
 

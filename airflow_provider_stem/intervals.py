@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow_provider_stem._schedules import CronSchedule, in_utc
 from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.schedules import CronSchedule, in_utc
 from airflow_provider_stem.streams.windows import parse_instant
 
 WallTime = tuple[datetime, datetime]
@@ -32,7 +32,7 @@ def wall_time_of_run(
     5. ``default_interval`` that ends at the data interval's end, else at the run's ``run_after``.
 
     An interval that is as long as the DAG's cron schedule is apart reaches from run to run, also where a day has 23 or
-    25 hours; see :class:`~airflow_provider_stem.schedules.CronSchedule`.
+    25 hours; see :class:`~airflow_provider_stem._schedules.CronSchedule`.
 
     :raises StemConfigError: there is none of them, a bound is invalid, or an interval does not fit the schedule.
     """

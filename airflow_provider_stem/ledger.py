@@ -21,7 +21,7 @@ from airflow_provider_stem.streams.sites import stream_starts
 from airflow_provider_stem.streams.spool import ScratchFile
 
 if TYPE_CHECKING:
-    from airflow_provider_stem.storage import S3Store
+    from airflow_provider_stem._s3 import S3Store
 
 __all__ = ["EARLIEST", "Ledger", "Piece", "SiteEntry", "next_piece", "record"]
 
@@ -90,7 +90,7 @@ class Ledger:
         s3_extra_args: Mapping[str, Any] | None = None,
         aws_conn_id: str | None = "aws_default",
     ) -> None:
-        from airflow_provider_stem.storage import S3Store
+        from airflow_provider_stem._s3 import S3Store
 
         self._store: S3Store = S3Store(aws_conn_id, bucket, s3_extra_args)
         self._prefix = prefix

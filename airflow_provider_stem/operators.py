@@ -16,19 +16,19 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_stem.arguments import check_templated
+from airflow_provider_stem._arguments import check_templated
+from airflow_provider_stem._mapping import CheckedWhenParsed, MappedOverSites
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.assets import as_alias_extra
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import LandedObjectsLink
-from airflow_provider_stem.mapping import CheckedWhenParsed, MappedOverSites
 from airflow_provider_stem.streams.formats import check_format, extension
 from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate, split_address
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, check_stream_types
-from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -256,7 +256,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
 
     def execute(self, context: Context) -> Receipt:
         """Resolve the arguments, land the window, tell the outlets."""
-        from airflow_provider_stem.storage import S3Store
+        from airflow_provider_stem._s3 import S3Store
         from airflow_provider_stem.streams.landing import Landing
 
         with final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as self._client:
@@ -323,7 +323,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
         """Tell OpenLineage what was read and what landed; nothing where it did not get that far."""
-        from airflow_provider_stem.lineage import landed
+        from airflow_provider_stem._lineage import landed
 
         base_url = self._client.base_url if self._client else None
         redact = self._client.redact if self._client else str

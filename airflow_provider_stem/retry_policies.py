@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_stem.arguments import check_arguments
+from airflow_provider_stem._arguments import check_arguments
 from airflow_provider_stem.errors import StemConfigError, StemRateLimitError
 from airflow_provider_stem.failures import FINAL_ERRORS
 

@@ -20,12 +20,12 @@ from airflow.providers.common.compat.sdk import (
 from airflow.triggers.base import BaseTrigger, StartTriggerArgs
 
 from airflow_provider_stem import errors
-from airflow_provider_stem.arguments import check_templated
+from airflow_provider_stem._arguments import check_templated
+from airflow_provider_stem._mapping import MappedOverSites
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import wall_time_of_run
-from airflow_provider_stem.mapping import MappedOverSites
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.windows import Window, check_stream_types, iso
 from airflow_provider_stem.triggers import StemStreamsTrigger, describe

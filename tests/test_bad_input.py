@@ -14,8 +14,8 @@ from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 
 from airflow_provider_stem import assets
+from airflow_provider_stem._connection_form import CONN_FIELDS
 from airflow_provider_stem.api.config import ClientConfig
-from airflow_provider_stem.connection_form import CONN_FIELDS
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook

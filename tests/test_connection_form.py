@@ -7,8 +7,8 @@ import json
 import pytest
 from airflow import __version__ as airflow_version
 
+from airflow_provider_stem._connection_form import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_stem.api.config import ClientConfig
-from airflow_provider_stem.connection_form import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_stem.errors import StemConfigError
 
 OPTIONS = ["timeout", "max_attempts", "page_size", "verify"]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from airflow_provider_stem.connection_form import CONN_FIELDS
+from airflow_provider_stem._connection_form import CONN_FIELDS
 from airflow_provider_stem.errors import StemConfigError, StemNotFoundError, StemUnavailableError
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA

@@ -35,7 +35,7 @@ from openlineage.client import facet_v2
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.serde import Serde
 
-from airflow_provider_stem import lineage
+from airflow_provider_stem import _lineage
 
 ROOT = Path(__file__).parent.parent
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
@@ -73,7 +73,7 @@ def whole(count):
 
 
 def told(receipt, sites, base_url=DEFAULT_BASE_URL):
-    return lineage.landed(receipt, sites, base_url, TYPES, str)
+    return _lineage.landed(receipt, sites, base_url, TYPES, str)
 
 
 def as_event(told_lineage):
@@ -235,7 +235,7 @@ def test_any_receipt_makes_a_right_event(sites, objects, clients, listed):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(receipts, "_MAX_LISTED", listed)
-        patch.setattr(lineage, "MAX_INPUTS", 5)
+        patch.setattr(_lineage, "MAX_INPUTS", 5)
         receipt = receipt_of(sites, objects)
         found = told(receipt, given_sites)
     event = as_event(found)
@@ -295,7 +295,7 @@ def test_a_task_that_landed_tells_its_receipt(stem, lake):
     receipt = task.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
     found = task.get_openlineage_facets_on_complete(None)
     assert found.run_facets["stem_receipt"].requests == receipt["requests"]
-    assert found.inputs == lineage.landed(receipt, "site-00001", f"{stem.url}/api/v1/", ["MONITOR"], str).inputs
+    assert found.inputs == _lineage.landed(receipt, "site-00001", f"{stem.url}/api/v1/", ["MONITOR"], str).inputs
     assert [dataset.outputFacets["outputStatistics"].rowCount for dataset in found.outputs] == [4]
 
 
@@ -305,7 +305,7 @@ import sys
 sys.modules.update(dict.fromkeys(["openlineage", "airflow.providers.openlineage.extractors"]))
 from airflow_provider_stem.operators import StemStreamsToS3Operator
 StemStreamsToS3Operator(task_id="land", sites="site-00001", s3_bucket="lake")
-assert "airflow_provider_stem.lineage" not in sys.modules
+assert "airflow_provider_stem._lineage" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
 

@@ -191,7 +191,7 @@ def test_a_final_error_is_one_line_and_one_cause(task_class, stem, monkeypatch, 
     connection = {**json.loads(stem.connection), "password": "wrong-key"}
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
     given = {} if task_class is StemStreamsSensor else {"s3_bucket": "lake", "aws_conn_id": None}
-    store = "airflow_provider_stem.storage.S3Store"
+    store = "airflow_provider_stem._s3.S3Store"
     monkeypatch.setattr(f"{store}.check", lambda *_, **__: None)
     monkeypatch.setattr(f"{store}.head", lambda *_: (None, instant("2025-07-01T01:00Z")))
     monkeypatch.setattr(f"{store}.keys", lambda *_, **__: iter(()))

@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_stem._s3 import S3Store
 from airflow_provider_stem.assets import as_alias_extra
 from airflow_provider_stem.errors import (
     StemAuthError,
@@ -27,7 +28,6 @@ from airflow_provider_stem.errors import (
     StemUnavailableError,
 )
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator, _in_batches
-from airflow_provider_stem.storage import S3Store
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from tests.support import expected_rows, instant, landed_rows, run_context
 

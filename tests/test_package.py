@@ -27,7 +27,7 @@ def test_the_package_root_is_light():
     loaded = modules_after("import airflow_provider_stem; airflow_provider_stem.get_provider_info()")
     assert {name for name in loaded if name.startswith("airflow_provider_stem")} == {
         "airflow_provider_stem",
-        "airflow_provider_stem.connection_form",
+        "airflow_provider_stem._connection_form",
     }
     assert not {name.partition(".")[0] for name in loaded} & {"airflow", "pyarrow", "requests", "pendulum"}
 
@@ -128,7 +128,7 @@ def test_the_connection_form_of_airflow_3_shows_our_fields():
 
 def test_every_parameter_is_read():
     """A parameter of an operator, a sensor, a trigger or the hook that nothing reads is a defect."""
-    mixed_in = ast.parse((PACKAGE / "mapping.py").read_text())
+    mixed_in = ast.parse((PACKAGE / "_mapping.py").read_text())
     of_airflow = {"start_from_trigger", "start_trigger_args", "_expand_called", "__class__"}
     for name in ("operators.py", "hooks.py", "sensors.py", "triggers.py"):
         tree = ast.parse((PACKAGE / name).read_text())

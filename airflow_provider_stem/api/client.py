@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.paging import InconsistentListingError, Pager
 from airflow_provider_stem.api.payloads import Body, read_object
@@ -21,7 +22,6 @@ from airflow_provider_stem.errors import (
     StemRequestError,
     StemUnavailableError,
 )
-from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 

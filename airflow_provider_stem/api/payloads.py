@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError
-from airflow_provider_stem.text import one_line
 
 Body = bytes | mmap.mmap
 """What a 200 brought: in memory, or in a file where it is long."""

@@ -23,6 +23,7 @@ import urllib3
 from requests.auth import AuthBase
 
 from airflow_provider_stem import __version__
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.deadline import WholeAnswerAdapter
 from airflow_provider_stem.api.key import ApiKey
@@ -40,7 +41,6 @@ from airflow_provider_stem.errors import (
     StemServerError,
     StemTransportError,
 )
-from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 

@@ -27,11 +27,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.tables import INSTANT, SHOWN_ROW, STREAM_SCHEMA, Streams
 from airflow_provider_stem.streams.windows import Window, epoch, from_epoch, iso
-from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from typing import Generic, Literal, TypeGuard, TypeVar
 
 import pyarrow as pa
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.errors import StemApiError, StemAuthError, StemDataError, StemError, StemNotFoundError
 from airflow_provider_stem.streams.reading import SiteReading, SiteResult
 from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.windows import Window
-from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 

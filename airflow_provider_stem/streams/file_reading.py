@@ -13,9 +13,9 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES
-from airflow_provider_stem.text import one_line
 
 # Memory: small batches, decoded in this thread alone, since each thread would keep megabytes of Arrow's pool, and the
 # pool's unused part is released after each row group or chunk.

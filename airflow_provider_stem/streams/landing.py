@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompleteError, StemTransportError
 from airflow_provider_stem.streams.extraction import Extraction
@@ -34,7 +35,6 @@ from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.spool import Piece, ScratchFile, Spool
 from airflow_provider_stem.streams.tables import landing_batch
 from airflow_provider_stem.streams.windows import Window, iso
-from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from typing import BinaryIO, Literal, Protocol, cast
 
 import pyarrow as pa
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.files import write_file
 from airflow_provider_stem.streams.merging import Merge
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Version:
 
 
 class ObjectStore(Protocol):
-    """Where objects are kept; see :class:`~airflow_provider_stem.storage.S3Store`."""
+    """Where objects are kept; see :class:`~airflow_provider_stem._s3.S3Store`."""
 
     def head(self, key: str) -> tuple[Version | None, datetime]:
         """Return an object's version, ``None`` where there is none, and the store's time."""

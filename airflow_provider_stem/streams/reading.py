@@ -12,12 +12,12 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError, StemError, StemUnavailableError
 from airflow_provider_stem.streams.sites import Site, stream_starts
 from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.tables import Streams
 from airflow_provider_stem.streams.windows import Window, from_epoch
-from airflow_provider_stem.text import one_line
 
 K = TypeVar("K")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.windows import first_expected_end
-from airflow_provider_stem.text import one_line
 
 StreamStarts = Mapping[str, datetime | None]
 """When each stream of a site began; ``None`` where the API does not say."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import BaseHook
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_provider_stem.storage import S3Store
+    from airflow_provider_stem._s3 import S3Store
     from airflow_provider_stem.streams.objects import Version
     from airflow_provider_stem.streams.spool import ScratchFile
     from airflow_provider_stem.warehouse.session import Session
@@ -81,11 +81,11 @@ def fetch_from_s3(aws_conn_id: str | None) -> Fetch:
 
     :param aws_conn_id: connection of type ``aws``.
     """
-    from airflow_provider_stem import storage
+    from airflow_provider_stem import _s3
 
     @cache
     def store(bucket: str) -> S3Store:
-        return storage.S3Store(aws_conn_id, bucket)
+        return _s3.S3Store(aws_conn_id, bucket)
 
     def fetch(uri: str, file: ScratchFile) -> Version | None:
         bucket, _, key = uri.removeprefix("s3://").partition("/")

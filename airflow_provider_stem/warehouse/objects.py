@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.windows import check_resolution, parse_instant
-from airflow_provider_stem.text import one_line
 
 _FIELDS = ("uri", "rows", "sha256", "read_at", "start", "end")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemTransportError
-from airflow_provider_stem.text import one_line
 from airflow_provider_stem.warehouse.session import Session
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES, first_expected_end, from_epoch
-from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

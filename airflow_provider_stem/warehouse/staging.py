@@ -17,12 +17,12 @@ from zlib import error as ZlibError  # noqa: N812 - it is a class
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.objects import Version
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.text import one_line
 from airflow_provider_stem.warehouse.objects import LandedObject
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ def prepare(work: Work) -> Callable[[], None]:
     """Give ``execute``; what a worker imports with it comes first, as it does for the others."""
     from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
-    import airflow_provider_stem.storage
+    import airflow_provider_stem._s3
     import airflow_provider_stem.streams.landing  # noqa: F401
     from airflow_provider_stem.operators import StemStreamsToS3Operator
 

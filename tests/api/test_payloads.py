@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.payloads import UnreadableAnswerError, error_messages, read_object
 from airflow_provider_stem.errors import StemDataError
-from airflow_provider_stem.text import one_line
 
 
 @pytest.mark.parametrize(

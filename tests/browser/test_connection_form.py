@@ -11,7 +11,7 @@ from airflow import __version__ as airflow_version
 from airflow_pages import Connections2, Connections3, browse, chromium
 from airflow_server import AirflowServer
 
-from airflow_provider_stem.connection_form import CONN_FIELDS
+from airflow_provider_stem._connection_form import CONN_FIELDS
 
 pytest.importorskip("playwright", reason="playwright is not installed: it is in the dependency group browser")
 

@@ -136,7 +136,7 @@ def _run_in_fork(command: Mapping[str, Any]) -> int:
 def _mutate(mutation: str) -> None:
     from datetime import UTC, datetime
 
-    from airflow_provider_stem.storage import S3Store
+    from airflow_provider_stem._s3 import S3Store
     from airflow_provider_stem.streams.merging import Merge
     from airflow_provider_stem.streams.objects import ObjectWriter
 
@@ -172,8 +172,8 @@ def _share_loader() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
+    import airflow_provider_stem._s3
     import airflow_provider_stem.operators
-    import airflow_provider_stem.storage
     import airflow_provider_stem.streams.landing  # noqa: F401
 
     # libfaketime fails the call behind time.sleep(), an absolute clock_nanosleep().

@@ -42,9 +42,13 @@ Handler = Callable[[Request], Awaitable[Answer | None]]
 """Answers a request; ``None`` closes the connection without an answer."""
 
 
-async def listen(handler: Handler) -> tuple[asyncio.Server, int]:
-    """Start a server for one client on a loopback port, and return both."""
-    server = await asyncio.start_server(partial(_serve, handler), "127.0.0.1", 0, limit=2**20)
+async def listen(handler: Handler, connections: set[asyncio.Task[None]]) -> tuple[asyncio.Server, int]:
+    """
+    Start a server for one client on a loopback port, and return both.
+
+    :param connections: holds the connections that are open; each ends when its client has gone and all is answered.
+    """
+    server = await asyncio.start_server(partial(_serve, handler, connections), "127.0.0.1", 0, limit=2**20)
     return server, server.sockets[0].getsockname()[1]
 
 
@@ -66,7 +70,16 @@ async def forward(port: int, request: Request) -> Answer:
         writer.close()
 
 
-async def _serve(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _serve(
+    handler: Handler,
+    connections: set[asyncio.Task[None]],
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> None:
+    connection = asyncio.current_task()
+    assert connection
+    connections.add(connection)
+    connection.add_done_callback(connections.discard)
     try:
         while True:
             first, headers = await _head(reader)

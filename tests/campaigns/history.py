@@ -99,6 +99,7 @@ class World:
         """Return what is sent instead of the simulator's answer, the rows in it, and whether the site failed."""
         site = path.split("/sites/")[1].partition("/")[0]
         failing = self.failing.get(site)
+        sends_rows = False
         if failing in ("403", "404", "503"):
             body = json.dumps({"errors": [{"message": "Injected.", "code": int(failing)}]}).encode()
             return Answer(int(failing), answer.headers, body), {}, True
@@ -118,6 +119,7 @@ class World:
                     entry["streams"].remove(row)
                 elif short in (None, "missing rows"):
                     rows[key] = row["kw_total_avg"]
+            sends_rows |= short in (None, "missing rows") and bool(entry["streams"])
             if short == "no entry":
                 payload["stream_types"].remove(entry)
             elif short == "null rows":
@@ -126,11 +128,13 @@ class World:
                 entry["streams"] = []
             elif short in ("no entries", "null entries"):
                 payload["stream_types"] = [] if short == "no entries" else None
-                rows = {}
+                rows, sends_rows = {}, False
                 break
         if failing == "another site":
             payload["id"] = "site-elsewhere"
-        return Answer(200, answer.headers, json.dumps(payload).encode()), rows, failing is not None
+        # An answer without rows does not say which window it is for.
+        has_failed = failing == "another site" or (failing == "another window" and sends_rows)
+        return Answer(200, answer.headers, json.dumps(payload).encode()), rows, has_failed
 
 
 # --- what the lake holds ----------------------------------------------------------------------------------------------
@@ -352,6 +356,8 @@ class History:
         self._changed = asyncio.Event()
         self._ends: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server] = []
+        self._connections: set[asyncio.Task[None]] = set()
+        self._is_over = False
 
     # --- what happens ---
 
@@ -382,6 +388,9 @@ class History:
             if self.free and self.operations_left:
                 await asyncio.sleep(self.dice.choice((0, 0.05, 0.3)) * self.dice.random())
         await asyncio.gather(*self._ends)
+        # A request may arrive after the process that sent it was killed.
+        self._is_over = True
+        await asyncio.gather(*self._connections)
         if sampling:
             sampling.cancel()
         for server in self._servers:
@@ -539,7 +548,7 @@ class History:
         folder.mkdir()
         (folder / "clock").write_text("+0\n")
         task = Task(number, arguments, map_index, folder)
-        server, port = await listen(lambda request: self._handle(task, request))
+        server, port = await listen(lambda request: self._handle(task, request), self._connections)
         self._servers.append(server)
         url = f"http://127.0.0.1:{port}"
         # A request waits at the gateway for as long as other tasks take.
@@ -627,7 +636,7 @@ class History:
         if task.pauses_before_put and is_put and task.state == "running":
             task.pauses_before_put = False
             self._pause(task)
-        if not self.free or task.state == "paused":
+        if (not self.free or task.state == "paused") and not self._is_over:
             task.pending.append(pending)
             self._changed.set()
             verdict = await pending.decision
@@ -731,9 +740,7 @@ class History:
             self.violation(f"task {task.number}: {key} cannot be read: {exc!r}")
             return
         reading = task.readings[-1]
-        unit = _unit(self.partition)
-        hour = int(key.rpartition("/")[2][:2])
-        mine = {k: v for k, v in reading.rows.items() if (k[3] - 1 - BEGIN) // unit * unit == hour * HOUR}
+        mine = self._mine(reading, key)
         read_at = datetime.fromisoformat(request.header("x-amz-meta-read-at") or "1970-01-01T00:00Z")
 
         expected, expected_read_at = self._expected(task, prior, mine)
@@ -766,6 +773,12 @@ class History:
         self.landed.append((reading.began, mine))
         for other in self.tasks:
             other.puts_of_others += other is not task
+
+    def _mine(self, reading: Reading, key: str) -> Rows:
+        """Return the rows of a reading that belong to an object."""
+        unit = _unit(self.partition)
+        hour = int(key.rpartition("/")[2][:2])
+        return {k: v for k, v in reading.rows.items() if (k[3] - 1 - BEGIN) // unit * unit == hour * HOUR}
 
     @staticmethod
     def _is_right(
@@ -836,10 +849,14 @@ class History:
         }
         for landed in receipt["objects"]:
             key = landed["uri"].split("/", 3)[3]
-            # Only with if_exists="fail" an object of another task counts as landed.
             version = versions.get(key)
-            if version is None and arguments["if_exists"] == "fail" and self.versions[key]:
-                version = self.versions[key][0]
+            # The object of another task counts as landed where it is, to the byte, what this task would have written.
+            seen = task.looked.get(key)
+            is_mine = seen is not None and self._mine(reading, key).items() <= _values(seen.rows).items()
+            stated_version = landed["sha256"], datetime.fromisoformat(landed["read_at"])
+            if version is None and seen and is_mine:
+                is_same = (seen.sha256, seen.read_at) == stated_version
+                version = seen if is_same or arguments["if_exists"] == "fail" else None
             if version is None:
                 self.violation(f"task {task.number} says that it landed {key}, and did not")
                 continue

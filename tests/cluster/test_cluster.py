@@ -134,7 +134,7 @@ def cluster(
     preload = [
         "airflow_provider_stem.operators",
         "airflow_provider_stem.streams.landing",
-        "airflow_provider_stem.storage",
+        "airflow_provider_stem._s3",
     ]
     with Cluster(folder / "airflow", dags, environment=environment, preload=preload) as running:
         running.wait_for_dags("stem_daily", "stem_older", "waiting", *(f"to_{engine}" for engine in ENGINES))

@@ -94,7 +94,7 @@ def test_an_object_that_breaks_off_on_its_way_is_asked_for_again(fault, engine, 
         connection = json.loads(s3_server.connection)
         connection["extra"]["endpoint_url"] = proxy.url
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        monkeypatch.setattr("airflow_provider_stem.storage._MAX_DOWNLOADS", 2)
+        monkeypatch.setattr("airflow_provider_stem._s3._MAX_DOWNLOADS", 2)
         proxy.go_wrong(fault, lambda exchange: exchange.number < 2)
         with pytest.raises(StemTransportError, match="S3 cannot be used through connection 'aws_default'"):
             loaded(receipt)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_stem.arguments import check_arguments
+from airflow_provider_stem._arguments import check_arguments
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.sites import ListAsText
-from airflow_provider_stem.text import one_line
 
 if TYPE_CHECKING:
     from typing import Self

@@ -26,10 +26,10 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.objects import DamagedObjectError, ObjectChangedError, Version
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.text import one_line
 
 log = logging.getLogger(__name__)
 
