@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 
 from airflow_provider_stem import __version__
+from airflow_provider_stem.streams.keys import split_uri
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, SHOWN_ROW
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import SchemaDatasetFacet as SchemaFacet
     from airflow.providers.openlineage.extractors import OperatorLineage
     from openlineage.client.generated.data_quality_assertions_dataset import Assertion
+
+    from airflow_provider_stem.streams.records import ObjectRecord, Receipt
 
 MAX_INPUTS = 100
 """Beyond this many sites they are told by client, and beyond as many clients all together."""
@@ -40,7 +43,7 @@ _FIGURES = (
 
 
 def landed(
-    receipt: Mapping[str, Any] | None,
+    receipt: Receipt | None,
     sites: Any,
     base_url: str | None,
     stream_types: Sequence[str],
@@ -64,7 +67,11 @@ def landed(
     return OperatorLineage(
         inputs=list(_inputs(groups, _namespace(base_url), findings)),
         outputs=list(_outputs(receipt["objects"])),
-        run_facets={RECEIPT_FACET: run_facet("StemReceiptRunFacet", {name: receipt[name] for name in _FIGURES})},
+        run_facets={
+            RECEIPT_FACET: run_facet(
+                "StemReceiptRunFacet", {name: figure for name, figure in receipt.items() if name in _FIGURES}
+            )
+        },
     )
 
 
@@ -117,7 +124,7 @@ def _inputs(groups: Mapping[str, list[str]], namespace: str, findings: _Findings
         yield InputDataset(namespace=namespace, name=name, facets={"schema": schema}, inputFacets=facets)
 
 
-def _outputs(objects: Iterable[Mapping[str, Any]]) -> Iterator[OutputDataset]:
+def _outputs(objects: Iterable[ObjectRecord]) -> Iterator[OutputDataset]:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset, OutputStatisticsOutputDatasetFacet
 
     schema = schema_facet(LANDING_SCHEMA)
@@ -136,7 +143,7 @@ def _outputs(objects: Iterable[Mapping[str, Any]]) -> Iterator[OutputDataset]:
 
 def name_of_object(uri: str) -> tuple[str, str]:
     """Give the namespace and the name of a landed object: that it is one, as output and as input, makes the graph."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = split_uri(uri)
     return f"s3://{bucket}", key
 
 
@@ -177,8 +184,8 @@ def run_facet(name: str, figures: Mapping[str, Any]) -> RunFacet:
 class _Findings:
     """What a receipt says of the sites, of which it lists no more than some."""
 
-    def __init__(self, receipt: Mapping[str, Any], stream_types: Sequence[str]) -> None:
-        self.rows: int = receipt["rows"]
+    def __init__(self, receipt: Receipt, stream_types: Sequence[str]) -> None:
+        self.rows = receipt["rows"]
         self._receipt = receipt
         self._stream_types = stream_types
         self._incomplete = {(found["site_id"], found["stream_type"]): found for found in receipt["incomplete"]}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.windows import check_resolution, parse_instant
+from airflow_provider_stem.streams.records import read_objects, read_receipt
+from airflow_provider_stem.streams.windows import check_resolution
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -29,18 +27,17 @@ def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
         an event could have written anything into it.
     :raises StemConfigError: an event tells of something else.
     """
-    objects: dict[str, dict[str, Any]] = {}
-    for extra in event_extras(context):
-        told = extra.get("objects", ())
-        try:
-            objects |= {one["uri"]: one for one in _read_objects(told, extra.get("window"))}
-        except (StemConfigError, TypeError, KeyError, IndexError, ValueError) as exc:
-            reason = f" ({exc})" if isinstance(exc, StemConfigError) else ""
-            raise StemConfigError(
-                f"objects of a triggering asset event is {one_line(str(told))[:100]!r}{reason}: schedule the DAG on "
-                "assets whose events StemStreamsToS3Operator makes."
-            ) from None
-    return [objects[uri] for uri in sorted(objects)]
+    try:
+        objects = read_objects([extra for extra in event_extras(context) if "objects" in extra])
+        for landed in objects:
+            check_resolution(landed.resolution)
+    except StemConfigError as exc:
+        raise StemConfigError(
+            "An asset event that triggered this run lists wrong objects. Schedule the DAG on assets whose events "
+            f"StemStreamsToS3Operator makes. ({exc})"
+        ) from None
+    objects.sort(key=lambda landed: landed.uri)
+    return [landed.as_json() | {"resolution": landed.resolution} for landed in objects]
 
 
 def combined(receipts: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
@@ -55,12 +52,7 @@ def combined(receipts: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
     given: Any = receipts
     if not isinstance(given, Iterable) or isinstance(given, (str, Mapping)):
         raise StemConfigError(f"receipts is {str(receipts)[:100]!r}: give a list of what the tasks returned.")
-    told: list[Any] = [receipt for receipt in given if receipt]
-    for receipt in told:
-        if not isinstance(receipt, Mapping) or not {"window", "objects", "rows"} <= receipt.keys():
-            raise StemConfigError(
-                f"receipts holds {str(receipt)[:100]!r}: give what StemStreamsToS3Operator returned, or None."
-            )
+    told = [read_receipt(receipt) for receipt in given if receipt]
     resolutions = {receipt["window"]["resolution"] for receipt in told}
     if len(resolutions) != 1:
         raise StemConfigError(
@@ -88,32 +80,6 @@ def as_alias_extra(extra: Mapping[str, Any], airflow: str) -> dict[str, Any]:
     if tuple(map(int, airflow.split(".")[:2])) >= (3, 1):
         return dict(extra)
     return {name: json.dumps(value) if isinstance(value, (dict, list)) else value for name, value in extra.items()}
-
-
-def _read_objects(told: Any, window: Any) -> Iterator[dict[str, Any]]:
-    if not isinstance(told, list | tuple):
-        raise TypeError
-    for one in told:
-        uri, rows, size = one["uri"], one["rows"], one["bytes"]
-        if not isinstance(uri, str) or not uri.startswith("s3://") or not uri.isprintable():
-            raise ValueError
-        if type(rows) is not int or type(size) is not int or rows < 0 or size < 0:
-            raise ValueError
-        if not _SHA256.fullmatch(one["sha256"]):
-            raise ValueError
-        check_resolution(window["resolution"])
-        times = {
-            name: parse_instant(name, one[name]).isoformat().replace("+00:00", "Z")
-            for name in ("read_at", "start", "end")
-        }
-        yield {
-            "uri": uri,
-            "rows": rows,
-            "bytes": size,
-            "sha256": one["sha256"],
-            **times,
-            "resolution": window["resolution"],
-        }
 
 
 def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from airflow_provider_stem.errors import StemTransportError
 from airflow_provider_stem.streams.objects import ObjectChangedError, Version
-from airflow_provider_stem.streams.receipts import Receipt
+from airflow_provider_stem.streams.records import Receipt
 from airflow_provider_stem.streams.sites import stream_starts
 from airflow_provider_stem.streams.spool import ScratchFile
 

@@ -10,6 +10,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
 
+from airflow_provider_stem.streams.keys import split_uri
+
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
@@ -56,10 +58,12 @@ def _address(aws_conn_id: str | None, uris: Sequence[str]) -> str | None:
     """Return the address of an object or of the prefix that several share, without credentials."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-    bucket = uris[0].removeprefix("s3://").partition("/")[0] if uris else ""
-    if not bucket or bucket.startswith("arn:"):  # the console has no page for the alias of an access point
+    if not uris:
         return None
-    keys = [uri.removeprefix(f"s3://{bucket}/") for uri in uris]
+    bucket, _ = split_uri(uris[0])
+    if bucket.startswith("arn:"):  # the console has no page for the alias of an access point
+        return None
+    keys = [split_uri(uri)[1] for uri in uris]
     common = commonprefix(keys).rpartition("/")[0]
     prefix = f"{common}/" if common else ""
     client = S3Hook(aws_conn_id=aws_conn_id).get_conn()

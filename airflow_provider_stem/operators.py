@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_stem.api.client import StemClient
-    from airflow_provider_stem.streams.receipts import Receipt
+    from airflow_provider_stem.streams.records import Receipt
 
 __all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
 

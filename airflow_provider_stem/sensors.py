@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
+    from airflow_provider_stem.streams.records import WatchReport
     from airflow_provider_stem.streams.watch import Watch
 
 __all__ = ["StemStreamsSensor"]
@@ -180,7 +181,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         self.log.info("%s: %s", watch.window, describe(watch.report()))
         return PokeReturnValue(watch.is_complete(self.min_completeness), xcom_value=watch.report())
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> WatchReport:  # noqa: ARG002
         """
         Go on with what the trigger found.
 
@@ -188,10 +189,12 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         """
         match event:
             case {"status": "complete", "report": dict(report)}:
-                self.log.info("%s", describe(report))
-                return report
+                self.log.info("%s", describe(cast("WatchReport", report)))
+                return cast("WatchReport", report)
             case {"status": "timeout", "report": dict(report)}:
-                raise AirflowSensorTimeout(f"Not there within {self.timeout:g} s: {describe(report)}.")
+                raise AirflowSensorTimeout(
+                    f"Not there within {self.timeout:g} s: {describe(cast('WatchReport', report))}."
+                )
             case {"status": "overdue"}:
                 raise AirflowSensorTimeout("Airflow ended the wait: timeout or execution_timeout is over.")
             case {"status": "empty"}:

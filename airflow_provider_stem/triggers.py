@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_stem.streams.records import WatchReport
     from airflow_provider_stem.streams.watch import Watch
 
 __all__ = ["StemStreamsTrigger"]
@@ -252,8 +253,8 @@ class StemStreamsTrigger(BaseTrigger):
             client.close()
 
 
-def describe(report: Mapping[str, Any]) -> str:
-    """Put a report of :class:`~airflow_provider_stem.streams.watch.Watch` into words."""
+def describe(report: WatchReport) -> str:
+    """Return a sentence that says how complete a window is."""
     return (
         f"{report['expected'] - report['missing']:,} of {report['expected']:,} intervals are there, "
         f"{report['incomplete_sites']:,} of {report['sites']:,} sites are incomplete"

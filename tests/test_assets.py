@@ -55,13 +55,16 @@ def test_what_a_task_is_told_is_no_more_than_an_object_and_of_its_types():
     ids=str,
 )  # fmt: skip
 def test_an_object_of_wrong_types_is_told(wrong):
-    with pytest.raises(StemConfigError, match="objects of a triggering asset event is"):
+    with pytest.raises(StemConfigError, match="An asset event that triggered this run lists wrong objects"):
         landed_objects({"triggering_asset_events": {"asset": [event(1, landed("a") | wrong)]}})
 
 
 def test_a_run_that_no_event_triggered_has_none():
     assert landed_objects({}) == []
     assert landed_objects({"triggering_asset_events": {"asset": [SimpleNamespace(extra={"other": 1})]}}) == []
+
+
+DAY = ("2025-07-01T00:00:00Z", "2025-07-02T00:00:00Z")
 
 
 def receipt(start, end, *objects, resolution=900):
@@ -86,7 +89,7 @@ def test_the_receipts_of_all_batches_make_one_event():
 
 
 @pytest.mark.parametrize(
-    "receipts", [[], [None], [receipt("s", "e", resolution=900), receipt("s", "e", resolution=3600)]], ids=len
+    "receipts", [[], [None], [receipt(*DAY, resolution=900), receipt(*DAY, resolution=3600)]], ids=len
 )
 def test_receipts_that_make_no_event_are_refused(receipts):
     with pytest.raises(StemConfigError, match="receipts"):

@@ -71,9 +71,15 @@ def split_address(s3_key: str) -> tuple[str | None, str]:
     """
     if not s3_key.startswith(_SCHEME):
         return None, s3_key
-    bucket, _, key = s3_key.removeprefix(_SCHEME).partition("/")
+    bucket, key = split_uri(s3_key)
     if not _BUCKET.fullmatch(bucket):
         raise StemConfigError(f"s3_key is {s3_key!r}: give a key, or a full address such as 's3://my-lake/key'.")
+    return bucket, key
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return the bucket and the key of the address of an object."""
+    bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
     return bucket, key
 
 

@@ -30,7 +30,8 @@ from airflow_provider_stem.streams.keys import KeyTemplate
 from airflow_provider_stem.streams.merging import Merge
 from airflow_provider_stem.streams.objects import IfExists, ObjectStore, ObjectWriter, OvertakenError, Version
 from airflow_provider_stem.streams.reading import SiteResult
-from airflow_provider_stem.streams.receipts import Receipt, receipt_of
+from airflow_provider_stem.streams.receipts import receipt_of
+from airflow_provider_stem.streams.records import LandedObject, Receipt
 from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.spool import Piece, ScratchFile, Spool
 from airflow_provider_stem.streams.tables import landing_batch
@@ -203,17 +204,16 @@ class Landing:
                     read = partial(partitioner.rows, results, number, self.window.resolution)
                     written = writer.write(key, seen[key], read, None if number else prepared)
                     merges[key] = written.merge.after(merges.get(key))
-                    receipt["objects"].append(
-                        {
-                            "uri": writer.store.uri(key),
-                            "rows": written.rows,
-                            "bytes": written.size,
-                            "sha256": written.sha256,
-                            "read_at": written.read_at.isoformat().replace("+00:00", "Z"),
-                            "start": iso(period.start),
-                            "end": iso(period.end),
-                        }
+                    landed = LandedObject(
+                        writer.store.uri(key),
+                        written.rows,
+                        written.size,
+                        written.sha256,
+                        written.read_at,
+                        period.start,
+                        period.end,
                     )
+                    receipt["objects"].append(landed.as_json())
                 for merge in merges.values():
                     receipt["inserted"] += merge.inserted
                     receipt["changed"] += merge.changed

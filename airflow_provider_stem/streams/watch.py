@@ -13,6 +13,7 @@ from typing import Any
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.reading import SiteReading
+from airflow_provider_stem.streams.records import WatchReport
 from airflow_provider_stem.streams.sites import Site, StreamStarts
 from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.windows import Window, iso, parse_instant
@@ -139,8 +140,8 @@ class Watch:
                 not self._expected or (self._expected - self._missing()) / self._expected >= share
             )
 
-    def report(self) -> dict[str, Any]:
-        """Give the window and what came of it, as plain JSON."""
+    def report(self) -> WatchReport:
+        """Return what is there and what is missing."""
         with self._lock:
             return {
                 "window": self.window.as_json(),

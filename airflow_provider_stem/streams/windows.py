@@ -11,11 +11,14 @@ import calendar
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pendulum
 
 from airflow_provider_stem.errors import StemConfigError
+
+if TYPE_CHECKING:
+    from airflow_provider_stem.streams.records import WindowRecord
 
 RESOLUTIONS = (900, 1800, 3600)
 """Seconds (guide: "resolution", possible values)."""
@@ -91,7 +94,7 @@ class Window:
     def __str__(self) -> str:
         return f"{iso(self.start)}/{iso(self.end)}"
 
-    def as_json(self) -> dict[str, str | int]:
+    def as_json(self) -> WindowRecord:
         """Give the window as plain JSON, as receipts and asset events carry it."""
         return {"start": iso(self.start), "end": iso(self.end), "resolution": self.resolution}
 
@@ -175,7 +178,7 @@ def check_lookback(lookback: timedelta | None, partition: str) -> None:
         )
 
 
-def check_resolution(resolution: int) -> None:
+def check_resolution(resolution: object) -> None:
     """Refuse what is no resolution of the API."""
     if type(resolution) is not int or resolution not in RESOLUTIONS:
         raise StemConfigError(

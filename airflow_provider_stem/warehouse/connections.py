@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.keys import split_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +89,7 @@ def fetch_from_s3(aws_conn_id: str | None) -> Fetch:
         return _s3.S3Store(aws_conn_id, bucket)
 
     def fetch(uri: str, file: ScratchFile) -> Version | None:
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        bucket, key = split_uri(uri)
         return store(bucket).get(key, file)
 
     return fetch

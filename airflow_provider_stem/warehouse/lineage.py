@@ -14,9 +14,9 @@ import pyarrow as pa
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_stem._lineage import PRODUCER, name_of_object, run_facet, schema_facet
+from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.warehouse.connections import database_of_file
-from airflow_provider_stem.warehouse.objects import LandedObject
 from airflow_provider_stem.warehouse.sites import listed_schema
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from airflow_provider_stem._mapping import CheckedWhenParsed
 from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.failures import final_error
-from airflow_provider_stem.warehouse.objects import LandedObject, read_objects
+from airflow_provider_stem.streams.records import LandedObject, read_objects
 from airflow_provider_stem.warehouse.session import check_schema
 from airflow_provider_stem.warehouse.sites import read_records
 

@@ -21,9 +21,9 @@ from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.objects import Version
+from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.warehouse.objects import LandedObject
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from airflow_provider_stem.errors import (
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams import windows
-from airflow_provider_stem.streams.receipts import Receipt
+from airflow_provider_stem.streams.records import Receipt
 from tests.faults import proxy
 from tests.faults.proxy import Fault, FaultyProxy, altered, answer
 from tests.support import Lake, expected_rows, landed_rows, run_context, time_out_soon, without_rows

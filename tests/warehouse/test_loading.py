@@ -160,7 +160,7 @@ CHILD = """
 import base64, json, logging, os, sys
 from airflow_provider_stem.streams.objects import Version
 from airflow_provider_stem.warehouse.loading import load_objects
-from airflow_provider_stem.warehouse.objects import read_objects
+from airflow_provider_stem.streams.records import read_objects
 logging.basicConfig(level=logging.INFO)
 bodies = {uri: base64.b64decode(text) for uri, text in json.loads(sys.argv[3]).items()}
 

@@ -13,8 +13,8 @@ import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.objects import Version
+from airflow_provider_stem.streams.records import LandedObject, read_objects
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.warehouse.objects import LandedObject, read_objects
 from airflow_provider_stem.warehouse.staging import Staging
 
 from .helpers import Bucket, at
@@ -42,7 +42,14 @@ def staged(body, rows, resolution=None, of_receipt=None, of_object=None, read_at
         return Version("", of_object or digest_of(body), read_at)
 
     landed = LandedObject(
-        "s3://lake/x", rows, of_receipt or digest_of(body), LANDED_AT, at("01T00:00"), at("02T00:00"), resolution
+        "s3://lake/x",
+        rows,
+        len(body),
+        of_receipt or digest_of(body),
+        LANDED_AT,
+        at("01T00:00"),
+        at("02T00:00"),
+        resolution,
     )
     with Staging(fetch) as staging:
         one = staging.add(landed)
@@ -118,7 +125,7 @@ def test_an_object_that_is_not_the_one_of_its_receipt_is_read_only_if_it_is_late
 
 
 def test_an_object_without_a_digest_and_one_that_is_gone_are_refused():
-    landed = LandedObject("s3://lake/x", 1, "0" * 64, LANDED_AT, at("01T00:00"), at("02T00:00"))
+    landed = LandedObject("s3://lake/x", 1, 9, "0" * 64, LANDED_AT, at("01T00:00"), at("02T00:00"))
     for version, message in [(Version("", None, LANDED_AT), "has no SHA-256"), (None, "does not exist any more")]:
         with Staging(lambda *_, version=version: version) as staging, pytest.raises(StemDataError, match=message):
             staging.add(landed)
@@ -155,7 +162,7 @@ def test_receipts_lists_of_them_and_objects_are_read_alike():
     receipt = Bucket().land("x", {("site-a", "MONITOR"): [1.0]}, "01T00:00", "01T01:00")
     digest = receipt["objects"][0]["sha256"]
     period = at("01T00:00"), datetime(2025, 7, 1, 1, tzinfo=UTC)
-    expected = [LandedObject("s3://lake/x", 1, digest, at("03T00:00"), *period, 900)]
+    expected = [LandedObject("s3://lake/x", 1, receipt["objects"][0]["bytes"], digest, at("03T00:00"), *period, 900)]
     assert read_objects(receipt) == read_objects([None, receipt, None]) == read_objects([receipt, receipt]) == expected
     [landed] = receipt["objects"]
     assert read_objects(landed) == read_objects([landed]) == [replace(expected[0], resolution=None)]

@@ -1,0 +1,243 @@
+"""What tasks return as plain JSON, and the reader of what comes back through XCom and asset events; light to import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypedDict, cast
+
+from airflow_provider_stem._text import one_line
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.windows import check_resolution, iso, parse_instant
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class WindowRecord(TypedDict):
+    """
+    A window of wall time, aligned to its resolution.
+
+    :param start: ISO 8601, UTC. ``end`` is the instant after the last one.
+    :param resolution: seconds.
+    """
+
+    start: str
+    end: str
+    resolution: int
+
+
+class ObjectRecord(TypedDict):
+    """A landed object in a receipt; see :class:`LandedObject`. Times are ISO 8601, UTC."""
+
+    uri: str
+    rows: int
+    bytes: int
+    sha256: str
+    read_at: str
+    start: str
+    end: str
+
+
+class IncompleteStream(TypedDict):
+    """
+    A stream with missing rows.
+
+    :param first_missing: end of the first interval that is missing; ISO 8601, UTC.
+    """
+
+    site_id: str
+    stream_type: str
+    expected: int
+    received: int
+    first_missing: str
+
+
+class UnavailableStream(TypedDict):
+    """A stream that a site does not have."""
+
+    site_id: str
+    stream_type: str
+
+
+class FailedSite(TypedDict):
+    """A site that could not be read, with ``on_site_error="skip"``."""
+
+    site_id: str
+    error: str
+
+
+class Receipt(TypedDict):
+    """
+    What one run of ``StemStreamsToS3Operator`` read and landed.
+
+    :param rows: how many this run read; ``expected`` of them should be there, and ``missing`` are not.
+    :param requests: how many HTTP requests were sent to the API, retries included.
+    :param inserted: rows that no object held before; ``changed``, with another value; ``unchanged``, with the same.
+    :param kept: rows that the objects held and this run did not read.
+    :param incomplete: at most 100 of ``incomplete_count``; the same for ``unavailable`` and ``failed_sites``.
+    """
+
+    window: WindowRecord
+    objects: list[ObjectRecord]
+    rows: int
+    expected: int
+    missing: int
+    sites: int
+    requests: int
+    inserted: int
+    changed: int
+    unchanged: int
+    kept: int
+    incomplete: list[IncompleteStream]
+    unavailable: list[UnavailableStream]
+    failed_sites: list[FailedSite]
+    incomplete_count: int
+    unavailable_count: int
+    failed_count: int
+
+
+class SiteRecord(TypedDict):
+    """
+    A site as ``StemSiteListOperator`` returns it.
+
+    :param stream_start_times: shown start of each stream, ISO 8601; ``None`` where the API does not report it.
+    """
+
+    site_id: str
+    name: str | None
+    client_id: str
+    stream_start_times: dict[str, str | None] | None
+
+
+class WatchReport(TypedDict):
+    """
+    What ``StemStreamsSensor`` returns.
+
+    :param expected: how many intervals the sites should have, and how many of them are ``missing``.
+    :param incomplete_sites: how many of the ``sites`` lack an interval, or were not asked for yet.
+    """
+
+    window: WindowRecord
+    sites: int
+    expected: int
+    missing: int
+    incomplete_sites: int
+
+
+@dataclass(frozen=True, slots=True)
+class LandedObject:
+    """
+    A landed object, as its receipt describes it.
+
+    :param rows: how many it holds.
+    :param size: bytes.
+    :param sha256: of its bytes, in hexadecimal.
+    :param read_at: when the reading of its newest rows began, by the store's clock.
+    :param start: left edge of the period whose intervals it holds; an interval belongs where it ends.
+    :param end: right edge.
+    :param resolution: seconds, where it is known.
+    """
+
+    uri: str
+    rows: int
+    size: int
+    sha256: str
+    read_at: datetime
+    start: datetime
+    end: datetime
+    resolution: int | None = None
+
+    def as_json(self) -> ObjectRecord:
+        """Return the object as a receipt lists it."""
+        return {
+            "uri": self.uri,
+            "rows": self.rows,
+            "bytes": self.size,
+            "sha256": self.sha256,
+            "read_at": self.read_at.isoformat().replace("+00:00", "Z"),
+            "start": iso(self.start),
+            "end": iso(self.end),
+        }
+
+
+def read_objects(argument: Any) -> list[LandedObject]:
+    """
+    Read what tasks returned or events carry: a receipt, an object of one, or a list of either.
+
+    Anyone who may create an event may write anything into it, so each value is validated.
+
+    :param argument: entries that are ``None``, of tasks that were skipped, are passed over.
+    :return: each object once, as the last entry describes it, in the order of these.
+    :raises StemConfigError: names the entry and the remedy.
+    """
+    entries = [argument] if isinstance(argument, Mapping) else argument
+    if not isinstance(entries, Iterable) or isinstance(entries, (str, bytes, bytearray)):
+        raise StemConfigError(
+            f"objects is {one_line(repr(argument))[:100]}: give what StemStreamsToS3Operator returned, or a list of it."
+        )
+    objects: dict[str, LandedObject] = {}
+    for entry in entries:
+        if entry is None:
+            continue
+        listed, window = [entry], None
+        if isinstance(entry, Mapping) and isinstance(entry.get("objects"), (list, tuple)):
+            listed, window = entry["objects"], entry.get("window")
+        for one in listed:
+            landed = _read_object(one, window.get("resolution") if isinstance(window, Mapping) else None)
+            objects.pop(landed.uri, None)
+            objects[landed.uri] = landed
+    return list(objects.values())
+
+
+def read_receipt(receipt: Any) -> Receipt:
+    """
+    Return a receipt that came back from a task, with its window and its counts validated as far as events carry them.
+
+    :raises StemConfigError: it is something else.
+    """
+    if not isinstance(receipt, Mapping) or not receipt.keys() >= {"window", "objects", "rows"}:
+        raise StemConfigError(
+            f"receipts holds {one_line(repr(receipt))[:100]}: give what StemStreamsToS3Operator returned, or None."
+        )
+    window = receipt["window"]
+    if not isinstance(window, Mapping) or type(receipt["rows"]) is not int:
+        raise StemConfigError(
+            f"receipts holds a window of {one_line(repr(window))[:100]} and {one_line(repr(receipt['rows']))[:20]} "
+            "rows: give what StemStreamsToS3Operator returned."
+        )
+    parse_instant("window.start of a receipt", window.get("start"))
+    parse_instant("window.end of a receipt", window.get("end"))
+    check_resolution(window.get("resolution"))
+    read_objects(receipt)
+    return cast(Receipt, receipt)
+
+
+def _read_object(entry: Any, resolution: Any) -> LandedObject:
+    if not isinstance(entry, Mapping) or not entry.keys() >= ObjectRecord.__required_keys__:
+        raise StemConfigError(
+            f"objects holds {one_line(repr(entry))[:100]}: give what StemStreamsToS3Operator returned, or entries of "
+            f"its 'objects', each with {', '.join(ObjectRecord.__annotations__)}."
+        )
+    uri, rows, size, sha256 = (entry[name] for name in ("uri", "rows", "bytes", "sha256"))
+    if not isinstance(uri, str) or not uri.startswith("s3://") or not uri.isprintable():
+        raise _wrong_value("uri", uri)
+    for name, count in (("rows", rows), ("bytes", size)):
+        if type(count) is not int or count < 0:
+            raise _wrong_value(name, count)
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise _wrong_value("sha256", sha256)
+    resolution = entry.get("resolution", resolution)
+    if resolution is not None:
+        check_resolution(resolution)
+    read_at, start, end = (
+        parse_instant(f"{name} of {uri} in objects", entry[name]) for name in ("read_at", "start", "end")
+    )
+    return LandedObject(uri, rows, size, sha256, read_at, start, end, resolution)
+
+
+def _wrong_value(name: str, value: Any) -> StemConfigError:
+    return StemConfigError(
+        f"objects holds {one_line(repr(value))[:100]} as {name}: give what StemStreamsToS3Operator returned."
+    )
