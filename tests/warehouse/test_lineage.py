@@ -14,7 +14,7 @@ from tests.test_lineage import as_event, check_facets
 
 DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
 PERIOD = {"read_at": DAY[1], "start": DAY[0], "end": DAY[1]}
-OBJECTS = {"objects": [{"uri": "s3://lake/a.parquet", "rows": 1, "sha256": "0" * 64, **PERIOD}]}
+OBJECTS = {"objects": [{"uri": "s3://lake/a.parquet", "rows": 1, "bytes": 9, "sha256": "0" * 64, **PERIOD}]}
 RECORD = {"site_id": "site-1", "name": "One", "client_id": None, "stream_start_times": {"MONITOR": None}}
 
 

@@ -152,7 +152,15 @@ def test_an_object_that_is_gone_damaged_or_was_rewritten_is_noticed(engine, lake
 
 RECEIPT = {
     "objects": [
-        {"uri": "s3://lake/x", "rows": 1, "sha256": "0" * 64, "read_at": DAY[1], "start": DAY[0], "end": DAY[1]}
+        {
+            "uri": "s3://lake/x",
+            "rows": 1,
+            "bytes": 9,
+            "sha256": "0" * 64,
+            "read_at": DAY[1],
+            "start": DAY[0],
+            "end": DAY[1],
+        }
     ],
     "window": {"resolution": 900},
     "rows": 1,
