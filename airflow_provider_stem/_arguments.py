@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, timedelta
+from functools import wraps
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS, check_format
@@ -28,6 +30,28 @@ _SET_BY_THE_OPERATOR = frozenset(
 
 _LONGEST = timedelta(days=36_500)
 """Beyond it sums of times leave the calendar."""
+
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+
+def checked(constructor: Constructor) -> Constructor:
+    """
+    Decorate a constructor: its own keyword arguments, defaults included, pass the object's ``check`` before it runs.
+
+    The signature is the only list of these arguments.
+    """
+    signature = inspect.signature(constructor)
+    names = [name for name, parameter in signature.parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+
+    @wraps(constructor)
+    def checking(self: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, **kwargs)
+        given.apply_defaults()
+        self.check(**{name: given.arguments[name] for name in names})
+        constructor(self, **kwargs)
+
+    return cast(Constructor, checking)
 
 
 def check_arguments(**given: Any) -> None:

@@ -75,17 +75,11 @@ class CheckedWhenParsed:
     """For classes whose wrong arguments show when the DAG is parsed, mapped or not."""
 
     _may_be_none: tuple[str, ...] = ()
-    _is_one_of_many = False
 
-    def __new__(cls, *_: Any, **kwargs: Any) -> Self:
-        """Remember whether Airflow makes the task in a worker, out of a mapped one."""
-        if kwargs.get("_airflow_from_mapped") and issubclass(cls, MappedOverSites) and "sites" not in kwargs:
-            # Airflow's own error would be a TypeError that names neither cause nor remedy, in every task and attempt.
-            raise AirflowFailException(_NEEDS_BATCHES)
-        made = super().__new__(cls)
-        # The base class takes this word out before any constructor could see it.
-        object.__setattr__(made, "_is_one_of_many", bool(kwargs.get("_airflow_from_mapped")))
-        return made
+    @property
+    def _is_one_of_many(self) -> bool:
+        """Whether Airflow made the task in a worker, out of a mapped one."""
+        return bool(getattr(self, "_BaseOperator__from_mapped", False))
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
@@ -145,6 +139,13 @@ class MappedOverSites(CheckedWhenParsed):
 
     sites: Any
     batch: str | None
+
+    def __new__(cls, *_: Any, **kwargs: Any) -> Self:
+        """Raise an error of our own where a task is mapped over something that lacks ``sites``."""
+        if kwargs.get("_airflow_from_mapped") and "sites" not in kwargs:
+            # Airflow's own error would be a TypeError that names neither cause nor remedy, in every task and attempt.
+            raise AirflowFailException(_NEEDS_BATCHES)
+        return super().__new__(cls)
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:

@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_stem._arguments import check_templated
+from airflow_provider_stem._arguments import check_templated, checked
 from airflow_provider_stem._mapping import CheckedWhenParsed, MappedOverSites
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.assets import as_alias_extra
@@ -61,6 +61,7 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
     template_fields: Sequence[str] = ("client_id", "name", "stem_conn_id")
     _may_be_none = ("stream_types",)
 
+    @checked
     def __init__(
         self,
         *,
@@ -72,9 +73,6 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.check(
-            client_id=client_id, name=name, stream_types=stream_types, batches=batches, stem_conn_id=stem_conn_id
-        )
         self.client_id = client_id
         self.name = name
         self.stream_types = None if stream_types is None else check_stream_types(stream_types)
@@ -171,6 +169,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     template_fields_renderers = {"sites": "json", "s3_extra_args": "json"}  # noqa: RUF012 - the base class's own way
     operator_extra_links = (LandedObjectsLink(),)
 
+    @checked
     def __init__(
         self,
         *,
@@ -201,32 +200,6 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.check(
-            sites=sites,
-            stream_types=stream_types,
-            resolution=resolution,
-            start=start,
-            end=end,
-            default_interval=default_interval,
-            lookback=lookback,
-            partition=partition,
-            s3_bucket=s3_bucket,
-            s3_key=s3_key,
-            batch=batch,
-            file_format=file_format,
-            compression=compression,
-            on_incomplete=on_incomplete,
-            on_unavailable=on_unavailable,
-            on_empty=on_empty,
-            on_site_error=on_site_error,
-            partition_events=partition_events,
-            if_exists=if_exists,
-            parquet_encoding=parquet_encoding,
-            s3_extra_args=s3_extra_args,
-            max_workers=max_workers,
-            stem_conn_id=stem_conn_id,
-            aws_conn_id=aws_conn_id,
-        )
         self.sites = sites
         self.stream_types = check_stream_types(stream_types)
         self.resolution = resolution

@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.triggers.base import BaseTrigger, StartTriggerArgs
 
 from airflow_provider_stem import errors
-from airflow_provider_stem._arguments import check_templated
+from airflow_provider_stem._arguments import check_templated, checked
 from airflow_provider_stem._mapping import MappedOverSites
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import final_errors
@@ -76,6 +76,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
     template_fields: Sequence[str] = ("sites", "start", "end", "batch", "stem_conn_id")
     template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - the base class's own way
 
+    @checked
     def __init__(
         self,
         *,
@@ -95,21 +96,6 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.check(
-            sites=sites,
-            stream_types=stream_types,
-            resolution=resolution,
-            start=start,
-            end=end,
-            default_interval=default_interval,
-            min_completeness=min_completeness,
-            settle=settle,
-            batch=batch,
-            deferrable=deferrable,
-            start_from_trigger=start_from_trigger,
-            max_workers=max_workers,
-            stem_conn_id=stem_conn_id,
-        )
         self.sites = sites
         self.stream_types = check_stream_types(stream_types)
         self.resolution = resolution

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_stem._arguments import check_templated, check_trigger_arguments
+from airflow_provider_stem._arguments import check_templated, check_trigger_arguments, checked
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import FINAL_ERRORS
 from airflow_provider_stem.hooks import StemHook
@@ -59,6 +60,7 @@ class StemStreamsTrigger(BaseTrigger):
     :param stem_conn_id: connection of type ``stem``.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -80,26 +82,8 @@ class StemStreamsTrigger(BaseTrigger):
         stem_conn_id: str = StemHook.default_conn_name,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # Not the sites, of which there can be thousands: it is made in the triggerer's event loop.
-        check_trigger_arguments(
-            stream_types=stream_types,
-            resolution=resolution,
-            start=start,
-            end=end,
-            default_interval=default_interval,
-            min_completeness=min_completeness,
-            settle=settle,
-            poke_interval=poke_interval,
-            exponential_backoff=exponential_backoff,
-            max_wait=max_wait,
-            silent_fail=silent_fail,
-            deadline=deadline,
-            progress=progress,
-            max_workers=max_workers,
-            stem_conn_id=stem_conn_id,
-        )
         self.sites = sites
-        self.stream_types = stream_types
+        self.stream_types = list(stream_types)
         self.resolution = resolution
         self.start = start
         self.end = end
@@ -117,29 +101,14 @@ class StemStreamsTrigger(BaseTrigger):
         self._unresolved: StemError | None = None
         self._redact: Callable[[str], str] = str  # until the connection is read
 
+    def check(self, *, sites: object, **given: Any) -> None:  # noqa: ARG002
+        """Check the constructor's arguments but the sites: there can be thousands, and this is the event loop."""
+        check_trigger_arguments(**given)
+
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Give the class and its arguments, as plain JSON."""
-        return (
-            "airflow_provider_stem.triggers.StemStreamsTrigger",
-            {
-                "sites": self.sites,
-                "stream_types": list(self.stream_types),
-                "resolution": self.resolution,
-                "start": self.start,
-                "end": self.end,
-                "default_interval": self.default_interval,
-                "min_completeness": self.min_completeness,
-                "settle": self.settle,
-                "poke_interval": self.poke_interval,
-                "exponential_backoff": self.exponential_backoff,
-                "max_wait": self.max_wait,
-                "silent_fail": self.silent_fail,
-                "deadline": self.deadline,
-                "progress": self.progress,
-                "max_workers": self.max_workers,
-                "stem_conn_id": self.stem_conn_id,
-            },
-        )
+        """Return the class and its arguments, as plain JSON."""
+        names = inspect.signature(type(self)).parameters
+        return "airflow_provider_stem.triggers.StemStreamsTrigger", {name: getattr(self, name) for name in names}
 
     def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
         """

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
 )
 
-from airflow_provider_stem._arguments import check_connection_id, check_duration, check_templated, is_known
+from airflow_provider_stem._arguments import check_connection_id, check_duration, check_templated, checked, is_known
 from airflow_provider_stem._mapping import CheckedWhenParsed
 from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
@@ -72,6 +72,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
     template_fields: Sequence[str] = ("objects", "sql_conn_id", "schema", "aws_conn_id")
     template_fields_renderers = {"objects": "json"}  # noqa: RUF012 - the base class's own way
 
+    @checked
     def __init__(
         self,
         *,
@@ -83,13 +84,6 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.check(
-            objects=objects,
-            sql_conn_id=sql_conn_id,
-            schema=schema,
-            lock_timeout=lock_timeout,
-            aws_conn_id=aws_conn_id,
-        )
         self.objects = objects
         self.sql_conn_id = sql_conn_id
         self.schema = schema
@@ -154,6 +148,7 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
     template_fields: Sequence[str] = ("sites", "sql_conn_id", "schema")
     template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - the base class's own way
 
+    @checked
     def __init__(
         self,
         *,
@@ -164,7 +159,6 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.check(sites=sites, sql_conn_id=sql_conn_id, schema=schema, lock_timeout=lock_timeout)
         self.sites = sites
         self.sql_conn_id = sql_conn_id
         self.schema = schema
