@@ -46,6 +46,7 @@ _CONFLICTS = (409, 412)
 # Refusals of a PUT that another attempt can cure.
 _PASSING = {"BadDigest", "ExpiredToken", "RequestTimeout", "TokenRefreshRequired", "XAmzContentChecksumMismatch"}
 _MAX_DOWNLOADS = 4
+_LAST_YEAR = 9000  # so that sums of times stay in the calendar
 _FOR_READS = (
     "ExpectedBucketOwner",
     "RequestPayer",
@@ -221,11 +222,12 @@ class S3Store:
         :raises StemConfigError: listing is forbidden.
         :raises StemTransportError: the store did not answer.
         """
-        token: dict[str, str] = {}
+        tokens: list[str] = []
         handled = () if required else (403,)
         owner = self._only("ExpectedBucketOwner")
         while True:
             try:
+                token = {"ContinuationToken": tokens[-1]} if tokens else {}
                 page = self._call("list_objects_v2", expected=handled, Prefix=prefix, **token, **owner)
             except ClientError:
                 log.warning("Listing %s is forbidden, so other objects there go unnoticed.", self.uri(prefix))
@@ -233,7 +235,12 @@ class S3Store:
             yield from (listed["Key"] for listed in page.get("Contents", ()))
             if not page.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            following = page.get("NextContinuationToken")
+            if not following or following in tokens:
+                raise StemTransportError(
+                    f"The store lists {self.uri(prefix)} without an end. Check the store and the proxies before it."
+                )
+            tokens.append(following)
 
     def _ignored_condition(self, key: str) -> str | None:
         """Return the name of a condition that the store ignores."""
@@ -327,12 +334,15 @@ class S3Store:
         text = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
         try:
             answered_at = parsedate_to_datetime(text)
-            return answered_at.replace(tzinfo=answered_at.tzinfo or UTC).astimezone(UTC)
+            answered_at = answered_at.replace(tzinfo=answered_at.tzinfo or UTC).astimezone(UTC)
         except (ValueError, OverflowError):
+            answered_at = datetime.max.replace(tzinfo=UTC)
+        if answered_at.year > _LAST_YEAR:
             raise StemTransportError(
                 f"The store of connection {self._aws_conn_id!r} answers without a valid Date header, so it cannot be "
                 "said which of two attempts is the later one. Check the store and the proxies before it."
-            ) from None
+            )
+        return answered_at
 
     def _only(self, name: str) -> dict[str, Any]:
         return {name: self._extra_args[name]} if name in self._extra_args else {}
@@ -344,6 +354,11 @@ def _version(answer: Mapping[str, Any]) -> Version:
         read_at = datetime.fromisoformat(metadata[READ_AT]).astimezone(UTC)
     except (KeyError, ValueError, OverflowError):
         read_at = None
+    if "ETag" not in answer:
+        raise StemTransportError(
+            "The store answers without an ETag, so writes cannot be made on condition. Use a store that sends it, and "
+            "check the proxies before it."
+        )
     digest = metadata.get(DIGEST)
     return Version(answer["ETag"], digest and digest.lower(), read_at)
 

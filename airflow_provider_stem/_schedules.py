@@ -90,11 +90,11 @@ class CronSchedule:
 
 @lru_cache
 def _fit(expressions: tuple[str, ...], interval: Any) -> Literal["meets", "covers", "samples"] | None:
-    """Compare an interval with the time between runs: always equal, never shorter, always shorter, or neither."""
+    """Compare an interval with the time between runs: always equal, longer or shorter, or neither."""
     starts_later = {(run - interval > before) - (run - interval < before) for before, run in _pairs(expressions)}
     if starts_later == {0}:
         return "meets"
-    if starts_later <= {0, -1}:
+    if starts_later == {-1}:
         return "covers"
     return "samples" if starts_later == {1} else None
 

@@ -422,7 +422,10 @@ def test_what_is_no_event_and_no_receipt_is_told(function, wrong, value):
 @pytest.mark.parametrize("objects", [17, "text", [17], [{"rows": 3}], {"uri": "s3://lake/x"}])
 def test_objects_of_anothers_event_are_told(objects):
     event = SimpleNamespace(extra={"objects": objects})
-    with pytest.raises(StemConfigError, match="lists wrong objects. Schedule the DAG on assets whose events StemStreamsToS3Operator makes"):
+    with pytest.raises(
+        StemConfigError,
+        match="lists wrong objects. Schedule the DAG on assets whose events StemStreamsToS3Operator makes",
+    ):
         assets.landed_objects({"triggering_asset_events": {"asset": [event]}})
 
 

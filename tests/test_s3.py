@@ -293,7 +293,9 @@ def test_an_object_that_is_stored_with_other_bytes_is_written_again(times, store
             land(lake)
 
 
-@pytest.mark.parametrize("date", [None, b"yesterday", b"Thu, 26 Nov 99999 03:13:12 GMT"])
+@pytest.mark.parametrize(
+    "date", [None, b"yesterday", b"Thu, 26 Nov 99999 03:13:12 GMT", b"Fri, 31 Dec 9999 23:59:59 GMT"]
+)
 def test_a_store_without_a_clock_is_an_error(date, store, stem, lake):
     def change(head, body):
         head = re.sub(rb"(?i)\r\ndate: [^\r]*", b"", head)
@@ -303,6 +305,39 @@ def test_a_store_without_a_clock_is_an_error(date, store, stem, lake):
     with pytest.raises(StemTransportError, match="without a valid Date header"):
         land(lake)
     assert stem.requests == []
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_store_without_etags_is_an_error(method, store, stem, lake):
+    land(lake)
+    store.go_wrong(
+        altered(lambda head, body: (re.sub(rb"(?i)\r\netag: [^\r]*", b"", head), body)),
+        lambda exchange: exchange.method == method and ".parquet" in exchange.target,
+    )
+    with pytest.raises(StemTransportError, match="answers without an ETag"):
+        land(lake)
+
+
+@pytest.mark.parametrize("token", [b"<NextContinuationToken>again</NextContinuationToken>", b""])
+def test_a_listing_of_the_store_without_an_end_is_an_error(token, store, stem, lake):
+    page = b"<ListBucketResult><IsTruncated>true</IsTruncated>" + token + b"</ListBucketResult>"
+    store.go_wrong(
+        answer(200, page, {"Content-Type": "application/xml"}),
+        lambda exchange: exchange.method == "GET" and "list-type=2" in exchange.target,
+    )
+    with pytest.raises(StemTransportError, match="without an end. Check the store"):
+        land(lake)
+    assert stem.requests == []
+
+
+def test_a_store_whose_head_stays_behind_is_named(store, stem, lake):
+    land(lake)
+    store.go_wrong(
+        altered(lambda head, body: (re.sub(rb'(?i)\r\netag: "', b'\r\netag: "f', head), body)),
+        lambda exchange: exchange.method == "HEAD" and ".parquet" in exchange.target,
+    )
+    with pytest.raises(StemTransportError, match="HEAD and GET of the store describe different objects"):
+        land(lake)
 
 
 def test_an_object_that_is_later_than_the_stores_clock_is_left_alone(store, stem, lake):

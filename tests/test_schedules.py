@@ -99,6 +99,9 @@ def test_windows_tile_when_the_clocks_change(zone, cron, interval, given):
     ("cron", "interval"),
     [
         ("0 0 1 * *", timedelta(days=30)),
+        ("0 0 1 * *", timedelta(days=31)),
+        ("0 0 */2 * *", timedelta(days=2)),
+        ("0 */5 * * *", timedelta(hours=5)),
         ("0 0 1 * *", timedelta(days=29)),
         ("0 6 * * 1-5", DAY),
         ("0 6,20 * * *", timedelta(hours=12)),

@@ -19,6 +19,7 @@ from airflow_provider_stem.errors import StemConfigError
 DEFAULT_BASE_URL = "https://app.stem.com/api/v1/"
 _DEFAULT_PATH = "/api/v1/"
 _MAX_SECONDS = 86_400
+_MAX_PAGE_SIZE = 100_000
 _HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
 
 
@@ -189,6 +190,11 @@ def _count(value: object) -> int | None:
     return int(number) if number is not None and number >= 1 and number == int(number) else None
 
 
+def _page_size(value: object) -> int | None:
+    size = _count(value)
+    return size if size is not None and size <= _MAX_PAGE_SIZE else None
+
+
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)) or "_" in str(value):
         return None
@@ -218,12 +224,12 @@ def _verify(value: object) -> bool | str | None:
 _OPTIONS: dict[str, Callable[[object], Any]] = {
     "timeout": _seconds,
     "max_attempts": _count,
-    "page_size": _count,
+    "page_size": _page_size,
     "verify": _verify,
 }
 _EXPECTED = {
     "timeout": f"a number of seconds above 0 and up to {_MAX_SECONDS:,}",
     "max_attempts": "a whole number from 1 on",
-    "page_size": "a whole number from 1 on",
+    "page_size": f"a whole number from 1 to {_MAX_PAGE_SIZE:,}",
     "verify": "true, false or the path of an existing CA bundle",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError
 
 # Beyond this a server is handing out new ids without end, not listing sites.
@@ -61,13 +62,13 @@ class Pager:
         :raises StemDataError: the answer has no such collection, an item has no id, or there is no end to it.
         """
         page, found = self.page, self._items_of(payload)
-        self._compare_total(_count(payload.get("total")))
+        self._compare_total(self._count(payload, "total"))
         new = {identifier: item for identifier, item in found.items() if identifier not in self._items}
         if not new:
             self._end_with(f"page {page} {'repeats earlier ones' if found else 'is empty'}", repeats=bool(found))
         elif self._repeats:
             raise _inconsistent(f"page {page} has new {self._collection} after a page that repeats others")
-        elif (echo := _count(payload.get("page"))) not in (None, page):
+        elif (echo := self._count(payload, "page")) not in (None, page):
             raise _inconsistent(f"the answer to page {page} of {self._collection!r} is page {echo}")
         self._items |= new
         self._pages += bool(new)
@@ -91,6 +92,19 @@ class Pager:
         else:
             return
         raise InconsistentListingError(message)
+
+    def _count(self, payload: dict[str, Any], name: str) -> int | None:
+        """Return a count that may be a string; ``None`` where there is none."""
+        value = payload.get(name)
+        if isinstance(value, str) and value.strip().isdecimal():
+            return int(value.strip()[:20])
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        raise StemDataError(
+            f"{name} on page {self.page} of {self._collection!r} is {one_line(repr(value))[:60]}, not a number"
+        )
 
     def _items_of(self, payload: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if self._collection not in payload:
@@ -136,12 +150,3 @@ class Pager:
 
 def _inconsistent(what: str) -> InconsistentListingError:
     return InconsistentListingError(f"{what}. Try again later, or report it to Stem if it stays so")
-
-
-def _count(value: object) -> int | None:
-    """Return a count that may be a string; ``None`` where it is none."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value[:20])
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import errno
 import json
 import logging
 import mmap
@@ -11,10 +10,9 @@ import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -23,6 +21,7 @@ import urllib3
 from requests.auth import AuthBase
 
 from airflow_provider_stem import __version__
+from airflow_provider_stem._disk import is_of_the_worker, own_disk, worker_error
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.deadline import WholeAnswerAdapter
@@ -176,8 +175,8 @@ class Transport:
 
     def _failure(self, exc: Exception, url: str) -> StemError | OSError:
         causes = list(_causes(exc))
-        if local := next((cause for cause in causes if _is_of_the_worker(cause)), None):
-            return _worker_error(local)
+        if local := next((cause for cause in causes if is_of_the_worker(cause)), None):
+            return worker_error(local)
         if wrong := next((cause for cause in causes if _is_of_a_certificate(cause)), None):
             reason = getattr(wrong, "verify_message", "") or str(wrong)
             return StemCertificateError(
@@ -230,51 +229,16 @@ def _read(response: requests.Response, limit: int) -> Body:
     """
     with tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="stem-answer-") as body:
         while chunk := response.raw.read1(_CHUNK, decode_content=True):
-            with _own_disk():
+            with own_disk():
                 body.write(chunk)
             if body.tell() > limit:
                 raise StemDataError(f"the body exceeds {limit:,} bytes")
         if body.tell() > _IN_MEMORY:
-            with _own_disk():
+            with own_disk():
                 body.flush()
                 return mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ)
         body.seek(0)
         return body.read()
-
-
-class _WorkerError(OSError):
-    """The worker's own disk or limits failed, not the API."""
-
-
-@contextmanager
-def _own_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        error = _worker_error(exc)
-    else:
-        return
-    raise error
-
-
-def _worker_error(exc: OSError) -> _WorkerError:
-    if exc.errno in _TOO_MANY_FILES:
-        remedy = "Raise the worker's limit of open files (ulimit -n), or lower max_workers"
-    else:
-        remedy = f"Free space in {tempfile.gettempdir()}, or set TMPDIR to a directory with more"
-    if isinstance(exc, _WorkerError):
-        return exc
-    what = "an answer of the API could not be read or stored on this worker"
-    return _WorkerError(exc.errno, f"{exc.strerror}: {what}. {remedy}.")
-
-
-_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
-_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def _is_of_the_worker(cause: object) -> TypeGuard[OSError]:
-    is_limit = isinstance(cause, OSError) and cause.errno in _TOO_MANY_FILES | _DISK_IS_FULL
-    return is_limit or isinstance(cause, _WorkerError)
 
 
 def _is_of_a_certificate(cause: BaseException) -> bool:

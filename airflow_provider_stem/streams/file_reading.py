@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -39,9 +40,18 @@ def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     :param file: seekable binary file, positioned at its start.
     :return: batches of one row or more, split anywhere. Rows ascend by site id, stream type, interval end and
         resolution, each key is there once, and each row is one that the API can have.
-    :raises ValueError: the columns or the rows are others; :class:`pyarrow.ArrowInvalid` is a ``ValueError`` too.
-    :raises OSError: the file is damaged or cut off; also :class:`EOFError` and :class:`zlib.error`.
+    :raises ValueError: the file is damaged or cut off, or holds something else; one line.
+    :raises OSError: the worker's own disk failed.
     """
+    try:
+        yield from _verified(file)
+    except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise
+        raise ValueError(one_line(str(exc))) from None
+
+
+def _verified(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     last: tuple[Any, ...] | None = None
     for batch in _read_parquet(file) if _head(file, 4) == b"PAR1" else _read_text(file):
         if not batch.num_rows:
@@ -106,8 +116,12 @@ def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
         ):
             raise ValueError(f"its columns are {_columns(parquet.schema_arrow)}")
         for group in range(parquet.num_row_groups):
+            missing = parquet.metadata.row_group(group).num_rows
             for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False):
+                missing -= batch.num_rows
                 yield batch.select(LANDING_SCHEMA.names)
+            if missing:  # a damaged page can end a row group without an error
+                raise ValueError(f"row group {group} lacks {missing:,} rows")
             pa.default_memory_pool().release_unused()
 
 
@@ -166,6 +180,8 @@ def _chunks(source: io.BufferedReader, *, quoted: bool) -> Iterator[bytes]:
         while is_open and (line := source.readline()):
             lines.append(line)
             is_open ^= line.count(b'"') % 2
+        if not (lines[-1] or chunk).endswith(b"\n"):
+            raise ValueError("the last line has no end, so it may be cut off")
         yield b"".join(lines)
 
 

@@ -86,8 +86,14 @@ class Landing:
         """
         began = time.monotonic()
         merges: dict[str, Merge] = {}
+        overtaken: dict[str, Version | None] | None = None
         for _ in range(_MAX_ATTEMPTS):
             seen, read_at = self._look_up(store)
+            if seen == overtaken:
+                raise StemTransportError(
+                    f"HEAD and GET of the store describe different objects of {self.window}. Check the store and the "
+                    "proxies before it."
+                )
             self._check_batches([self.objects[key] for key, version in seen.items() if not version], sites, store)
             writer = ObjectWriter(
                 store, self.file_format, self.compression, self.parquet_encoding, self.if_exists, read_at
@@ -95,6 +101,7 @@ class Landing:
             try:
                 receipt = self._attempt(client, sites, writer, seen, merges)
             except OvertakenError as exc:
+                overtaken = seen
                 log.warning("Another task landed rows that it read later, so the window is read again [%s]", exc)
             else:
                 break

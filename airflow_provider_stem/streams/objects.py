@@ -8,7 +8,6 @@ that it is still the one that was read, and its metadata tell when the reading o
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -153,6 +152,7 @@ class ObjectWriter:
         written: Written | None = None
         with ScratchFile() as copy, ScratchFile() as scratch:
             file, damages, look = scratch, 0, seen is not None
+            etags = set()
             for _ in range(_MAX_WRITES):
                 current = self.store.get(key, copy) if look else None
                 if current and written and (current.sha256, current.read_at) == (written.sha256, written.read_at):
@@ -174,6 +174,7 @@ class ObjectWriter:
                         # Each version has a later time than the one that it replaces, even within one second.
                         read_at = max(read_at, current.read_at + timedelta(microseconds=1))
                     written = Written(rows, file.size, file.sha256, read_at, merge)
+                etags.add(current and current.etag)
                 try:
                     self.store.put(key, file, written.read_at, current)
                 except ObjectChangedError:
@@ -187,10 +188,15 @@ class ObjectWriter:
                         ) from None
                 else:
                     return written
+        if len(etags) == 1:
+            raise StemTransportError(
+                f"The store refused {_MAX_WRITES} writes of an object that did not change. Check whether it or a proxy "
+                f"before it rewrites ETags [{uri}]"
+            )
         raise StemTransportError(f"Other tasks changed the object {_MAX_WRITES} times. Try again later [{uri}]")
 
     def _may_be_later(self, current: Version) -> bool:
-        return current.read_at is None or current.read_at + _CLOCK_SKEW >= self.read_at
+        return current.read_at is None or current.read_at >= self.read_at - _CLOCK_SKEW
 
     def _compared(self, held: _Held, scratch: ScratchFile, read: Rows) -> Written:
         rows = self.write_file(scratch, read())
@@ -209,7 +215,7 @@ class ObjectWriter:
         try:
             return self.write_file(scratch, merge.united(held.rows(), read())), merge
         except _NotMergeableError as exc:
-            message = f"The object cannot be merged with, since it holds something else: {one_line(str(exc))}"
+            message = f"The object cannot be merged with, since it holds something else: {exc}"
             if self.if_exists == "merge":
                 raise StemConfigError(
                     f"{message}. Restore or delete it, or use if_exists='replace' [{held.uri}]"
@@ -238,7 +244,5 @@ class _Held:
         self.file.seek(0)
         try:
             yield from read_batches(cast(BinaryIO, self.file))
-        except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as exc:
-            if isinstance(exc, OSError) and exc.errno is not None:  # a fault of the disk, not of the content
-                raise
+        except ValueError as exc:
             raise _NotMergeableError(str(exc)) from None

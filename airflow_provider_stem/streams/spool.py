@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from airflow_provider_stem._disk import own_disk
 from airflow_provider_stem.streams.tables import STREAM_SCHEMA
 
 
@@ -29,7 +30,8 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="stem-spool-")  # noqa: SIM115
+        with own_disk():
+            self._file = tempfile.TemporaryFile(prefix="stem-spool-")  # noqa: SIM115
         self._lock = threading.Lock()
         self._end = 0
 
@@ -62,7 +64,8 @@ class ScratchFile(io.RawIOBase):
     """A file without a name, with the digest of what was written: written from front to end, then read at will."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="stem-file-")  # noqa: SIM115
+        with own_disk():
+            self._file = tempfile.TemporaryFile(prefix="stem-file-")  # noqa: SIM115
         self.clear()
 
     @property
@@ -120,9 +123,10 @@ class ScratchFile(io.RawIOBase):
 
 def _write_at(descriptor: int, data: bytes | memoryview | pa.Buffer, offset: int) -> None:
     view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+    with own_disk():
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
 
 
 def _read_at(descriptor: int, size: int, offset: int) -> bytes:

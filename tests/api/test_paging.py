@@ -166,6 +166,13 @@ def test_a_listing_that_is_short_is_listed_again_and_then_an_error(
     assert server.asked[-5:] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("name", ["total", "page"])
+@pytest.mark.parametrize("wrong", ["many", "", True, [350], {}, 3.5, float("nan"), "3 50"], ids=repr)
+def test_a_count_that_is_no_number_is_an_error(name: str, wrong: object) -> None:
+    with pytest.raises(StemDataError, match=f"{name} on page 1 of 'clients' is .*, not a number"):
+        Pager("clients", 100).take(page("a", **{name: wrong}))
+
+
 @listings
 @pytest.mark.parametrize("total", [350, "350", 4, None], ids=repr)
 @pytest.mark.parametrize("echo", [None, lambda _: 1], ids=["no page", "page"])

@@ -220,6 +220,31 @@ def test_a_file_that_is_cut_off_is_never_read_as_whole(file_format: str, compres
         assert found != bits(rows)
 
 
+@pytest.mark.parametrize("file_format", ["csv", "jsonl"])
+def test_a_text_whose_last_line_has_no_end_is_cut_off(file_format: str) -> None:
+    data = written(table([row("a", 1, 123.456)]).to_batches(), file_format, "none")
+    assert len(read(data)) == 1
+    for length in range(data.rindex(b".") - 2, len(data)):
+        with pytest.raises(ValueError, match="cut off|parse error|JSON"):
+            read(data[:length])
+
+
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_parquet_with_a_wrong_byte_has_all_its_rows_or_is_an_error(compression: str) -> None:
+    rows = table([row("a", number, number / 7) for number in range(8)])
+    data = written(rows.to_batches(), "parquet", compression)
+    errors = 0
+    for place in range(len(data)):
+        for wrong in (0x01, 0x02, 0x80):
+            try:
+                found = read(data[:place] + bytes([data[place] ^ wrong]) + data[place + 1 :])
+            except ValueError:
+                errors += 1
+            else:
+                assert len(found) == 8, (place, wrong)
+    assert errors > len(data)
+
+
 @pytest.mark.parametrize("name", [field.name for field in LANDING_SCHEMA if not field.nullable])
 def test_a_null_in_another_column_than_the_values_is_an_error(name: str) -> None:
     columns = [field.with_nullable(True) for field in LANDING_SCHEMA]
@@ -230,7 +255,7 @@ def test_a_null_in_another_column_than_the_values_is_an_error(name: str) -> None
         line[instant] = line[instant] and f"{line[instant]:%Y-%m-%dT%H:%M:%SZ}"
     file = io.BytesIO()
     pq.write_table(nulls.cast(pa.schema(columns)), file)
-    for data in (str(line).replace("'", '"').replace("None", "null").encode(), file.getvalue()):
+    for data in ((str(line).replace("'", '"').replace("None", "null") + "\n").encode(), file.getvalue()):
         with pytest.raises(ValueError, match=f"{name} holds a null|its columns are"):
             read(data)
 

@@ -213,6 +213,19 @@ def test_an_object_that_is_deleted_meanwhile_is_written_again(store: MemoryStore
     assert store.rows() == rows(2.0, "b")
 
 
+def test_a_store_that_refuses_an_object_which_did_not_change_is_named(store: MemoryStore) -> None:
+    land(store, rows(1.0, "a"))
+    store.seconds = 100
+
+    def refuse(method: str) -> None:
+        if method == "put":
+            raise ObjectChangedError
+
+    store.step = refuse
+    with pytest.raises(StemTransportError, match="refused 20 writes of an object that did not change. Check whether"):
+        land(store, rows(2.0, "a"))
+
+
 def test_an_object_that_changes_again_and_again_is_left_for_a_retry(store: MemoryStore) -> None:
     land(store, rows(1.0, "a"))
     store.seconds = 100
