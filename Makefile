@@ -19,7 +19,7 @@ SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples tests/rea
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-parts bench-triggerer bench-warehouse fuzz test-openapi lint package format lock clean
+.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-lookback bench-parts bench-triggerer bench-warehouse fuzz test-openapi lint package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -87,6 +87,9 @@ bench: $(BENCH:=/.installed)  ## Measure the operator beside a bare floor and it
 
 bench-growth: .venv-bench/.installed  ## Measure what more sites and more time cost.
 	.venv-bench/bin/python benchmarks/growth.py --chart docs/images/growth.svg $(ARGS)
+
+bench-lookback: .venv-bench/.installed  ## Measure a look-back of three days over existing objects.
+	.venv-bench/bin/python benchmarks/lookback.py $(ARGS)
 
 bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and the operator's stages.
 	.venv-bench/bin/python benchmarks/dag_parse.py
