@@ -181,14 +181,14 @@ CONNECTION = [
     ),
     Wrong("timeout", [0, -1, "soon", True, [60], NAN, 86_401], "give a number of seconds above 0 and up to 86,400"),
     Wrong("max_attempts", NUMBERS, "give a whole number from 1 on"),
-    Wrong("page_size", NUMBERS, "give a whole number from 1 on"),
+    Wrong("page_size", NUMBERS, "give a whole number from 1 to 100,000"),
     Wrong("verify", ["maybe", "/no/such/bundle.pem", 2, [True], {}], "give true, false or the path"),
 ]
 OPTIONS = ("timeout", "max_attempts", "page_size", "verify")
 CONFIGURED = [
     Wrong("timeout", ["0", "-1", "soon", "nan", "1e9"], "give a number of seconds above 0 and up to 86,400"),
     Wrong("max_attempts", ["0", "1.5", "many"], "give a whole number from 1 on"),
-    Wrong("page_size", ["0", "-100", "all"], "give a whole number from 1 on"),
+    Wrong("page_size", ["0", "-100", "all"], "give a whole number from 1 to 100,000"),
 ]
 RECEIPT = {"window": {"start": "a", "end": "b", "resolution": 900}, "objects": [], "rows": 0}
 ASSETS = {
