@@ -9,20 +9,24 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "get_provider_info"]
 
 _OPTIONS = {
-    "max_workers": ("integer", "8", "How many sites a task reads at a time."),
-    "max_attempts": ("integer", "5", "How many times one request is sent at most."),
-    "timeout": ("integer", "60", "Seconds for one request, from its start to the last byte of the answer."),
-    "page_size": ("integer", "100", "Clients and sites per page of a listing."),
+    "max_workers": ("integer", "8", "Number of sites that a task reads at a time."),
+    "max_attempts": ("integer", "5", "Maximum number of attempts of a request."),
+    "timeout": (
+        "integer",
+        "60",
+        "Time limit of a request in seconds, from its start to the last byte of the response.",
+    ),
+    "page_size": ("integer", "100", "Number of clients or sites per page of a listing."),
     "allow_unconditional_writes": (
         "boolean",
         "False",
-        "Whether to merge into a store without conditional writes, where tasks that write one object can lose rows.",
+        "Allow a store without conditional writes, where two tasks that write the same object can lose rows.",
     ),
 }
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Describe this distribution to Airflow's provider discovery."""
+    """Return the provider's metadata, for Airflow's provider discovery."""
     from airflow_provider_stem._connection_form import CONN_FIELDS, METADATA_FIELD_BEHAVIOUR
 
     return {
@@ -53,7 +57,7 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": ["airflow_provider_stem.links.LandedObjectsLink"],
         "config": {
             "stem": {
-                "description": "Defaults of the Stem provider. A connection's Extra and a task's argument go first.",
+                "description": "Defaults. A connection's Extra and a task's arguments override them.",
                 "options": {
                     name: {
                         "description": description,

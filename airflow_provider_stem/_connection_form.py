@@ -1,11 +1,11 @@
-"""The connection form in Airflow's UI: once as metadata for Airflow 3, once as widgets for Airflow 2."""
+"""The connection form in Airflow's UI: metadata for Airflow 3, widgets for Airflow 2."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _BEHAVIOUR: dict[str, Any] = {
-    "relabeling": {"password": "API key"},  # nosec B105 # what the form calls it
+    "relabeling": {"password": "API key"},  # nosec B105 # a label
     "placeholders": {
         "host": "app.stem.com",
         "schema": "https",
@@ -18,26 +18,26 @@ _BEHAVIOUR: dict[str, Any] = {
     },
 }
 
-# Airflow 3 reads the metadata, where a name has hyphens; Airflow 2 asks the hook, where it has underscores, and the
-# Test button of its edit form does nothing where Extra is hidden.
+# Airflow 3 reads the metadata, whose keys have hyphens. Airflow 2 calls the hook, whose keys have underscores, and the
+# Test button of its edit form does nothing if Extra is hidden.
 METADATA_FIELD_BEHAVIOUR: dict[str, Any] = {"hidden-fields": ["login", "extra"], **_BEHAVIOUR}
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {"hidden_fields": ["login"], **_BEHAVIOUR}
 
-# Without a minimum: the form of Airflow 3.2 would put it into an empty field, which is to mean the default.
+# No minimum: the form of Airflow 3.2 would fill an empty field with it, but an empty field means the default.
 _FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "timeout": (
         "Timeout (seconds)",
-        "For one request, from its start to the last byte of its answer (default 60).",
+        "Time limit of a request, from its start to the last byte of the response (default 60).",
         {"type": ["number", "null"], "maximum": 86_400},
     ),
     "max_attempts": (
         "Attempts",
-        "How often one request is sent at the most (default 5).",
+        "Maximum number of attempts of a request (default 5).",
         {"type": ["integer", "null"]},
     ),
     "page_size": (
         "Page size",
-        "Clients and sites per page of a listing (default 100).",
+        "Number of clients or sites per page of a listing (default 100).",
         {"type": ["integer", "null"]},
     ),
     "verify": (
@@ -54,7 +54,7 @@ CONN_FIELDS: dict[str, Any] = {
 
 
 def connection_form_widgets() -> dict[str, Any]:
-    """Give the form's own fields as Airflow 2's web server takes them."""
+    """Return the provider's fields of the form as widgets for Airflow 2's web server."""
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
     from wtforms import IntegerField, StringField
     from wtforms.validators import NumberRange, Optional
@@ -63,8 +63,8 @@ def connection_form_widgets() -> dict[str, Any]:
     for name, (label, description, schema) in _FIELDS.items():
         field, validators = StringField, [Optional()]
         if "string" not in schema["type"]:
-            # An empty number is saved as null. That is what lets one clear the last field: the form ignores an Extra
-            # without any key.
+            # An empty number is saved as null. Without that the last field could not be cleared, because the form
+            # ignores an Extra without keys.
             field, validators = IntegerField, [Optional(), NumberRange(1, schema.get("maximum"))]
         widgets[name] = field(label, description=description, widget=BS3TextFieldWidget(), validators=validators)
     return widgets

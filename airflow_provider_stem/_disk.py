@@ -1,4 +1,4 @@
-"""Errors of this worker's own disk and limits, with the remedy; for code that stores rows or answers on disk."""
+"""Errors of the worker's disk and limits, with the remedy; for code that stores rows or responses on disk."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class WorkerError(OSError):
-    """The worker's own disk or limits failed, not a server."""
+    """The worker's disk is full or a limit of the worker is reached; no server failed."""
 
 
 @contextmanager
 def own_disk() -> Iterator[None]:
     """
-    Raise errors of files on this worker with the remedy.
+    Add the remedy to errors of files on this worker.
 
-    :raises WorkerError: instead of any ``OSError``.
+    :raises WorkerError: instead of any ``OSError`` in the ``with`` block.
     """
     try:
         yield
@@ -33,17 +33,17 @@ def own_disk() -> Iterator[None]:
 
 
 def worker_error(exc: OSError) -> WorkerError:
-    """Return an error of this worker with the remedy."""
+    """Return a ``WorkerError`` with the remedy for an error of a file."""
     if isinstance(exc, WorkerError):
         return exc
     if exc.errno in _TOO_MANY_FILES:
         remedy = "Raise the worker's limit of open files (ulimit -n), or lower max_workers"
     else:
         remedy = f"Free space in {tempfile.gettempdir()}, or set TMPDIR to a directory with more"
-    return WorkerError(exc.errno, f"{exc.strerror}: rows or answers could not be stored on this worker. {remedy}.")
+    return WorkerError(exc.errno, f"Rows or responses could not be stored on this worker: {exc.strerror}. {remedy}.")
 
 
 def is_of_the_worker(cause: object) -> TypeGuard[OSError]:
-    """Return whether an error is one of the worker, not of a connection."""
+    """Return whether an error is caused by the worker, not by a connection."""
     is_limit = isinstance(cause, OSError) and cause.errno in _TOO_MANY_FILES | _DISK_IS_FULL
     return is_limit or isinstance(cause, WorkerError)

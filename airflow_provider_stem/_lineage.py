@@ -1,6 +1,6 @@
-"""A run's receipt as OpenLineage has it: the sites' streams as inputs, the landed objects as outputs; for the operator.
+"""OpenLineage events of a receipt: the sites' streams are inputs, the landed objects outputs; for the operator.
 
-Only loaded where the OpenLineage provider asks for it.
+Only imported when the OpenLineage provider calls the operator.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow_provider_stem.streams.records import ObjectRecord, Receipt
 
 MAX_INPUTS = 100
-"""Beyond this many sites they are told by client, and beyond as many clients all together."""
+"""With more sites than this, there is one input per client; with more clients than this, one input for all."""
 
 RECEIPT_FACET = "stem_receipt"
 
@@ -50,13 +50,13 @@ def landed(
     redact: Callable[[str], str],
 ) -> OperatorLineage[Any, Any]:
     """
-    Tell what was read and what landed.
+    Return what was read as inputs and what landed as outputs.
 
-    :param receipt: what the operator returns, or ``None`` where it did not get that far.
-    :param sites: the operator's argument of this name, as given.
-    :param base_url: the API's address.
-    :param stream_types: what was asked for.
-    :param redact: removes the API key from text.
+    :param receipt: receipt of the operator, or ``None`` if it failed before it had one.
+    :param sites: argument ``sites`` of the operator.
+    :param base_url: base URL of the API.
+    :param stream_types: argument ``stream_types`` of the operator.
+    :param redact: function that removes the API key from a string.
     """
     from airflow.providers.openlineage.extractors import OperatorLineage
 
@@ -76,7 +76,7 @@ def landed(
 
 
 def _grouped(sites: Any) -> dict[str, list[str]]:
-    """Give the inputs' names, each with its sites."""
+    """Return the names of the inputs, each with its site ids."""
     clients: dict[str, str | None] = {}
     for entry in [sites] if isinstance(sites, (str, Mapping)) else sites:
         if isinstance(entry, str):
@@ -95,7 +95,7 @@ def _grouped(sites: Any) -> dict[str, list[str]]:
 
 
 def _segment(identifier: str) -> str:
-    """Quote an opaque id as the API's own paths have it."""
+    """Return an id quoted as in the API's paths."""
     return quote(str(identifier), safe="", errors="replace")
 
 
@@ -113,7 +113,7 @@ def _inputs(groups: Mapping[str, list[str]], namespace: str, findings: _Findings
     for name, site_ids in groups.items():
         facets: dict[str, Any] = {}
         if len(groups) == 1:
-            # How many rows came from which site is in no receipt.
+            # The receipt does not contain the number of rows of each site.
             facets["dataQualityMetrics"] = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet(
                 rowCount=findings.rows, columnMetrics={}, producer=PRODUCER
             )
@@ -142,13 +142,13 @@ def _outputs(objects: Iterable[ObjectRecord]) -> Iterator[OutputDataset]:
 
 
 def name_of_object(uri: str) -> tuple[str, str]:
-    """Give the namespace and the name of a landed object: that it is one, as output and as input, makes the graph."""
+    """Return the namespace and the name of a landed object. They connect it as an output and as an input."""
     bucket, key = split_uri(uri)
     return f"s3://{bucket}", key
 
 
 def schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:
-    """Tell of columns, with what the landing schema tells of those that are in it."""
+    """Return the schema facet of columns, with the descriptions of the landing schema."""
     from airflow.providers.common.compat.openlineage.facet import SchemaDatasetFacet, SchemaDatasetFacetFields
 
     return SchemaDatasetFacet(
@@ -163,7 +163,7 @@ def schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:
 
 
 def _description(field: pa.Field) -> str | None:
-    """Give what the landing schema tells of a column: its description, then its unit and sign."""
+    """Return a column's description, unit and sign in the landing schema, or ``None``."""
     known = LANDING_SCHEMA.field(field.name) if field.name in LANDING_SCHEMA.names else field
     metadata = {key.decode(): value.decode() for key, value in (known.metadata or {}).items()}
     parts = [metadata.pop("description")] if "description" in metadata else []
@@ -171,18 +171,18 @@ def _description(field: pa.Field) -> str | None:
 
 
 def run_facet(name: str, figures: Mapping[str, Any]) -> RunFacet:
-    """Give figures as a facet of the run."""
+    """Return figures as a facet of the run."""
     import attr
     from airflow.providers.common.compat.openlineage.facet import RunFacet
 
-    # Its schema is that of any run facet, which may hold more: what Airflow's own run facets say, too.
-    facet = attr.make_class(name, list(figures), bases=(RunFacet,), slots=False)
-    told: RunFacet = facet(**figures, producer=PRODUCER)
-    return told
+    # Its schema URL is the one of any run facet, as with Airflow's run facets: that schema allows other fields.
+    facet_class = attr.make_class(name, list(figures), bases=(RunFacet,), slots=False)
+    facet: RunFacet = facet_class(**figures, producer=PRODUCER)
+    return facet
 
 
 class _Findings:
-    """What a receipt says of the sites, of which it lists no more than some."""
+    """The findings in a receipt, which lists only a limited number of sites."""
 
     def __init__(self, receipt: Receipt, stream_types: Sequence[str]) -> None:
         self.rows = receipt["rows"]
@@ -198,7 +198,7 @@ class _Findings:
         )
 
     def assertions(self, site_ids: Sequence[str]) -> Iterator[Assertion]:
-        """Judge one input; what the receipt does not tell is left out."""
+        """Iterate over the assertions about one input; those that the receipt does not answer are left out."""
         if failed := self._failed.intersection(site_ids):
             yield _assertion(
                 "every site was read", success=False, expected=len(site_ids), actual=len(site_ids) - len(failed)
@@ -241,6 +241,6 @@ def _assertion(what: str, *, success: bool, params: dict[str, Any] | None = None
         "params": params,
         **{name: str(figure) for name, figure in figures.items()},
     }
-    # Older clients know the first two alone.
+    # Older clients have only the first two fields.
     known = {field.name for field in attr.fields(Assertion)}
     return Assertion(assertion=what, success=success, **{name: more[name] for name in known & more.keys()})

@@ -1,4 +1,4 @@
-"""Tasks that are mapped over sites or batches of them: checked when the DAG is parsed, named where they are listed."""
+"""Mapped tasks over sites or batches: validated when the DAG is parsed, and named after their sites in the UI."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
-# Native rendering reads the result as a Python literal: the name "17" would become a number, which fails the task.
+# Native rendering parses the result as a Python literal: the name "17" would become an int and fail the task.
 _NAME_TEMPLATE = "{{ '%r' | format(task.batch_name) if task.dag.render_template_as_native_obj else task.batch_name }}"
-_MAX_NAME = 250  # the column that Airflow keeps it in; databases refuse a longer one, and with it the task
+_MAX_NAME = 250  # length of Airflow's column; a longer name would fail the task
 
 
 _NEEDS_BATCHES = (
@@ -37,29 +37,29 @@ _NEEDS_RECORDS = (
 
 
 class _CheckedPartial:
-    """For what ``partial`` returns: refuse a listing of the other kind when the DAG is parsed."""
+    """Mixin for the result of ``partial``: reject a listing of the wrong kind when the DAG is parsed."""
 
     __slots__ = ()
     _expand_called: bool
 
     def expand(self, **mapped: Any) -> Any:
         if _is_listing(mapped.get("sites"), in_batches=True):
-            self._refuse(_NEEDS_RECORDS)
+            self._reject(_NEEDS_RECORDS)
         return super().expand(**mapped)  # type: ignore[misc]
 
     def expand_kwargs(self, kwargs: Any, **more: Any) -> Any:
         if _is_listing(kwargs, in_batches=False):
-            self._refuse(_NEEDS_BATCHES)
+            self._reject(_NEEDS_BATCHES)
         return super().expand_kwargs(kwargs, **more)  # type: ignore[misc]
 
-    def _refuse(self, message: str) -> None:
-        # Or Airflow warns that the task was never mapped.
+    def _reject(self, message: str) -> None:
+        # Without this, Airflow also warns that the task was never mapped.
         self._expand_called = True  # type: ignore[misc]
         raise StemConfigError(message)
 
 
 def _is_listing(value: Any, *, in_batches: bool) -> bool:
-    """Return whether a value is the output of a listing of sites, in batches or not; one with ``.map`` is neither."""
+    """Return whether a value is the output of a site listing, in batches or not. A ``.map`` of one is neither."""
     operator = getattr(value, "operator", None)
     if not isinstance(operator, CheckedWhenParsed) or getattr(value, "key", None) != "return_value":
         return False
@@ -72,30 +72,30 @@ def _checked(partial: Any) -> Any:
 
 
 class CheckedWhenParsed:
-    """For classes whose wrong arguments show when the DAG is parsed, mapped or not."""
+    """Mixin that validates the arguments of an operator when the DAG is parsed, mapped or not."""
 
     _may_be_none: tuple[str, ...] = ()
 
     @property
-    def _is_one_of_many(self) -> bool:
-        """Whether Airflow made the task in a worker, out of a mapped one."""
+    def _is_mapped_instance(self) -> bool:
+        """Whether Airflow created the task in a worker, from a mapped task."""
         return bool(getattr(self, "_BaseOperator__from_mapped", False))
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """Begin a mapped task."""
+        """Return a partial operator, for ``expand`` or ``expand_kwargs``."""
         cls._check(kwargs)
-        begun: OperatorPartial = super().partial(**kwargs)  # type: ignore[misc]
-        return begun
+        partial: OperatorPartial = super().partial(**kwargs)  # type: ignore[misc]
+        return partial
 
-    def check(self, **given: Any) -> None:
+    def check(self, **arguments: Any) -> None:
         """
-        Check the constructor's arguments.
+        Validate the constructor's arguments.
 
-        Values that were mapped over are left to ``execute``, where a wrong one ends the task without retries.
+        Mapped values are left to ``execute``, where a wrong one fails the task without retries.
         """
-        rendered: tuple[str, ...] = self.template_fields if self._is_one_of_many else ()  # type: ignore[attr-defined]
-        self._check({name: value for name, value in given.items() if name not in rendered})
+        rendered: tuple[str, ...] = self.template_fields if self._is_mapped_instance else ()  # type: ignore[attr-defined]
+        self._check({name: value for name, value in arguments.items() if name not in rendered})
 
     def _do_render_template_fields(
         self,
@@ -106,12 +106,12 @@ class CheckedWhenParsed:
         seen_oids: set[int],
     ) -> None:
         """
-        Render the templates that are written in the DAG file, and leave values that came through XCom as they are.
+        Render templates that are written in the DAG file, but not values that come from XCom.
 
-        Airflow calls this method on a mapped task's instance in every version, and exempts only strings that
-        ``expand`` reads from an XCom: in the lists and dicts of ``expand_kwargs`` it would render foreign text.
+        Every version of Airflow calls this method on a mapped task's instance, and skips only strings that ``expand``
+        reads from an XCom. In the lists and dicts of ``expand_kwargs`` it would render text from the API.
         """
-        if parent is self and self._is_one_of_many:
+        if parent is self and self._is_mapped_instance:
             template_fields = [name for name in template_fields if self._is_from_dag_file(name, context)]
             seen_oids = set()  # Airflow leaves an XComArg in a dict of expand_kwargs unresolved.
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)  # type: ignore[misc]
@@ -119,51 +119,53 @@ class CheckedWhenParsed:
     def _is_from_dag_file(self, name: str, context: Context) -> bool:
         """Return whether the value of a mapped task's field is written in the DAG file."""
         mapped: Any = context["dag"].get_task(self.task_id)  # type: ignore[attr-defined]
-        # Not by name alone: without strict, expand_kwargs replaces arguments of partial.
+        # The name is not enough: without strict, expand_kwargs replaces arguments of partial.
         if name in mapped.partial_kwargs and mapped.partial_kwargs[name] is getattr(self, name):
             return True
         source = mapped.expand_input.value
-        if isinstance(source, Mapping):  # of expand
+        if isinstance(source, Mapping):  # from expand
             return isinstance(source.get(name), (Mapping, Sequence))
-        # Of expand_kwargs: an XComArg is neither a sequence nor a mapping.
+        # From expand_kwargs: an XComArg is neither a sequence nor a mapping.
         entry = source[context["ti"].map_index or 0] if isinstance(source, Sequence) else None
         return isinstance(entry, Mapping) and name in entry
 
     @classmethod
-    def _check(cls, given: Mapping[str, Any]) -> None:
-        check_arguments(**{n: value for n, value in given.items() if value is not None or n not in cls._may_be_none})
+    def _check(cls, arguments: Mapping[str, Any]) -> None:
+        check_arguments(
+            **{name: value for name, value in arguments.items() if value is not None or name not in cls._may_be_none}
+        )
 
 
 class MappedOverSites(CheckedWhenParsed):
-    """For classes with ``sites`` and ``batch``."""
+    """Mixin for operators with ``sites`` and ``batch``."""
 
     sites: Any
     batch: str | None
 
     def __new__(cls, *_: Any, **kwargs: Any) -> Self:
-        """Raise an error of our own where a task is mapped over something that lacks ``sites``."""
+        """Raise an error with a remedy if a task is mapped over entries without ``sites``."""
         if kwargs.get("_airflow_from_mapped") and "sites" not in kwargs:
-            # Airflow's own error would be a TypeError that names neither cause nor remedy, in every task and attempt.
+            # Airflow's error would be a TypeError without cause or remedy, in every task and every attempt.
             raise AirflowFailException(_NEEDS_BATCHES)
         return super().__new__(cls)
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """Begin a mapped task; it is named after its sites."""
-        begun = super().partial(**{"map_index_template": _NAME_TEMPLATE, **kwargs})
-        begun.__class__ = _checked(type(begun))  # type: ignore[arg-type]
-        return begun
+        """Return a partial operator whose tasks are named after their sites, for ``expand`` or ``expand_kwargs``."""
+        partial = super().partial(**{"map_index_template": _NAME_TEMPLATE, **kwargs})
+        partial.__class__ = _checked(type(partial))  # type: ignore[arg-type]
+        return partial
 
     def _do_render_template_fields(self, parent: Any, *rest: Any, **named: Any) -> None:
-        """Recognize a template that rendered to the text of a list: its only other sign is a request for a wrong id."""
+        """Mark ``sites`` if a template rendered to the string of a list. Otherwise it would be requested as an id."""
         before = self.sites
         super()._do_render_template_fields(parent, *rest, **named)
-        if parent is self and isinstance(before, str) and before != self.sites and _is_text_of_list(self.sites):
+        if parent is self and isinstance(before, str) and before != self.sites and _is_string_of_list(self.sites):
             self.sites = ListAsText(self.sites)
 
     @property
     def batch_name(self) -> str:
-        """Name this task's sites: the batch, else the site, else how many there are."""
+        """The task's name in the UI: the batch, else the site, else the number of sites."""
         name = one_line(self._full_name())
         return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
@@ -174,11 +176,11 @@ class MappedOverSites(CheckedWhenParsed):
             return self.sites
         if isinstance(self.sites, Mapping):
             return str(self.sites.get("site_id", self.sites.get("id")))
-        # A name is asked for also where the task fails since its sites are none.
+        # Airflow renders the name even if the task fails because ``sites`` is invalid.
         return f"{len(self.sites)} sites" if isinstance(self.sites, Sized) else repr(self.sites)
 
 
-def _is_text_of_list(value: Any) -> bool:
+def _is_string_of_list(value: Any) -> bool:
     if not isinstance(value, str) or not value.startswith(("[", "{", "(")):
         return False
     try:

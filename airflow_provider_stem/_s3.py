@@ -1,4 +1,4 @@
-"""Objects in S3: read, compared and written on condition, through Airflow's own hook; for operators and the landing."""
+"""Objects in S3, read and conditionally written through Airflow's S3 hook; for operators and the landing."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from airflow_provider_stem.streams.spool import ScratchFile
 log = logging.getLogger(__name__)
 
 DIGEST = "sha256"
-"""Metadata name of the SHA-256 of an object's content, in hexadecimal."""
+"""Metadata name of the SHA-256 of an object's content, in hexadecimal digits."""
 READ_AT = "read-at"
 """Metadata name of the time at which the reading of an object's newest rows began: ISO 8601, UTC, the store's clock."""
 
 _PROBE_BODY = b"Written to find out whether this store honours If-None-Match and If-Match. It can be deleted.\n"
 _NO_SUCH_ETAG = '"00000000000000000000000000000000"'
 _ANY_STATUS = range(300, 600)
-# AWS answers 409 where two conditional requests for one key meet.
+# AWS answers 409 to one of two simultaneous conditional requests for one key.
 _CONFLICTS = (409, 412)
-# Refusals of a PUT that another attempt can cure.
+# Error codes of a rejected PUT that a retry can cure.
 _PASSING = {"BadDigest", "ExpiredToken", "RequestTimeout", "TokenRefreshRequired", "XAmzContentChecksumMismatch"}
 _MAX_DOWNLOADS = 4
-_LAST_YEAR = 9000  # so that sums of times stay in the calendar
+_LAST_YEAR = 9000  # so that sums of times stay in the range of datetime
 _FOR_READS = (
     "ExpectedBucketOwner",
     "RequestPayer",
@@ -54,16 +54,18 @@ _FOR_READS = (
     "SSECustomerKey",
     "SSECustomerKeyMD5",
 )
-"""Arguments of a PUT that HEAD and GET need as well."""
+"""Arguments of a PUT that HEAD and GET also need."""
 
 
 class S3Store:
     """
-    One bucket. An object is written with a single PUT: visible whole or not at all, and no multipart upload to orphan.
+    A bucket whose objects are written with a single PUT.
+
+    An object is visible completely or not at all, and no incomplete multipart upload can be left behind.
 
     :param aws_conn_id: connection of type ``aws``.
     :param bucket: name of the bucket, or ``None`` for the one in the connection's ``service_config``.
-    :param extra_args: further arguments of each PUT, as boto3's ``put_object`` takes them.
+    :param extra_args: more arguments of each PUT, named as in boto3's ``put_object``.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class S3Store:
         A probe object shows whether the store honours conditional writes. It is deleted again.
 
         :param probe: key of the probe, in the folder of the objects to write.
-        :param may_be_unconditional: whether to write without conditions where the store ignores them, with a warning.
+        :param may_be_unconditional: write without conditions if the store ignores them, and log a warning.
         :raises StemConfigError: the bucket does not exist, a PUT is forbidden or its arguments are wrong, or the store
             ignores conditions.
         :raises StemTransportError: the store cannot be reached, or no credentials were found.
@@ -141,29 +143,29 @@ class S3Store:
 
     def head(self, key: str) -> tuple[Version | None, datetime]:
         """
-        Look up an object.
+        Return an object's version and the store's time.
 
-        :return: its version, ``None`` where there is none, and the time of the store's answer, in UTC.
+        :return: the version, ``None`` if there is no object, and the time of the store's answer, in UTC.
         :raises StemTransportError: the store did not answer in as many attempts as the connection allows.
         """
         try:
             answer = self._call("head_object", key, expected=(403, 404), **self._for_reads)
         except ClientError as exc:
-            # Without permission to list, S3 answers 403 for a key that does not exist. A PUT on the condition that
-            # there is no object settles it.
+            # Without permission to list, S3 answers 403 for a key that does not exist. A later PUT with If-None-Match
+            # fails if the object does exist.
             return None, self._answered_at(exc.response)
         return _version(answer), self._answered_at(answer)
 
     def get(self, key: str, file: ScratchFile) -> Version | None:
         """
-        Copy an object into a file, from its start.
+        Copy an object into a file, replacing the file's content.
 
-        :return: its version, or ``None`` where there is no such object.
+        :return: the object's version, or ``None`` if there is no such object.
         :raises StemConfigError: reading it is forbidden.
-        :raises StemTransportError: it did not arrive whole in as many attempts as the connection allows.
+        :raises StemTransportError: it did not arrive completely in as many attempts as the connection allows.
         """
 
-        # boto3 repeats a request that gets no answer, but not one whose answer breaks off.
+        # boto3 retries a request without an answer, but not one whose answer is cut off.
         @tenacity.retry(
             stop=tenacity.stop_after_attempt(_MAX_DOWNLOADS),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
@@ -185,14 +187,14 @@ class S3Store:
 
     def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
         """
-        Store a file, on condition that the object is still the one that was looked up.
+        Write a file to an object, unless the object has changed since it was read.
 
         :param read_at: when the reading of its newest rows began, by the store's clock.
-        :param replaces: version of the object that is replaced; ``None`` where there is none.
+        :param replaces: version of the object to replace; ``None`` if there is none.
         :raises ObjectChangedError: another task has written the object since.
         :raises StemConfigError: the PUT is forbidden, or its arguments are wrong.
-        :raises DamagedObjectError: the store keeps something else.
-        :raises StemTransportError: the store did not take it in as many attempts as the connection allows.
+        :raises DamagedObjectError: the store has other content than was sent.
+        :raises StemTransportError: the write did not succeed in as many attempts as the connection allows.
         """
         file.seek(0)
         metadata = {DIGEST: file.sha256, READ_AT: read_at.astimezone(UTC).isoformat()}
@@ -202,7 +204,7 @@ class S3Store:
                 file,
                 replaces.etag if replaces else None,
                 ContentLength=file.size,
-                # A checksum of boto3's own choice is sent behind the body, which not every store understands.
+                # By default boto3 sends a checksum after the body, which not every store supports.
                 ChecksumSHA256=base64.b64encode(bytes.fromhex(file.sha256)).decode(),
                 **self._extra_args | {"Metadata": self._extra_args.get("Metadata", {}) | metadata},
             )
@@ -218,7 +220,7 @@ class S3Store:
         """
         Iterate over the keys below a prefix.
 
-        :param required: whether it is an error where listing is forbidden, not only a warning.
+        :param required: raise an error if listing is forbidden, instead of logging a warning.
         :raises StemConfigError: listing is forbidden.
         :raises StemTransportError: the store did not answer.
         """
@@ -230,7 +232,9 @@ class S3Store:
                 token = {"ContinuationToken": tokens[-1]} if tokens else {}
                 page = self._call("list_objects_v2", expected=handled, Prefix=prefix, **token, **owner)
             except ClientError:
-                log.warning("Listing %s is forbidden, so other objects there go unnoticed.", self.uri(prefix))
+                log.warning(
+                    "Listing %s is forbidden. Allow it, so that other objects there are noticed.", self.uri(prefix)
+                )
                 return
             yield from (listed["Key"] for listed in page.get("Contents", ()))
             if not page.get("IsTruncated"):
@@ -238,26 +242,26 @@ class S3Store:
             following = page.get("NextContinuationToken")
             if not following or following in tokens:
                 raise StemTransportError(
-                    f"The store lists {self.uri(prefix)} without an end. Check the store and the proxies before it."
+                    f"The listing of {self.uri(prefix)} never ends. Check the store and the proxies in front of it."
                 )
             tokens.append(following)
 
     def _ignored_condition(self, key: str) -> str | None:
-        """Return the name of a condition that the store ignores."""
+        """Return the name of a condition that the store ignores, or ``None``."""
 
         def honours(etag: str | None) -> bool:
             try:
                 self._put(key, _PROBE_BODY, etag, also_expected=(400, 405, 501), **self._extra_args)
             except ClientError as exc:
                 if _status(exc) in (400, 405, 501):
-                    # Either the condition or another argument is what the store does not take.
+                    # The store rejects either the condition or another argument.
                     self._call("put_object", key, expected=(), Body=_PROBE_BODY, **self._extra_args)
                     return False
                 return True
             return False
 
         try:
-            # The first PUT creates the object, or finds one that another task has left.
+            # The first PUT creates the object, or fails because another task has left one.
             if not honours(None) and not honours(None):
                 return "If-None-Match"
             return None if honours(_NO_SUCH_ETAG) else "If-Match"
@@ -274,12 +278,12 @@ class S3Store:
         expected: tuple[int, ...] = ()
         if self._conditional:
             condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-            # S3 answers 404 where the object of an If-Match is gone.
+            # S3 answers 404 to an If-Match whose object has been deleted.
             expected = (*_CONFLICTS, *also_expected) if etag is None else (*_CONFLICTS, 404, *also_expected)
         return self._call("put_object", key, expected=expected, Body=body, **condition, **arguments)
 
     def _keeps(self, key: str, answer: Mapping[str, Any], file: ScratchFile) -> bool:
-        """Check that the store has what was sent: by its checksum, else by its ETag, else by reading it back."""
+        """Return whether the store has what was sent: by its checksum, else by its ETag, else by reading it back."""
         checksum = answer.get("ChecksumSHA256")
         if checksum == base64.b64encode(bytes.fromhex(file.sha256)).decode():
             return True
@@ -287,7 +291,7 @@ class S3Store:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
         if checksum is None and str(answer.get("ETag")).strip('"') == digest.hexdigest():
             return True
-        # With a key of KMS or of the customer an ETag is no MD5.
+        # With SSE-KMS or SSE-C the ETag is not an MD5.
         with ScratchFile() as copy:
             return self.get(key, copy) is not None and copy.sha256 == file.sha256
 
@@ -311,7 +315,7 @@ class S3Store:
             if status == 403:
                 raise StemConfigError(
                     f"Access denied. Check the permissions of connection {self._aws_conn_id!r}, and whether the bucket "
-                    f"demands s3_extra_args such as ServerSideEncryption: {failed}"
+                    f"requires s3_extra_args such as ServerSideEncryption: {failed}"
                 ) from None
             if status == 400 and method == "put_object" and code not in _PASSING:
                 raise StemConfigError(
@@ -330,7 +334,7 @@ class S3Store:
         )
 
     def _answered_at(self, answer: Mapping[str, Any]) -> datetime:
-        """Return the time at which the store answered, by its own clock: the worker's may be wrong."""
+        """Return the time at which the store answered, by its clock, because the worker's may be wrong."""
         text = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
         try:
             answered_at = parsedate_to_datetime(text)
@@ -339,8 +343,8 @@ class S3Store:
             answered_at = datetime.max.replace(tzinfo=UTC)
         if answered_at.year > _LAST_YEAR:
             raise StemTransportError(
-                f"The store of connection {self._aws_conn_id!r} answers without a valid Date header, so it cannot be "
-                "said which of two attempts is the later one. Check the store and the proxies before it."
+                f"The store of connection {self._aws_conn_id!r} answers without a valid Date header, so the later of "
+                "two attempts cannot be determined. Check the store and the proxies in front of it."
             )
         return answered_at
 
@@ -356,8 +360,8 @@ def _version(answer: Mapping[str, Any]) -> Version:
         read_at = None
     if "ETag" not in answer:
         raise StemTransportError(
-            "The store answers without an ETag, so writes cannot be made on condition. Use a store that sends it, and "
-            "check the proxies before it."
+            "The store answers without an ETag, so conditional writes are not possible. Use a store that sends it, and "
+            "check the proxies in front of it."
         )
     digest = metadata.get(DIGEST)
     return Version(answer["ETag"], digest and digest.lower(), read_at)

@@ -1,4 +1,4 @@
-"""Run times of a DAG's cron schedule, in its own time zone; for the window of a run."""
+"""Run times of a DAG's cron schedule, in the DAG's time zone; for the window of a run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from airflow_provider_stem.errors import StemConfigError
 _FIRST = datetime(2000, 1, 1, tzinfo=UTC)
 _LAST = datetime(2030, 1, 1, tzinfo=UTC)
 _SAMPLES = 800
-_MARGIN = timedelta(hours=6)  # more than any clock is ever changed by
+_MARGIN = timedelta(hours=6)  # more than any change of a clock
 
 
 class CronSchedule:
     """
-    The run times of a cron schedule: fixed times of the clock in a zone whose days may have 23 or 25 hours.
+    The run times of a cron schedule: fixed wall-clock times in a zone whose days may have 23 or 25 hours.
 
-    A window that begins a fixed time before a run would leave out an hour each autumn and overlap each spring. Where
-    the runs are one interval apart by the clock, the window reaches from one run to the next instead.
+    A window that starts a fixed time before a run would leave out an hour each autumn and overlap by one each spring.
+    If the runs are one interval apart by the wall clock, the window reaches from one run to the next instead.
 
-    :param expressions: cron expressions; a run is due whenever one of them is.
-    :param timezone: in which they are read.
-    :param data_interval: what ``CronTriggerTimetable(interval=...)`` was given, if anything.
+    :param expressions: cron expressions; a run is due whenever one of them matches.
+    :param timezone: time zone of the expressions.
+    :param data_interval: argument ``interval`` of ``CronTriggerTimetable``, if any.
     """
 
     def __init__(self, expressions: tuple[str, ...], timezone: Any, data_interval: Any) -> None:
@@ -35,7 +35,7 @@ class CronSchedule:
 
     @classmethod
     def of_run(cls, context: Mapping[str, Any]) -> CronSchedule | None:
-        """Return the schedule of the run's DAG, or ``None`` where that is no cron expression."""
+        """Return the schedule of the run's DAG, or ``None`` if it is not made of cron expressions."""
         timetable = getattr(context.get("dag"), "timetable", None)
         timetable = getattr(timetable, "timetable", timetable)  # of AssetOrTimeSchedule
         crons = _attribute(timetable, "timetables") or [timetable]
@@ -48,10 +48,10 @@ class CronSchedule:
         """
         Return the start of the window that ends at ``end``.
 
-        :param argument: where the interval was given, for the message.
-        :param start: an interval before ``end``, in UTC; returned where ``end`` is no time of the schedule.
+        :param argument: name of the argument that set the interval, for the message.
+        :param start: one interval before ``end``, in UTC; returned if ``end`` is not a run time of the schedule.
         :param interval: ``timedelta`` or ``relativedelta``.
-        :raises StemConfigError: windows of this interval would overlap or leave time out, by turns.
+        :raises StemConfigError: some windows of this interval would overlap, and others would leave time out.
         """
         before, is_run, _ = self._around(end)
         if not is_run:
@@ -68,7 +68,7 @@ class CronSchedule:
         return {"meets": after, "covers": max(end, after), "samples": min(end, after)}[self._fit(argument, interval)]
 
     def _around(self, moment: datetime) -> tuple[datetime, bool, datetime]:
-        """Return the run before a moment, whether there is one at the moment, and the run after it."""
+        """Return the run before a moment, whether the moment is itself a run, and the run after it."""
         reach = 2 * max((run - before for before, run in _pairs(self._expressions)), default=_LAST - _FIRST) + _MARGIN
         runs = _runs(self._expressions, self._timezone, moment - reach)
         before = run = next(runs)
@@ -81,8 +81,8 @@ class CronSchedule:
         fit = _fit(self._expressions, interval)
         if fit is None:
             raise StemConfigError(
-                f"{argument}={interval!r} does not fit the schedule {' and '.join(map(repr, self._expressions))}: "
-                "schedule the DAG with CronDataIntervalTimetable, or set start and end. The time between two runs "
+                f"{argument}={interval!r} does not fit the schedule {' and '.join(map(repr, self._expressions))}. "
+                "Schedule the DAG with CronDataIntervalTimetable, or set start and end. The time between two runs "
                 "varies, so some of it would be read twice or never."
             )
         return fit
@@ -100,19 +100,19 @@ def _fit(expressions: tuple[str, ...], interval: Any) -> Literal["meets", "cover
 
 
 def _attribute(timetable: Any, name: str) -> Any:
-    # Airflow's own timetables hide what those of its SDK, from 3.2 on, show.
+    # Private in Airflow's core timetables, public in those of its SDK (3.2 or later).
     return getattr(timetable, f"_{name}", None) or getattr(timetable, name, None)
 
 
 @lru_cache
 def _pairs(expressions: tuple[str, ...]) -> list[tuple[datetime, datetime]]:
-    """Return pairs of consecutive runs as they would be without changes of the clock."""
+    """Return pairs of consecutive runs, as if the clock never changed."""
     runs = _runs(expressions, "UTC", _FIRST)
     return list(pairwise(takewhile(lambda run: run < _LAST, islice(runs, _SAMPLES))))
 
 
 def _runs(expressions: tuple[str, ...], timezone: Any, after: datetime) -> Iterator[datetime]:
-    """Iterate over the runs after a moment, in UTC, as Airflow itself would schedule them."""
+    """Iterate over the runs after a moment, in UTC, as Airflow schedules them."""
     import pendulum
     from airflow.timetables.base import DataInterval, TimeRestriction
     from airflow.timetables.trigger import CronTriggerTimetable
@@ -130,5 +130,5 @@ def _runs(expressions: tuple[str, ...], timezone: Any, after: datetime) -> Itera
 
 
 def in_utc(moment: datetime) -> datetime:
-    """Return a moment as a plain ``datetime``: pendulum's arithmetic with Python's UTC yields naive times."""
+    """Return a moment as a plain ``datetime`` in UTC. With Python's UTC, pendulum's arithmetic returns naive times."""
     return datetime.fromisoformat(moment.astimezone(UTC).isoformat())

@@ -1,4 +1,4 @@
-"""Foreign text made fit for logs and messages; for all that tell of something."""
+"""Text of other systems in logs and messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _LIMIT = 500
 
 
 def one_line(text: str) -> str:
-    """Make a foreign text fit for a log: no line breaks, no terminal escapes, no flood."""
+    """Return text for a log or message: one line, no terminal escapes, at most 500 characters."""
     clean = "".join(c if c.isprintable() else " " for c in text[: 2 * _LIMIT])
     clean = " ".join(clean.split())
     return clean if len(clean) <= _LIMIT else clean[: _LIMIT - 1] + "…"

@@ -1,4 +1,4 @@
-"""What asset events tell of landed streams; for tasks that make such events, and for runs that they triggered."""
+"""Asset events about landed streams; for tasks that emit them, and for runs that they triggered."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
-    List the objects that the run's triggering events tell of: what there is to load, and nothing else.
+    Return the objects that the run's triggering events list: what there is to load.
 
-    An object that several events list was rewritten in between; it is returned once, as the last of them lists it.
+    An object that several events list was rewritten in between. It is returned once, as the last event lists it.
 
-    :param context: of a task in a run that events of
+    :param context: context of a task in a run that events of
         :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` triggered.
-    :return: ``{"uri", "rows", "bytes", "sha256", "read_at", "start", "end", "resolution"}`` of each, sorted by uri;
-        times in ISO 8601, UTC; resolution in seconds. No other keys, and each value of its type: anyone who may create
-        an event could have written anything into it.
-    :raises StemConfigError: an event tells of something else.
+    :return: ``{"uri", "rows", "bytes", "sha256", "read_at", "start", "end", "resolution"}`` of each object, sorted by
+        ``uri``. Times are ISO 8601, UTC; ``resolution`` is in seconds. Other keys are removed and each value's type is
+        validated, because anyone who may create an event can write anything into it.
+    :raises StemConfigError: an event lists something else than landed objects.
     """
     try:
         objects = read_objects([extra for extra in event_extras(context) if "objects" in extra])
@@ -33,8 +33,8 @@ def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
             check_resolution(landed.resolution)
     except StemConfigError as exc:
         raise StemConfigError(
-            "An asset event that triggered this run lists wrong objects. Schedule the DAG on assets whose events "
-            f"StemStreamsToS3Operator makes. ({exc})"
+            "An asset event that triggered this run lists invalid objects. Schedule the DAG on assets whose events "
+            f"StemStreamsToS3Operator emits. ({exc})"
         ) from None
     objects.sort(key=lambda landed: landed.uri)
     return [landed.as_json() | {"resolution": landed.resolution} for landed in objects]
@@ -42,40 +42,41 @@ def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def combined(receipts: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
     """
-    Make one event's extra of the receipts of several tasks, such as those of all batches of a run.
+    Return the extra of one asset event for the receipts of several tasks, such as those of all batches of a run.
 
-    :param receipts: as :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` returns them; those of tasks
-        that were skipped (``None``) are passed over.
-    :return: ``window`` from the earliest start to the latest end, ``objects`` of all, ``rows`` in sum.
-    :raises StemConfigError: there is no receipt, or they are of several resolutions.
+    :param receipts: return values of :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator`; ``None``, of a
+        skipped task, is ignored.
+    :return: ``window`` from the earliest start to the latest end, all ``objects``, and the sum of ``rows``.
+    :raises StemConfigError: there is no receipt, one is invalid, or their resolutions differ.
     """
-    given: Any = receipts
-    if not isinstance(given, Iterable) or isinstance(given, (str, Mapping)):
-        raise StemConfigError(f"receipts is {str(receipts)[:100]!r}: give a list of what the tasks returned.")
-    told = [read_receipt(receipt) for receipt in given if receipt]
-    resolutions = {receipt["window"]["resolution"] for receipt in told}
+    argument: Any = receipts
+    if not isinstance(argument, Iterable) or isinstance(argument, (str, Mapping)):
+        raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
+    valid = [read_receipt(receipt) for receipt in argument if receipt]
+    resolutions = {receipt["window"]["resolution"] for receipt in valid}
     if len(resolutions) != 1:
         raise StemConfigError(
-            f"receipts hold {sorted(resolutions)} as resolutions: give one or more, of one resolution."
+            f"receipts must be one or more of a single resolution, got resolutions {sorted(resolutions)}."
         )
     return {
         "window": {
-            # All are of one format in UTC, so that their order as text is that of time.
-            "start": min(receipt["window"]["start"] for receipt in told),
-            "end": max(receipt["window"]["end"] for receipt in told),
+            # All have the same format in UTC, so they sort by time as strings.
+            "start": min(receipt["window"]["start"] for receipt in valid),
+            "end": max(receipt["window"]["end"] for receipt in valid),
             "resolution": resolutions.pop(),
         },
-        "objects": [landed for receipt in told for landed in receipt["objects"]],
-        "rows": sum(receipt["rows"] for receipt in told),
+        "objects": [landed for receipt in valid for landed in receipt["objects"]],
+        "rows": sum(receipt["rows"] for receipt in valid),
     }
 
 
 def as_alias_extra(extra: Mapping[str, Any], airflow: str) -> dict[str, Any]:
     """
-    Give an extra as the event of an ``AssetAlias`` can carry it.
+    Return an extra in the form that the event of an ``AssetAlias`` needs.
 
-    :param airflow: the version. Before 3.1 it makes a key of the values, so that they must be plain: there what is a
-        list or an object becomes its JSON text, which :func:`event_extras` reads.
+    :param extra: extra of an asset event.
+    :param airflow: version of Airflow. Before 3.1 Airflow hashes the values, so lists and dicts are returned as JSON
+        strings, which :func:`event_extras` parses.
     """
     if tuple(map(int, airflow.split(".")[:2])) >= (3, 1):
         return dict(extra)
@@ -83,9 +84,14 @@ def as_alias_extra(extra: Mapping[str, Any], airflow: str) -> dict[str, Any]:
 
 
 def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Give the extras of the events that triggered the run, the oldest first."""
+    """
+    Iterate over the extras of the events that triggered the run, the oldest first.
+
+    :param context: context of a running task.
+    :raises StemConfigError: ``context`` is not a mapping.
+    """
     if not isinstance(context, Mapping):
-        raise StemConfigError(f"context is {str(context)[:100]!r}: give the context of a running task.")
+        raise StemConfigError(f"context must be the context of a running task, got {str(context)[:100]!r}.")
     events_by_asset = context.get("triggering_asset_events") or _events_on_airflow_2(context) or {}
     events = [event for events in events_by_asset.values() for event in events]
     events.sort(key=lambda event: getattr(event, "timestamp", None) or _EPOCH)
@@ -95,11 +101,12 @@ def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         try:
             yield extra | {name: json.loads(text) for name, text in texts.items()}
         except ValueError:
-            yield extra  # of another's making
+            yield extra  # of an event that another package emitted
 
 
 def _events_on_airflow_2(context: Mapping[str, Any]) -> Any:
-    # A look there asks the database, and fails in a DAG's test() after another task's failure: only where some are.
+    # Airflow 2 reads these from the database, which fails in DAG.test() after another task has failed. So only read
+    # them in runs that have some.
     run_type = getattr(context.get("dag_run"), "run_type", None)
     if getattr(run_type, "value", run_type) not in (None, "dataset_triggered"):
         return None

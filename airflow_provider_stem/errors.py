@@ -1,24 +1,24 @@
 """
-What can go wrong, cut by what the caller can do about it.
+Exceptions of this package, by what the caller can do about them.
 
 ::
 
-    StemError                         everything that this package raises on purpose
-    ├── StemConfigError               an argument or the connection is wrong: mend it (a ValueError too)
-    ├── StemTransportError            no whole answer came: try again later
-    │   └── StemCertificateError      the server's certificate is not trusted (a StemConfigError too): set verify
-    ├── StemApiError                  the API answered, and refused
+    StemError                         base class of all exceptions of this package
+    ├── StemConfigError               an argument or the connection is wrong: correct it (also a ValueError)
+    ├── StemTransportError            no complete response arrived: try again later
+    │   └── StemCertificateError      the server's certificate is not trusted (also a StemConfigError): set verify
+    ├── StemApiError                  the API returned an error status
     │   ├── StemAuthError             401, 403: the key is missing, wrong or lacks a permission
     │   ├── StemNotFoundError         404: no such client or site
     │   ├── StemRequestError          any other 4xx, and redirects: the request itself is wrong
-    │   │   └── StemUnavailableError  400: the site has no stream of a type that was asked for
+    │   │   └── StemUnavailableError  400: the site has no stream of a requested type
     │   ├── StemRateLimitError        429: slow down, then try again
-    │   └── StemServerError           5xx: the API's own trouble, try again later
+    │   └── StemServerError           5xx: the API failed, try again later
     ├── StemDataError                 a 200 that is not what the API's guide describes
-    └── StemIncompleteError           rows that should be there are not, and the caller wanted all of them
+    └── StemIncompleteError           expected rows are missing, and the caller required all of them
 
-None of them is an ``AirflowException``, so a sensor's ``soft_fail`` does not turn them into a skip.
-No message holds the API key, a response body or a header.
+None is an ``AirflowException``, so a sensor's ``soft_fail`` does not turn them into a skip.
+No message contains the API key, a response body or a header.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MAX_MESSAGE = 200
 
 
 class StemError(Exception):
-    """Everything that this package raises on purpose."""
+    """Base class of all exceptions of this package."""
 
 
 class StemConfigError(StemError, ValueError):
@@ -55,21 +55,21 @@ class StemConfigError(StemError, ValueError):
 
 
 class StemTransportError(StemError):
-    """No whole answer came: connection refused or lost, timed out, or the body was cut off."""
+    """No complete response arrived: the connection was refused or lost, timed out, or the body was cut off."""
 
 
 class StemCertificateError(StemConfigError, StemTransportError):
-    """The server's certificate, or the CA bundle to check it with, is wrong; another attempt would not help."""
+    """The server's certificate or the CA bundle that verifies it is wrong; a retry does not help."""
 
 
 class StemApiError(StemError):
     """
-    The API answered with an error status.
+    The API returned an error status.
 
-    :param status: the HTTP status.
-    :param message: the API's own ``errors[].message``, or the status's standard phrase.
-    :param request_url_without_secrets: what was asked for.
-    :param retry_after: seconds that the server asked to wait, where it did.
+    :param status: HTTP status.
+    :param message: ``errors[].message`` of the API's response, or the standard phrase of the status.
+    :param request_url_without_secrets: URL of the request.
+    :param retry_after: seconds to wait, from the response's ``Retry-After``; ``None`` without one.
     """
 
     _remedy: ClassVar[str] = ""
@@ -92,11 +92,11 @@ class StemApiError(StemError):
 
     def describe(self, remedy: str) -> str:
         """
-        Return one line: the status and the API's message, the remedy, and last the address.
+        Return one line: the status and the API's message, then the remedy, then the URL.
 
         :param remedy: one or more sentences.
         """
-        # The API's message is foreign text of any length, and the remedy is to be seen without scrolling.
+        # The API's message can be of any length, and the remedy must be visible without scrolling.
         message = self.message if len(self.message) <= _MAX_MESSAGE else f"{self.message[: _MAX_MESSAGE - 1]}…"
         wait = "" if self.retry_after is None else f" (retry after {self.retry_after:g} s)"
         problem = f"HTTP {self.status}: {message.rstrip('.')}{wait}."
@@ -112,18 +112,18 @@ class StemAuthError(StemApiError):
 class StemNotFoundError(StemApiError):
     """404: no such client or site."""
 
-    _remedy = "Check the id and the API's address."
+    _remedy = "Check the id, and the Host of the connection."
 
 
 class StemRequestError(StemApiError):
-    """Any other 4xx, or a redirect: asking again would not help."""
+    """Any other 4xx, or a redirect: a retry does not help."""
 
 
 class StemUnavailableError(StemRequestError):
     """
-    The site has no stream of a type that was asked for.
+    The site has no stream of a requested type.
 
-    :param stream_types: the types that are known to be lacking.
+    :param stream_types: the types that the site is known to lack.
     """
 
     _remedy = "Remove the stream type, or set on_unavailable='skip'."
@@ -137,7 +137,7 @@ class StemUnavailableError(StemRequestError):
         stream_types: Sequence[str] = (),
     ) -> None:
         super().__init__(status, message, request_url_without_secrets, retry_after)
-        # Exceptions are rebuilt from args when they cross a process boundary.
+        # Unpickling calls the class with args.
         self.args = (*self.args, tuple(stream_types))
         self.stream_types = tuple(stream_types)
 
@@ -149,14 +149,14 @@ class StemRateLimitError(StemApiError):
 
 
 class StemServerError(StemApiError):
-    """5xx: the API could not fulfil a valid request."""
+    """5xx: the API failed to process a valid request."""
 
     _remedy = "Try again later."
 
 
 class StemDataError(StemError):
-    """A 200 that is not what the API's guide describes; nothing of it is used."""
+    """A 200 that is not what the API's guide describes; none of its data is used."""
 
 
 class StemIncompleteError(StemError):
-    """Rows that should be there are not, and the caller asked to have all of them."""
+    """Expected rows are missing, and the caller required all of them."""

@@ -1,4 +1,4 @@
-"""Which errors end a task for good, and what to mend then; for operators, sensors and users' own tasks."""
+"""Fail a task without retries where a retry cannot help; for operators, sensors and users' own tasks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from airflow_provider_stem.errors import StemApiError, StemAuthError, StemConfig
 log = logging.getLogger(__name__)
 
 FINAL_ERRORS = (StemAuthError, StemConfigError, StemNotFoundError)
-"""Where another attempt cannot help."""
+"""Errors that a retry cannot cure."""
 
 
 @contextmanager
 def final_errors(stem_conn_id: str) -> Iterator[None]:
     """
-    Fail without retries, and say what to mend, where another attempt cannot help.
+    Fail the task without retries if the ``with`` block raises an error that a retry cannot cure.
 
-    Operators and sensors do so by themselves. In a task of your own put the work with
+    Operators and sensors do this already. In your own task, put the code that uses
     :class:`~airflow_provider_stem.hooks.StemHook` into ``with final_errors("stem_default"):``.
 
-    :param stem_conn_id: the connection that the message names.
-    :raises AirflowFailException: a wrong argument or connection, a key that is refused, a client or site that is not
-        there. Whatever may pass goes through as it is, for Airflow to retry.
+    :param stem_conn_id: connection that the block uses; the message names it.
+    :raises AirflowFailException: an argument or the connection is wrong, the key is rejected, or a client or site does
+        not exist. The message says what to correct. All other errors are raised unchanged, for Airflow to retry.
     """
     try:
         check_connection_id("stem_conn_id", stem_conn_id)
@@ -48,7 +48,7 @@ def final_errors(stem_conn_id: str) -> Iterator[None]:
     except StemConfigError as exc:
         raise final_error(exc, _redacted(stem_conn_id, str(exc))) from exc
     except StemError as exc:
-        # Those of the API are redacted where they are made; others may quote a store, an object or a site's id.
+        # A StemApiError is redacted when it is created. Others may quote a store, an object or a site's id.
         if not isinstance(exc, StemApiError):
             exc.args = tuple(_redacted(stem_conn_id, part) if isinstance(part, str) else part for part in exc.args)
         raise
@@ -58,17 +58,17 @@ def final_error(cause: Exception, message: str) -> AirflowFailException:
     """
     Return the error that fails a task without retries, and log its message first.
 
-    Airflow's log shows tracebacks before the message, so the cause is stripped of its own and of further causes.
+    Airflow's log shows tracebacks before the message, so the cause loses its own traceback and its own causes.
     """
     log.error("%s", message)
     if not isinstance(cause, StemApiError):
-        cause.args = (message,)  # which may be redacted
+        cause.args = (message,)  # the cause's own text is not redacted
     cause.__traceback__ = cause.__cause__ = cause.__context__ = None
     return AirflowFailException(message)
 
 
 def _redacted(stem_conn_id: str, message: str) -> str:
-    """Remove the API key from a message that may quote a site's id, or an argument into which the key was pasted."""
+    """Return a message without the API key, which a site's id or a wrong argument that it quotes may contain."""
     from airflow_provider_stem.hooks import StemHook
 
     with suppress(Exception), StemHook(stem_conn_id).get_conn() as client:

@@ -1,4 +1,4 @@
-"""Airflow's connection of type ``stem``, and the API behind it."""
+"""Hook that reads the API with an Airflow connection of type ``stem``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_stem.errors import (
     StemNotFoundError,
     StemTransportError,
 )
-from airflow_provider_stem.streams.windows import Window, check_end, check_stream_types, parse_instant
+from airflow_provider_stem.streams.windows import Window, check_end, parse_instant, parse_stream_types
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,13 +31,14 @@ _TEST_TIMEOUT = 15.0
 
 class StemHook(BaseHook):
     """
-    Reads Stem's Developer Data API with the credentials of an Airflow connection.
+    Read Stem's Developer Data API with the credentials of an Airflow connection.
 
-    Nothing is looked up or sent before a method is called. API errors are those of
+    The constructor neither reads the connection nor sends a request. Methods raise the errors of
     :mod:`airflow_provider_stem.errors`.
 
-    :param stem_conn_id: connection of type ``stem``: the API key as Password; Host only for another server; Extra
-        ``timeout``, ``max_attempts``, ``page_size``, ``verify``.
+    :param stem_conn_id: connection of type ``stem``. Password is the API key. Host is only needed for another server.
+        Extra may have ``timeout``, ``max_attempts``, ``page_size`` and ``verify``.
+    :raises StemConfigError: ``stem_conn_id`` is not a connection id.
     """
 
     conn_name_attr = "stem_conn_id"
@@ -52,22 +53,23 @@ class StemHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Describe the connection form to Airflow 2; Airflow 3 reads the provider's metadata."""
+        """Return the connection form for Airflow 2; Airflow 3 reads the provider's metadata."""
         from airflow_provider_stem._connection_form import UI_FIELD_BEHAVIOUR
 
         return UI_FIELD_BEHAVIOUR
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Give the connection form's own fields to Airflow 2."""
+        """Return the provider's fields of the connection form, for Airflow 2."""
         from airflow_provider_stem._connection_form import connection_form_widgets
 
         return connection_form_widgets()
 
     def get_conn(self) -> StemClient:
         """
-        Give a client for the connection.
+        Return a client for the connection.
 
+        :raises AirflowNotFoundException: there is no such connection.
         :raises StemConfigError: a field of the connection is wrong; the message names it.
         """
         return self.client_of(self.get_connection(self.stem_conn_id))
@@ -75,73 +77,91 @@ class StemHook(BaseHook):
     @classmethod
     def client_of(cls, connection: Connection) -> StemClient:
         """
-        Give a client for a connection that was looked up already, as a trigger must do in its own way.
+        Return a client for a connection that the caller has read; a trigger must read it asynchronously.
 
         :raises StemConfigError: a field of the connection is wrong; the message names it.
         """
         from airflow_provider_stem.api.client import StemClient
 
         if not hasattr(connection, "password"):
-            # Its type alone: a connection that is written as text holds the key.
+            # Only the type: a connection URI contains the key.
             raise StemConfigError(
-                f"connection is a {type(connection).__name__}: give a Connection, as get_connection does."
+                f"connection must be a Connection, got a {type(connection).__name__}. Use get_connection."
             )
         return StemClient(cls._config_of(connection))
 
     @cached_property
     def client(self) -> StemClient:
-        """The client that the hook's own methods use."""
+        """The client that this hook's methods use; created at first use."""
         return self.get_conn()
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask for the first client with the connection; tell what to mend where that fails."""
+        """
+        Test the connection with a request for the first client.
+
+        :return: whether it works, and a message that says what to correct if not.
+        """
         try:
             from airflow_provider_stem.api.client import StemClient
 
             config = self._config_of(self.get_connection(self.stem_conn_id))
-            patient = dataclasses.replace(config, max_attempts=1, timeout=min(config.timeout, _TEST_TIMEOUT))
-            with StemClient(patient) as client:
+            once = dataclasses.replace(config, max_attempts=1, timeout=min(config.timeout, _TEST_TIMEOUT))
+            with StemClient(once) as client:
                 first = next(client.list_clients(), None)
         except StemAuthError as exc:
             return (
                 False,
-                f"The API refuses the key ({exc.message}): check the API key (Password), or ask Stem for access.",
+                f"The API rejected the key ({exc.message}). Check the API key (Password), or ask Stem for access.",
             )
         except StemNotFoundError:
-            return False, "There is no Stem API at this address: check the Host and its path (default /api/v1/)."
+            return False, "There is no Stem API at this address. Check Host and its path (default /api/v1/)."
         except StemConfigError as exc:
             return False, str(exc)
         except StemTransportError as exc:
-            return False, f"The API cannot be reached: check Host, Port and network ({exc})."
-        except Exception as exc:  # noqa: BLE001 - the form shows whatever it is
+            return False, f"The API cannot be reached. Check Host, Port and the network ({exc})."
+        except Exception as exc:  # noqa: BLE001 - the form shows any error
             return False, str(exc) or type(exc).__name__
         if first is None:
-            return True, "Connected, but the key sees no client: ask Stem to grant it permission."
+            return True, "Connected, but the key can access no client. Ask Stem to grant it permission."
         return True, f"Connected to {config.base_url}"
 
     def list_clients(self, name: str | None = None) -> Iterator[dict[str, Any]]:
         """
-        Give every client that the key may see, as the API sent it.
+        Iterate over the clients that the key can access, each as the API sent it.
 
-        :param name: only those whose name contains this.
+        :param name: list only clients whose name contains this string; default: all.
+        :raises StemDataError: the listing is incomplete or invalid.
         """
         return self.client.list_clients(name)
 
     def get_client(self, client_id: str) -> dict[str, Any]:
-        """Give one client, as the API sent it."""
+        """
+        Return a client, as the API sent it.
+
+        :param client_id: id of the client.
+        :raises StemConfigError: ``client_id`` is not an id.
+        :raises StemNotFoundError: there is no such client.
+        """
         return self.client.get_client(client_id)
 
     def list_sites(self, client_id: str | None = None, name: str | None = None) -> Iterator[dict[str, Any]]:
         """
-        Give every site that the key may see, once, as the API sent it.
+        Iterate over the sites that the key can access, each once, as the API sent it.
 
-        :param client_id: the sites of this client; by default those of every client.
-        :param name: only those whose name contains this.
+        :param client_id: list only the sites of this client; default: of every client.
+        :param name: list only sites whose name contains this string; default: all.
+        :raises StemDataError: the listing is incomplete or invalid.
         """
         return self.client.list_sites(client_id, name)
 
     def get_site(self, site_id: str) -> dict[str, Any]:
-        """Give one site, as the API sent it."""
+        """
+        Return a site, as the API sent it.
+
+        :param site_id: id of the site.
+        :raises StemConfigError: ``site_id`` is not an id.
+        :raises StemNotFoundError: there is no such site.
+        """
         return self.client.get_site(site_id)
 
     def get_streams(
@@ -155,25 +175,26 @@ class StemHook(BaseHook):
         on_unavailable: Literal["fail", "skip"] = "fail",
     ) -> pa.Table:
         """
-        Give a site's streams: each interval that ends within the wall time ``(start, end]``, on the grid, once.
+        Return a site's streams: each interval that ends within the wall time ``(start, end]``, exactly once.
 
+        :param site_id: id of the site.
         :param start: aware datetime, or ISO 8601 string with an offset.
-        :param end: likewise; at most one resolution in the future.
+        :param end: the same; at most one resolution in the future.
         :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``.
-        :param resolution: seconds: 900, 1800 or 3600.
-        :param on_unavailable: where the site lacks a type: ``fail``, or ``skip`` it and give the others.
-        :return: a table in the landing schema, average kW by interval, times in UTC.
+        :param resolution: length of an interval in seconds: 900, 1800 or 3600.
+        :param on_unavailable: if the site lacks a type: ``fail``, or ``skip`` that type and return the others.
+        :return: a table in the landing schema: average kW per interval, times in UTC.
         :raises StemConfigError: (a ``ValueError``) an argument is wrong; no request was sent.
-        :raises StemUnavailableError: the site lacks a type.
-        :raises StemDataError: the answer is not what the API's guide describes ("Reading stream Data").
+        :raises StemUnavailableError: the site lacks a type, and ``on_unavailable`` is ``fail``.
+        :raises StemDataError: the response is not what the API's guide describes ("Reading stream Data").
         """
         check_id("site_id", site_id)
         until = parse_instant("end", end)
         window = Window.covering(parse_instant("start", start), until, resolution)
         check_end(until, resolution)
-        types = check_stream_types(stream_types)
+        types = parse_stream_types(stream_types)
         if on_unavailable not in ("fail", "skip"):
-            raise StemConfigError(f"on_unavailable is {on_unavailable!r}: choose one of fail, skip.")
+            raise StemConfigError(f"on_unavailable must be one of fail, skip, got {on_unavailable!r}.")
 
         import pyarrow as pa
 
@@ -200,14 +221,12 @@ class StemHook(BaseHook):
     def _config_of(connection: Connection) -> ClientConfig:
         from airflow_provider_stem.api.config import ClientConfig
 
-        set_by_administrator = {
-            name: conf.get("stem", name, fallback="") for name in ("timeout", "max_attempts", "page_size")
-        }
+        defaults = {name: conf.get("stem", name, fallback="") for name in ("timeout", "max_attempts", "page_size")}
         return ClientConfig.from_connection(
             host=connection.host,
             schema=connection.schema,
             port=connection.port,
             password=connection.password,
             extra=connection.extra,
-            defaults=set_by_administrator,
+            defaults=defaults,
         )

@@ -1,4 +1,4 @@
-"""The wall time that a DAG run must read, from whatever kind of run it is; for operators and sensors."""
+"""The wall time that a DAG run must read, for every kind of run; for operators and sensors."""
 
 from __future__ import annotations
 
@@ -23,50 +23,55 @@ def wall_time_of_run(
     default_interval: timedelta | None = None,
 ) -> WallTime:
     """
-    Return what a run must read: the first that there is of these.
+    Return the wall time that a run must read: the first of these that exists.
 
-    1. ``start`` and ``end`` as given; where only one is, the other comes from the rules below;
-    2. the run's data interval, if it has a width (on Airflow 3 a plain cron or timedelta schedule has none);
-    3. the run's partition: a key of the form ``start/end``, else its date and ``default_interval`` from there;
+    1. ``start`` and ``end``; if only one is set, the other follows from the rules below;
+    2. the run's data interval, unless it is empty, as for a plain cron or timedelta schedule on Airflow 3;
+    3. the run's partition: a key of the form ``start/end``, else ``default_interval`` from the partition's date on;
     4. the ``window`` in the extras of the asset events that triggered the run: earliest start to latest end;
-    5. ``default_interval`` that ends at the data interval's end, else at the run's ``run_after``.
+    5. ``default_interval`` up to the data interval's end, else up to the run's ``run_after``.
 
-    An interval that is as long as the DAG's cron schedule is apart reaches from run to run, also where a day has 23 or
-    25 hours; see :class:`~airflow_provider_stem._schedules.CronSchedule`.
+    An interval that is as long as the time between two runs of the DAG's cron schedule reaches from run to run, also
+    on days of 23 or 25 hours; see :class:`~airflow_provider_stem._schedules.CronSchedule`.
 
-    :raises StemConfigError: there is none of them, a bound is invalid, or an interval does not fit the schedule.
+    :param context: context of a task in the run.
+    :param start: aware datetime or ISO 8601 string with an offset.
+    :param end: the same.
+    :param default_interval: length of the window of a run without a data interval.
+    :return: start and end, in UTC, not aligned to a grid.
+    :raises StemConfigError: none of these exists, a bound is invalid, or an interval does not fit the schedule.
     """
-    given_start = None if start is None else parse_instant("start", start)
-    given_end = None if end is None else parse_instant("end", end)
-    if given_start and given_end:
-        return given_start, given_end
+    set_start = None if start is None else parse_instant("start", start)
+    set_end = None if end is None else parse_instant("end", end)
+    if set_start and set_end:
+        return set_start, set_end
     run_start, run_end = (
         _data_interval(context)
         or _partition(context, default_interval)
         or _triggering_windows(context)
         or _default(context, default_interval)
     )
-    return given_start or run_start, given_end or run_end
+    return set_start or run_start, set_end or run_end
 
 
 def is_partitioned(context: Mapping[str, Any]) -> bool:
-    """Tell whether the run itself has a partition key."""
+    """Return whether the run has a partition key."""
     return bool(_partition_key(context))
 
 
 def _data_interval(context: Mapping[str, Any]) -> WallTime | None:
     run_type = getattr(context.get("dag_run"), "run_type", None)
     if getattr(run_type, "value", run_type) == "dataset_triggered":
-        return None  # Airflow 2 makes one up for such a run, from when its producers ran
+        return None  # Airflow 2 invents one for such a run, from the times of its producers
     start, end = context.get("data_interval_start"), context.get("data_interval_end")
     if start is None or end is None:
         return None
-    # In UTC: two times of one zone are compared by the clock on the wall, which goes back once a year.
+    # In UTC: Python compares two times of one zone by their wall clock, which is set back once a year.
     start, end = in_utc(start), in_utc(end)
     if start >= end:
         return None
     schedule = CronSchedule.of_run(context)
-    # Airflow takes the interval of CronTriggerTimetable off in UTC, whatever the clock does meanwhile.
+    # Airflow subtracts the interval of CronTriggerTimetable in UTC, even if the clock changes in between.
     if schedule and schedule.data_interval and end - schedule.data_interval == start:
         start = schedule.start_of("CronTriggerTimetable(interval)", end, start, schedule.data_interval)
     return start, end
@@ -83,7 +88,7 @@ def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -
         try:
             return parse_instant("partition key", start), parse_instant("partition key", end)
         except StemConfigError:
-            pass  # A key of another form, such as region/plant: the run's date is left.
+            pass  # A key of another form, such as region/plant. The run's date remains.
     date = context.get("partition_date") or getattr(context.get("dag_run"), "partition_date", None)
     if key and "partition_date" not in context:
         date = date or _date_in_key(context, key)
@@ -95,7 +100,7 @@ def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -
 
 
 def _date_in_key(context: Mapping[str, Any], key: str) -> datetime | None:
-    """Read what CronPartitionTimetable wrote on Airflow 3.2, which keeps the date to itself: it is in UTC."""
+    """Parse the key of CronPartitionTimetable on Airflow 3.2, which does not expose the date. It is in UTC."""
     key_format = getattr(getattr(context.get("dag"), "timetable", None), "key_format", None)
     try:
         return datetime.strptime(key, key_format).replace(tzinfo=UTC) if key_format else None

@@ -1,9 +1,9 @@
 """
 Record which days of which streams have landed, and find those that are missing; for DAGs.
 
-A daily load and a history share one ledger. Each enters what it landed after it has landed, and the history reads what
-is missing. Rows merge into the objects that are there, so a piece that landed but was not entered is read again and
-changes nothing. The order of runs does not matter, nor when a site is listed.
+A daily load and a history share one ledger. Each records what it has landed, and the history reads what is missing.
+Rows are merged into existing objects, so a piece that landed but was not recorded is read again without any change. The
+order of runs does not matter, nor does the time at which a site is first listed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ EARLIEST = date(2010, 1, 1)
 """First day of the history of a stream whose start the API does not report, or reports as a year before 2000."""
 
 _DAY = timedelta(days=1)
-# Back to the start of its month this is eleven months. A year, padded on both sides, would take a second request.
+# Extended to the start of its month this is eleven months. A year, padded on both sides, would need two requests.
 _MAX_SPAN = timedelta(days=330)
-_MAX_WRITES = 20  # each of them only where another run has written the object meanwhile
+_MAX_WRITES = 20  # each fails only if another run has written the object in between
 
 Span = tuple[date, date]
 """The first day, and the day after the last one, in UTC."""
@@ -42,6 +42,7 @@ class Piece(TypedDict):
     The arguments of one task of the history, for ``StemStreamsToS3Operator``.
 
     :param sites: records of ``StemSiteListOperator``.
+    :param batch: name of the batch.
     :param start: first instant; ISO 8601, UTC. ``end`` is the instant after the last one.
     :param partition: ``month`` before the first day of the daily load's objects, ``day`` from it on.
     """
@@ -56,10 +57,10 @@ class Piece(TypedDict):
 @dataclass(slots=True)
 class SiteEntry:
     """
-    What is recorded of one site.
+    The record of one site.
 
-    :param streams: the days that landed, by stream type; spans in order that neither overlap nor touch.
-    :param tries: how many pieces of its history failed since the last one that landed.
+    :param streams: the days that landed, by stream type; sorted spans that neither overlap nor touch.
+    :param tries: number of pieces of its history that failed since the last one that landed.
     """
 
     streams: dict[str, list[Span]] = field(default_factory=dict)
@@ -72,12 +73,12 @@ Entries = dict[str, SiteEntry]
 
 class Ledger:
     """
-    The ledger in S3: one JSON object for each batch, written on condition that it is still the one that was read.
+    The ledger in S3: one JSON object per batch, written only if it has not changed since it was read.
 
     :param bucket: name of the bucket.
-    :param prefix: of the keys ``{prefix}/{batch}.json``.
-    :param stream_types: that the DAGs read. A type that is added later is missing from each stream's start on.
-    :param s3_extra_args: further arguments of each PUT, as for ``StemStreamsToS3Operator``.
+    :param prefix: prefix of the keys ``{prefix}/{batch}.json``.
+    :param stream_types: the types that the DAGs read. A type that is added later is missing since each stream's start.
+    :param s3_extra_args: more arguments of each PUT, as for ``StemStreamsToS3Operator``.
     :param aws_conn_id: connection of type ``aws``.
     """
 
@@ -100,11 +101,11 @@ class Ledger:
         self, batches: Iterable[Mapping[str, Any]], receipts: Iterable[Receipt], *, count_tries: bool = False
     ) -> None:
         """
-        Enter what tasks landed. Entering it again changes nothing.
+        Record what tasks landed. Doing so again changes nothing.
 
         :param batches: ``{"sites", "batch"}`` that the tasks were mapped over.
-        :param receipts: of the tasks that succeeded. Their keys must end with ``_{batch}.{extension}``.
-        :param count_tries: whether to count a try of each site that did not land, so that :meth:`missing` postpones it.
+        :param receipts: receipts of the tasks that succeeded. Their keys must end with ``_{batch}.{extension}``.
+        :param count_tries: count a try of each site that did not land, so that :meth:`missing` postpones it.
         :raises StemTransportError: the store failed, or other runs changed the ledger again and again.
         """
         landed = {receipt["objects"][0]["uri"].rpartition("_")[2].partition(".")[0]: receipt for receipt in receipts}
@@ -118,8 +119,9 @@ class Ledger:
         List the pieces of history to read next: at most one for each batch, the newest first.
 
         :param batches: ``{"sites", "batch"}`` of the sites that are listed now.
-        :param cut: first day of the daily load's objects, the first of a month. Never changed.
-        :param settle: days at the end of what has landed that are left to the daily load, which reads them again.
+        :param cut: first day of the daily load's objects, the first of a month, UTC. Must never change.
+        :param settle: time at the end of what has landed that is left to the daily load, which reads it again.
+        :return: arguments for tasks of ``StemStreamsToS3Operator``.
         :raises StemTransportError: the store failed.
         """
         read = [(batch, self._read(batch["batch"])[0]) for batch in batches]
@@ -170,10 +172,13 @@ def record(
     count_tries: bool,
 ) -> None:
     """
-    Record in a batch's entries what became of one task.
+    Record the result of one task in a batch's entries.
 
-    :param sites: records of the sites that the task was given.
-    :param receipt: of the task, ``None`` where it failed.
+    :param entries: entries of the batch; updated.
+    :param sites: records of the task's sites.
+    :param receipt: receipt of the task, ``None`` if it failed.
+    :param stream_types: the types that the task read.
+    :param count_tries: count a try of each site that did not land.
     """
     failed: set[str] = set()
     if receipt:
@@ -181,14 +186,14 @@ def record(
         failed = {site["site_id"] for site in sites} & {one["site_id"] for one in receipt["failed_sites"]}
     for site in sites:
         entry = entries.setdefault(site["site_id"], SiteEntry())
-        # A receipt lists at most a hundred failed sites, and an id that holds the API key is redacted in it.
+        # A receipt lists at most a hundred failed sites, and an id that contains the API key is redacted in it.
         if not receipt or site["site_id"] in failed or len(failed) < receipt["failed_count"]:
             entry.tries += count_tries
             continue
         if count_tries:
             entry.tries = 0
         for stream_type, began in _starts(site, stream_types):
-            # Nothing earlier counts as landed: a stream whose start moves back lacks what lies between.
+            # Days before its start do not count as landed: if the start moves back, the days in between are missing.
             if (first := max(start, began)) < end:
                 entry.streams[stream_type] = _united(entry.streams.get(stream_type, []), (first, end))
 
@@ -199,12 +204,14 @@ def next_piece(
     """
     Return the newest piece of history that a batch lacks, or ``None``.
 
-    It takes one request for each site: eleven months at most, of all sites that lack some of them. Sites whose pieces
-    failed come after all others, and fewer at a time after each failure, so one site does not hold up its batch.
+    A piece needs one request per site: at most eleven months, of all sites that lack some of them. Sites whose pieces
+    failed come last, and fewer at a time after each failure, so one site does not block its batch.
 
     :param batch: ``{"sites", "batch"}``.
+    :param entries: entries of the batch.
+    :param stream_types: the types that the DAGs read.
     :param cut: see :meth:`Ledger.missing`.
-    :param end: the first day that is left to the daily load.
+    :param end: the first day that is left to the daily load, UTC.
     """
     end = end if end > cut else _month(end)
     lacking: list[tuple[int, date, date, Mapping[str, Any]]] = []
@@ -220,7 +227,7 @@ def next_piece(
     upto = max(gap_end for _, _, gap_end, _ in lacking)
     is_daily = upto > cut
     if not is_daily:
-        upto = _month(_month(upto - _DAY) + 31 * _DAY)  # this day where it is the first of a month, else the next first
+        upto = _month(_month(upto - _DAY) + 31 * _DAY)  # the first of a month: this day, or the next one
     earliest = _month(upto - _MAX_SPAN)
     if is_daily:
         earliest = max(cut, earliest)
@@ -236,12 +243,12 @@ def next_piece(
 
 
 def _starts(site: Mapping[str, Any], stream_types: Sequence[str]) -> Iterator[tuple[str, date]]:
-    """Iterate over the types of a site's streams, and the day on which each began."""
+    """Iterate over the types of a site's streams, with the first day of each, in UTC."""
     starts = stream_starts(site, site["site_id"])
     for stream_type in stream_types:
         if starts is None or stream_type in starts:
             start = starts and starts[stream_type]
-            # Year 1 and the like stand for an unknown time.
+            # Years such as 1 stand for an unknown time.
             yield stream_type, start.date() if start and start.year >= 2000 else EARLIEST
 
 

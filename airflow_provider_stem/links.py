@@ -1,4 +1,4 @@
-"""Link from a task in Airflow's UI to what it landed; for the operators."""
+"""Link from a task in Airflow's UI to the objects that it landed; for the operators."""
 
 from __future__ import annotations
 
@@ -28,34 +28,36 @@ _AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 
 
 class LandedObjectsLink(BaseOperatorLink):
-    """Opens what a task landed, in the console of S3 or at the server of its own: an object, or the common prefix."""
+    """Link to what a task landed, in the S3 console or on an S3-compatible server: an object, or the common prefix."""
 
     name = "Landed objects"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
-        """Return the address that the task stored; empty where it landed nothing."""
+        """Return the address that the task stored; empty if it landed nothing."""
         return XCom.get_value(ti_key=ti_key, key=_KEY) or ""
 
     @staticmethod
     def persist(context: Mapping[str, Any], aws_conn_id: str | None, uris: Sequence[str]) -> None:
         """
-        Store the link for the task's page, where the connection can be read: in the task, not in the API server.
+        Store the link for the task's page. Only the task can read the connection; the API server cannot.
 
-        :param uris: of the objects; without any, no link is stored.
+        :param context: context of the task.
+        :param aws_conn_id: connection of type ``aws``.
+        :param uris: ``s3://`` URIs of the objects; if empty, no link is stored.
         """
         push = getattr(context.get("ti"), "xcom_push", None)
         if push is None or not context["ti"].task.do_xcom_push:
             return
         try:
             address = _address(aws_conn_id, uris)
-        except Exception as exc:  # noqa: BLE001 - what has landed is not to fail for want of a link
-            log.warning("No link to the landed objects: %s", type(exc).__name__)
+        except Exception as exc:  # noqa: BLE001 - a missing link must not fail a task that has landed its objects
+            log.warning("The link to the landed objects could not be created: %s", type(exc).__name__)
         else:
             push(key=_KEY, value=address)
 
 
 def _address(aws_conn_id: str | None, uris: Sequence[str]) -> str | None:
-    """Return the address of an object or of the prefix that several share, without credentials."""
+    """Return the address of an object, or of the common prefix of several, without credentials."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
     if not uris:
@@ -67,7 +69,7 @@ def _address(aws_conn_id: str | None, uris: Sequence[str]) -> str | None:
     common = commonprefix(keys).rpartition("/")[0]
     prefix = f"{common}/" if common else ""
     client = S3Hook(aws_conn_id=aws_conn_id).get_conn()
-    # The endpoint in use, whether it comes from the connection, the environment or botocore's own configuration.
+    # The endpoint in use, from the connection, the environment or botocore's configuration.
     endpoint = urlsplit(client.meta.endpoint_url)
     host = endpoint.hostname or ""
     console = _CONSOLES.get(client.meta.partition)
@@ -76,11 +78,11 @@ def _address(aws_conn_id: str | None, uris: Sequence[str]) -> str | None:
     if host.endswith(_AWS_HOSTS):
         region = client.meta.region_name
         query = {} if region in (None, "aws-global") else {"region": region}
-        page, shown = ("object", keys[0]) if len(keys) == 1 else ("buckets", prefix)
+        page, target = ("object", keys[0]) if len(keys) == 1 else ("buckets", prefix)
         return (
-            console and f"{console}/{page}/{bucket}?{urlencode({**query, 'prefix': shown}, quote_via=quote, safe='')}"
+            console and f"{console}/{page}/{bucket}?{urlencode({**query, 'prefix': target}, quote_via=quote, safe='')}"
         )
     netloc = f"[{host}]" if ":" in host else host
     netloc += f":{endpoint.port}" if endpoint.port else ""
-    own = f"{endpoint.scheme}://{netloc}{endpoint.path.rstrip('/')}/{bucket}"  # not what may stand before an "@"
-    return f"{own}/{quote(keys[0])}" if len(keys) == 1 else f"{own}/?prefix={quote(prefix, safe='')}"
+    root = f"{endpoint.scheme}://{netloc}{endpoint.path.rstrip('/')}/{bucket}"  # without user and password
+    return f"{root}/{quote(keys[0])}" if len(keys) == 1 else f"{root}/?prefix={quote(prefix, safe='')}"

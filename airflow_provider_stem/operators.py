@@ -1,4 +1,4 @@
-"""Operators: list the sites, land their streams."""
+"""Operators that list sites and land their streams in S3."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import LandedObjectsLink
-from airflow_provider_stem.streams.formats import check_format, extension
+from airflow_provider_stem.streams.formats import extension, resolve_compression
 from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate, split_address
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
-from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, check_stream_types
+from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, parse_stream_types
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -40,22 +40,24 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
 
 _MAX_LINES = 100
-_MAX_ID = 1_024  # a key of S3 has no room for more
+_MAX_ID = 1_024  # the longest key that S3 allows
 
 
 class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
     """
-    List the sites that the key may see, for tasks to be mapped over.
+    List the sites that the API key can access, as input for mapped tasks.
 
-    :param client_id: the sites of this client, or of these; by default of every client.
-    :param name: only sites whose name contains this.
-    :param stream_types: only sites that have at least one of these, or whose ``stream_start_times`` the API leaves out.
-    :param batches: group the sites into at most this many batches. A site's batch depends on its id and this number
-        alone, so it stays when other sites come and go.
+    :param client_id: list only the sites of this client, or of these clients; default: of every client.
+    :param name: list only sites whose name contains this string.
+    :param stream_types: list only sites that have at least one of these types, or whose ``stream_start_times`` the API
+        omits; default: all sites.
+    :param batches: group the sites into at most this many batches, 1 or more. A site's batch depends only on its id
+        and this number, so it stays the same when other sites are added or removed.
     :param stem_conn_id: connection of type ``stem``.
-    :return: records ``{"site_id", "name", "client_id", "stream_start_times"}`` for ``.expand(sites=...)``, or with
-        ``batches`` dicts ``{"sites": [records], "batch": "007-of-032"}`` for ``.expand_kwargs(...)``. Without any
-        site the task is skipped.
+    :return: records ``{"site_id", "name", "client_id", "stream_start_times"}`` for ``.expand(sites=...)``. With
+        ``batches``: dicts ``{"sites": [records], "batch": "007-of-032"}`` for ``.expand_kwargs(...)``. If no site is
+        found, the task is skipped.
+    :raises StemConfigError: an argument is wrong.
     """
 
     template_fields: Sequence[str] = ("client_id", "name", "stem_conn_id")
@@ -75,25 +77,33 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
         super().__init__(**kwargs)
         self.client_id = client_id
         self.name = name
-        self.stream_types = None if stream_types is None else check_stream_types(stream_types)
+        self.stream_types = None if stream_types is None else parse_stream_types(stream_types)
         self.batches = batches
         self.stem_conn_id = stem_conn_id
 
     def execute(self, context: Context) -> list[dict[str, Any]]:  # noqa: ARG002
-        """List, filter, group."""
+        """
+        Return the site records, in batches if ``batches`` is set.
+
+        :raises AirflowFailException: an argument, the connection or the API key is wrong.
+        :raises AirflowSkipException: no site is found.
+        :raises StemError: any other error of the API; a retry may help.
+        """
         with final_errors(self.stem_conn_id), self._client() as client:
             records = {record["site_id"]: record for record in self._records(client)}
         sites = [records[site_id] for site_id in sorted(records)]
         if self.stream_types:
-            sites = [site for site in sites if _may_have(site["stream_start_times"], self.stream_types)]
+            sites = [site for site in sites if _may_have_any(site["stream_start_times"], self.stream_types)]
         if not sites:
-            raise AirflowSkipException(f"No site found ({self._described()}): nothing to do for the tasks that follow.")
+            raise AirflowSkipException(
+                f"No site found ({self._filters()}). Check these arguments and the permissions of the API key."
+            )
         listed = sites if self.batches is None else _in_batches(sites, self.batches)
-        self.log.info("Found %s sites (%s)", f"{len(sites):,}", self._described())
+        self.log.info("Found %s sites (%s)", f"{len(sites):,}", self._filters())
         limit = conf.getint("core", "max_map_length", fallback=1024)
         if len(listed) > limit:
             self.log.warning(
-                "%s entries are more than [core] max_map_length = %s tasks can be mapped over: set batches=.",
+                "Found %s entries, more than [core] max_map_length = %s. Set batches to map fewer tasks.",
                 f"{len(listed):,}",
                 limit,
             )
@@ -111,48 +121,51 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
             for site in client.list_sites(client_id, self.name):
                 yield _record(site, client_id, client.redact)
 
-    def _described(self) -> str:
+    def _filters(self) -> str:
         return f"client_id={self.client_id!r}, name={self.name!r}, stream_types={self.stream_types!r}"
 
 
 class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     """
-    Land the streams of many sites in S3: every interval of the run's window exactly once, checked and accounted for.
+    Land the streams of sites in S3: each interval of the run's window exactly once.
 
     Rows are in the landing schema: ``site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg``;
-    average kW, times in UTC. Nothing is uploaded before the whole window is complete locally, and the same data gives
-    the same bytes, so a retry or a cleared task changes nothing.
+    average kW, times in UTC. Nothing is uploaded before the whole window has been read and checked. The same data
+    produces the same bytes, so a retry or a cleared task changes nothing.
 
     :param sites: a site id, a record of :class:`StemSiteListOperator`, or a list of either.
     :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``; one request fetches all of a site's.
-    :param resolution: seconds: 900, 1800 or 3600.
-    :param start: aware datetime or ISO 8601 string with an offset; default: the run's data interval.
-    :param end: likewise.
-    :param default_interval: for runs that have no interval of their own: read this much up to when the run is due.
-    :param lookback: re-read this much before the start, for values that came late or were restated.
-    :param partition: ``interval`` for one object a run; ``hour``, ``day`` or ``month`` for one object per UTC period.
-    :param s3_bucket: where to; may also be in ``s3_key`` or in the connection.
-    :param s3_key: key or full ``s3://`` address; Jinja, then ``{start}``, ``{end}``, ``{resolution}``, ``{batch}``,
-        ``{dag_id}``, ``{task_id}``, ``{extension}``.
-    :param batch: what ``{batch}`` stands for; default: the site's id where ``sites`` is one site, else ``all``.
+    :param resolution: length of an interval in seconds: 900, 1800 or 3600.
+    :param start: aware datetime or ISO 8601 string with an offset; default: start of the run's data interval.
+    :param end: the same; default: end of the run's data interval.
+    :param default_interval: length of the window of a run without a data interval; it ends when the run is due.
+    :param lookback: also read this much time before the start, for values that arrived late or were restated. Needs
+        ``partition`` ``hour``, ``day`` or ``month``.
+    :param partition: ``interval`` for one object per run; ``hour``, ``day`` or ``month`` for one object per UTC period.
+    :param s3_bucket: name of the bucket; may instead be part of ``s3_key``, or set in the AWS connection.
+    :param s3_key: key or full ``s3://`` address. Jinja is rendered first, then the placeholders ``{start}``, ``{end}``,
+        ``{resolution}``, ``{batch}``, ``{dag_id}``, ``{task_id}``, ``{extension}``.
+    :param batch: value of ``{batch}``; default: the site's id if ``sites`` is one site, else ``all``.
     :param file_format: ``parquet``, ``csv`` or ``jsonl``.
-    :param compression: ``default`` (zstd for Parquet, else gzip), ``none``, or one by name.
-    :param on_incomplete: where rows are missing: ``warn``, or ``fail`` before anything is uploaded.
-    :param on_unavailable: where a site lacks a type: ``skip`` it and land the others, or ``fail``.
-    :param on_empty: where the whole run has no row: ``write`` objects that hold the schema alone, ``skip`` or ``fail``.
-    :param on_site_error: where a single site is forbidden, unknown or answers with wrong data: ``fail``, or ``skip``
-        it. Rows that an earlier run landed for a skipped site stay with ``if_exists="merge"``.
-    :param partition_events: give the asset events the window as partition key (Airflow 3.3).
-    :param if_exists: ``merge``: an object becomes the union of what it held and what was read, and where both have a
-        row, the one that was read later holds; ``replace``: it becomes what was read; ``fail``: other content under the
-        key is an error, the same content counts as landed. In each, an attempt that began to read earlier never
-        overwrites one that began later.
-    :param parquet_encoding: ``portable``: what every common reader reads; ``smallest``: may use newer encodings.
-    :param s3_extra_args: further arguments of each PUT, as boto3 takes them, such as ``ServerSideEncryption``.
-    :param max_workers: how many sites are read at a time; default: ``[stem] max_workers``, else 8.
+    :param compression: ``default`` (zstd for Parquet, gzip otherwise), ``none``, or the name of a compression.
+    :param on_incomplete: if rows are missing: ``warn``, or ``fail`` before anything is uploaded.
+    :param on_unavailable: if a site lacks a type: ``skip`` that type and land the others, or ``fail``.
+    :param on_empty: if the whole run has no rows: ``write`` objects that hold only the schema, ``skip`` or ``fail``.
+    :param on_site_error: if a single site is forbidden, unknown or returns invalid data: ``fail``, or ``skip`` it.
+        With ``if_exists="merge"``, rows that an earlier run landed for a skipped site are kept.
+    :param partition_events: set the window as the partition key of asset events (Airflow 3.3).
+    :param if_exists: ``merge``: write the union of the object's rows and the rows read; of two rows for one interval,
+        keep the one that was read later. ``replace``: write only the rows read. ``fail``: raise an error if the key
+        has other content; the same content counts as landed. In every mode, an attempt that began to read earlier
+        never overwrites one that began later.
+    :param parquet_encoding: ``portable`` for encodings that every common reader supports; ``smallest`` may use newer
+        ones.
+    :param s3_extra_args: more arguments of each PUT, named as in boto3, such as ``ServerSideEncryption``.
+    :param max_workers: how many sites to read at a time, 1 or more; default: ``[stem] max_workers``, else 8.
     :param stem_conn_id: connection of type ``stem``.
     :param aws_conn_id: connection of type ``aws``.
     :return: the receipt: window, objects, rows, and what is missing, unavailable or failed.
+    :raises StemConfigError: an argument is wrong.
     """
 
     template_fields: Sequence[str] = (
@@ -166,7 +179,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         "s3_extra_args",
         "aws_conn_id",
     )
-    template_fields_renderers = {"sites": "json", "s3_extra_args": "json"}  # noqa: RUF012 - the base class's own way
+    template_fields_renderers = {"sites": "json", "s3_extra_args": "json"}  # noqa: RUF012 - declared so by the base class
     operator_extra_links = (LandedObjectsLink(),)
 
     @checked
@@ -201,7 +214,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.sites = sites
-        self.stream_types = check_stream_types(stream_types)
+        self.stream_types = parse_stream_types(stream_types)
         self.resolution = resolution
         self.start = start
         self.end = end
@@ -228,7 +241,13 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         self._receipt: Receipt | None = None
 
     def execute(self, context: Context) -> Receipt:
-        """Resolve the arguments, land the window, tell the outlets."""
+        """
+        Land the run's window, emit the asset events and return the receipt.
+
+        :raises AirflowFailException: an argument, a connection, the API key or a permission is wrong.
+        :raises AirflowSkipException: no interval ends within the window, or no rows came and ``on_empty`` is ``skip``.
+        :raises StemError: any other error of the API, its data or the store; a retry may help.
+        """
         from airflow_provider_stem._s3 import S3Store
         from airflow_provider_stem.streams.landing import Landing
 
@@ -247,12 +266,12 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
                 raise AirflowSkipException(
                     f"No interval of {self.resolution} s ends within this run's window: nothing to land."
                 )
-            window = window.moved_back(self.lookback, self.partition)
+            window = window.with_lookback(self.lookback, self.partition)
             bucket, key = self._bucket_and_key()
-            compression = check_format(self.file_format, self.compression)
+            compression = resolve_compression(self.file_format, self.compression)
             template = KeyTemplate(
                 key,
-                batch=self._batch_of(context, self._client),
+                batch=self._batch_name(context, self._client),
                 dag_id=self.dag_id,
                 task_id=self.task_id,
                 extension=extension(self.file_format, compression),
@@ -287,15 +306,15 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             ("failed_sites", receipt["failed_count"], receipt["failed_sites"]),
         )
         for title, count, listed in findings:
-            self._log_group(f"{title} ({count:,})", map(self._line_of, listed))
+            self._log_group(f"{title} ({count:,})", map(self._format_finding, listed))
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"No row came for {window}: nothing was uploaded (on_empty='skip').")
-        self._tell_outlets(context, receipt, window, store.uri(template.prefix))
+        self._emit_asset_events(context, receipt, window, store.uri(template.prefix))
         LandedObjectsLink.persist(context, self.aws_conn_id, [landed["uri"] for landed in receipt["objects"]])
         return receipt
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
-        """Tell OpenLineage what was read and what landed; nothing where it did not get that far."""
+        """Return what was read and what landed, for OpenLineage; empty if the task failed before that."""
         from airflow_provider_stem._lineage import landed
 
         base_url = self._client.base_url if self._client else None
@@ -303,16 +322,16 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         return landed(self._receipt, self.sites, base_url, self.stream_types, redact)
 
     def on_kill(self) -> None:
-        """Let requests that wait for their next attempt end at once."""
+        """Cancel requests that wait for their next attempt."""
         if self._client is not None:
             self._client.close()
 
-    def _line_of(self, finding: Mapping[str, Any]) -> str:
+    def _format_finding(self, finding: Mapping[str, Any]) -> str:
         line = " ".join(f"{name}={value}" for name, value in finding.items())
         return one_line(self._client.redact(line) if self._client else line)
 
     def _log_group(self, title: str, lines: Iterable[str]) -> None:
-        """Log lines that Airflow's UI shows folded."""
+        """Log lines as a group that Airflow's UI shows collapsed."""
         if lines := list(lines):
             self.log.info("::group::%s", title)
             for line in lines[:_MAX_LINES]:
@@ -331,15 +350,15 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         bucket, key = split_address(self.s3_key)
         if bucket and self.s3_bucket:
             raise StemConfigError(
-                f"s3_bucket is {self.s3_bucket!r} and s3_key {self.s3_key!r} names a bucket too: give one of them."
+                f"s3_bucket is {self.s3_bucket!r}, but s3_key {self.s3_key!r} names a bucket too. Remove one of them."
             )
         return bucket or self.s3_bucket or None, key
 
-    def _batch_of(self, context: Context, client: StemClient) -> str:
+    def _batch_name(self, context: Context, client: StemClient) -> str:
         if self.batch is not None:
             return self.batch
         if isinstance(self.sites, (str, Mapping)):
-            return client.redact(read_sites(self.sites)[0].site_id)  # an id may hold the API key, and keys are shown
+            return client.redact(read_sites(self.sites)[0].site_id)  # an id may contain the API key
         if getattr(context.get("ti"), "map_index", -1) >= 0 and self.if_exists != "merge":
             raise StemConfigError(
                 f"batch is missing, so mapped tasks would overwrite each other (if_exists={self.if_exists!r}). "
@@ -352,9 +371,9 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             isinstance(outlet, AssetAlias) or hasattr(context["outlet_events"][outlet], "add_partitions")
             for outlet in self.outlets
         ):
-            raise StemConfigError("partition_events=True needs asset partitions, which Airflow has from 3.3 on.")
+            raise StemConfigError("partition_events=True needs Airflow 3.3 or later. Leave it out.")
 
-    def _tell_outlets(self, context: Context, receipt: Receipt, window: Window, prefix: str) -> None:
+    def _emit_asset_events(self, context: Context, receipt: Receipt, window: Window, prefix: str) -> None:
         from airflow import __version__ as airflow_version
 
         extra: dict[str, Any] = {name: receipt[name] for name in ("window", "objects", "rows")}
@@ -373,8 +392,8 @@ def _record(site: Mapping[str, Any], client_id: str, redact: Callable[[str], str
     for identifier in (site["id"], client_id):
         if len(identifier) > _MAX_ID or re.search("[\0\ud800-\udfff]", identifier):
             raise StemDataError(
-                f"the id {one_line(repr(identifier[:100]))} of {len(identifier):,} characters cannot be kept: "
-                f"it has more than {_MAX_ID:,}, a NUL, or is not valid Unicode"
+                f"Invalid id {one_line(repr(identifier[:100]))} of {len(identifier):,} characters from the API: more "
+                f"than {_MAX_ID:,}, a NUL, or invalid Unicode. Ask Stem to correct it."
             )
     name, times = site.get("name"), site.get("stream_start_times")
     if not isinstance(name, str):
@@ -383,7 +402,7 @@ def _record(site: Mapping[str, Any], client_id: str, redact: Callable[[str], str
         name = redact(name)
         if not name.isprintable() or len(name) > _MAX_ID:
             name = one_line(name)
-    stream_starts(site, site["id"])  # what does not read here would fail every task that is mapped over it
+    stream_starts(site, site["id"])  # an invalid time would fail every task that is mapped over the record
     return {
         "site_id": site["id"],
         "name": name,
@@ -392,7 +411,7 @@ def _record(site: Mapping[str, Any], client_id: str, redact: Callable[[str], str
     }
 
 
-def _may_have(stream_start_times: Mapping[str, Any] | None, stream_types: Sequence[str]) -> bool:
+def _may_have_any(stream_start_times: Mapping[str, Any] | None, stream_types: Sequence[str]) -> bool:
     return stream_start_times is None or not stream_start_times.keys().isdisjoint(stream_types)
 
 

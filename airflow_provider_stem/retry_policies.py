@@ -1,4 +1,4 @@
-"""When Airflow itself should try a task again (Airflow 3.3); for ``retry_policy`` of any task that reads the API."""
+"""Retry policy for tasks that read the API: the ``retry_policy`` of a task in Airflow 3.3 or later."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ try:
     from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 except ImportError:
     raise ImportError(
-        "StemRetryPolicy needs Airflow 3.3 or later. Before that leave retry_policy out: operators and sensors fail at "
-        "once by themselves where another attempt cannot help, and airflow_provider_stem.failures.final_errors does "
-        "the same in a task of your own."
+        "StemRetryPolicy needs Airflow 3.3 or later. Leave retry_policy out: operators and sensors fail without "
+        "retries where a retry cannot help, and airflow_provider_stem.failures.final_errors does the same in your own "
+        "tasks."
     ) from None
 
 if TYPE_CHECKING:
@@ -26,31 +26,31 @@ __all__ = ["StemRetryPolicy"]
 
 
 MAX_DELAY = timedelta(hours=1)
-"""The longest wait; a server that asks for a longer one is asked again then."""
+"""The longest wait, even if ``Retry-After`` is longer."""
 
 
 class StemRetryPolicy(RetryPolicy):
     """
-    Fails at once where another attempt cannot help, and waits as long as the API says where it limits the rate.
+    Fail without retries where a retry cannot help, and honour the API's ``Retry-After``.
 
-    A wrong argument or connection, a key that is refused, a client or site that is not there: the task fails without
-    retries. Too many requests (429): the next try begins when the server's ``Retry-After`` is over, though never
-    before ``min_delay``, and at the latest after :data:`MAX_DELAY`. Whatever else happens is left to the task's
-    ``retries`` and ``retry_delay``.
+    If an argument or the connection is wrong, the key is rejected, or a client or site does not exist, the task fails
+    without retries. After a 429 (too many requests) the next try starts after the server's ``Retry-After``, but not
+    before ``min_delay`` and not later than :data:`MAX_DELAY`. All other errors follow the task's ``retries`` and
+    ``retry_delay``.
 
     .. code-block:: python
 
         @task(retries=5, retry_policy=StemRetryPolicy())
         def newest(site_id: str): ...
 
-    :param min_delay: the least wait after a 429, up to :data:`MAX_DELAY`; default: as long as the server asks for.
+    :param min_delay: the shortest wait after a 429, above zero and up to :data:`MAX_DELAY`; default: ``Retry-After``.
     :raises StemConfigError: ``min_delay`` is not a positive ``timedelta`` of at most an hour.
     """
 
     def __init__(self, min_delay: timedelta | None = None) -> None:
         check_arguments(min_delay=min_delay)
         if min_delay is not None and min_delay > MAX_DELAY:
-            raise StemConfigError(f"min_delay is {min_delay!r}: give a timedelta of at most an hour.")
+            raise StemConfigError(f"min_delay must be a timedelta of at most an hour, got {min_delay!r}.")
         self.min_delay = min_delay or timedelta()
 
     def evaluate(
@@ -60,23 +60,23 @@ class StemRetryPolicy(RetryPolicy):
         max_tries: int,  # noqa: ARG002
         context: Context | None = None,  # noqa: ARG002
     ) -> RetryDecision:
-        """Judge by the error, or by the one that it was raised from."""
+        """Return the decision for an error, or for the first of its causes that has a rule."""
         for cause in _causes(exception):
             if isinstance(cause, FINAL_ERRORS):
-                return RetryDecision.fail(f"Another attempt cannot help: {cause}")
+                return RetryDecision.fail(f"A retry cannot help: {cause}")
             if isinstance(cause, StemRateLimitError) and cause.retry_after is not None:
                 asked = timedelta(seconds=min(MAX_DELAY.total_seconds(), cause.retry_after))
                 delay = max(self.min_delay, asked)
-                return RetryDecision.retry(delay, f"The API asks to wait: {cause}")
+                return RetryDecision.retry(delay, f"The API limits the rate: {cause}")
         return RetryDecision()
 
     def serialize(self) -> dict[str, Any]:
-        """Give the policy as plain JSON."""
+        """Return the policy as JSON types; ``min_delay`` in seconds."""
         return {"min_delay": self.min_delay.total_seconds()}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> StemRetryPolicy:
-        """Make the policy from :meth:`serialize`."""
+        """Return the policy that :meth:`serialize` described."""
         return cls(timedelta(seconds=data["min_delay"]) or None)
 
 

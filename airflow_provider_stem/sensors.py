@@ -1,4 +1,4 @@
-"""Sensors: wait until a window's streams are there."""
+"""Sensor that waits until the streams of a window are available."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.streams.sites import read_sites
-from airflow_provider_stem.streams.windows import Window, check_stream_types, iso
+from airflow_provider_stem.streams.windows import Window, iso, parse_stream_types
 from airflow_provider_stem.triggers import StemStreamsTrigger, describe
 
 if TYPE_CHECKING:
@@ -41,40 +41,41 @@ __all__ = ["StemStreamsSensor"]
 
 _PROGRESS_KEY = "stem_streams_progress"
 _TRIGGER_FAILED = "__fail__"
-"""What Airflow resumes with in place of a method, where a trigger failed or took too long."""
+"""What Airflow passes as the next method if a trigger failed or timed out."""
 _GRACE = timedelta(minutes=1)
 _EMPTY = "No interval of {} s ends within this run's window: nothing to wait for."
 
 
 class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
     """
-    Wait until the streams of the run's window are there, for every site and type that has them.
+    Wait until the streams of the run's window are available, for every site and each type that it has.
 
     The window is the one that :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` reads with the same
-    arguments. Nothing is asked for before the window is over and has settled, and then only what is still missing.
-    ``poke_interval``, ``timeout``, ``soft_fail`` and the other arguments of sensors mean the same in each mode;
-    ``soft_fail`` is for what does not come in time: a wrong key or argument fails the task, at once.
+    arguments. No request is sent before the window has ended and ``settle`` has passed. After that each poke requests
+    only what is still missing. ``poke_interval``, ``timeout``, ``soft_fail`` and the other arguments of sensors mean
+    the same in each mode. ``soft_fail`` applies to time-outs only: a wrong key or argument fails the task at once.
 
     :param sites: a site id, a record of :class:`~airflow_provider_stem.operators.StemSiteListOperator`, or a list of
         either.
     :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``.
-    :param resolution: seconds: 900, 1800 or 3600.
-    :param start: aware datetime or ISO 8601 string with an offset; default: the run's data interval.
-    :param end: likewise; may lie in the future.
-    :param default_interval: for runs that have no interval of their own: up to when the run is due.
-    :param min_completeness: which share of all the intervals expected of all sites is enough, up to 1.
-    :param settle: how long after the window's end to begin, since the last values come late or are restated.
-    :param batch: a name for the sites, as ``StemSiteListOperator(batches=...)`` gives it; for Airflow's UI.
+    :param resolution: length of an interval in seconds: 900, 1800 or 3600.
+    :param start: aware datetime or ISO 8601 string with an offset; default: start of the run's data interval.
+    :param end: the same, may be in the future; default: end of the run's data interval.
+    :param default_interval: length of the window of a run without a data interval; it ends when the run is due.
+    :param min_completeness: share of the intervals expected of all sites that is enough, above 0 and up to 1.
+    :param settle: how long to wait after the window's end, because the last values arrive late or are restated.
+    :param batch: name of the sites in Airflow's UI, such as the one that ``StemSiteListOperator(batches=...)`` sets.
     :param deferrable: wait in the triggerer; default: ``[operators] default_deferrable``.
-    :param start_from_trigger: begin in the triggerer, without a worker (Airflow 3.3; sites must be known when the DAG
-        is parsed).
-    :param max_workers: how many sites are asked for at a time; default: ``[stem] max_workers``, else 8.
+    :param start_from_trigger: start in the triggerer, without a worker (Airflow 3.3). ``sites`` must be known when the
+        DAG is parsed.
+    :param max_workers: how many sites to request at a time, 1 or more; default: ``[stem] max_workers``, else 8.
     :param stem_conn_id: connection of type ``stem``.
     :return: window, sites, expected and missing intervals.
+    :raises StemConfigError: an argument is wrong.
     """
 
     template_fields: Sequence[str] = ("sites", "start", "end", "batch", "stem_conn_id")
-    template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - the base class's own way
+    template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - declared so by the base class
 
     @checked
     def __init__(
@@ -97,7 +98,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.sites = sites
-        self.stream_types = check_stream_types(stream_types)
+        self.stream_types = parse_stream_types(stream_types)
         self.resolution = resolution
         self.start = start
         self.end = end
@@ -110,10 +111,17 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         self.stem_conn_id = stem_conn_id
         self._watch: Watch | None = None
         if start_from_trigger:
-            self._begin_in_triggerer(sites, start, end)
+            self._start_in_triggerer(sites, start, end)
 
     def execute(self, context: Context) -> Any:
-        """Wait, here or in the triggerer."""
+        """
+        Wait in this worker, or defer to the triggerer.
+
+        :raises AirflowFailException: an argument, the connection or the API key is wrong.
+        :raises AirflowSensorTimeout: the streams are not available within ``timeout``.
+        :raises AirflowSkipException: no interval ends within the window.
+        :raises StemError: any other error of the API; a retry may help.
+        """
         with self._final_errors():
             if not self.deferrable:
                 return super().execute(context)
@@ -123,55 +131,57 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             except StemError as exc:
                 if not self.silent_fail:
                     raise
-                self.log.error("%s", exc)  # noqa: TRY400 - it is told whole
+                self.log.error("%s", exc)  # noqa: TRY400 - the message is complete
             else:
                 if done.is_done:
                     return done.xcom_value
-            watch = self._watch_of(context)
+            watch = self._get_watch(context)
             raise TaskDeferred(
                 trigger=StemStreamsTrigger(
                     sites=watch.records(),
                     start=iso(watch.window.start),
                     end=iso(watch.window.end),
                     deadline=deadline.isoformat(),
-                    progress=watch.progress() if watch.looks else None,
+                    progress=watch.progress() if watch.pokes else None,
                     **self._trigger_arguments(),
                 ),
                 method_name="execute_complete",
-                # The trigger keeps the time itself; this is for a triggerer that is not there.
+                # The trigger checks the deadline itself. This one applies where no triggerer runs.
                 timeout=timedelta(seconds=self.timeout) + _GRACE,
             )
 
     def poke(self, context: Context) -> PokeReturnValue:
         """
-        Ask for what is still missing, once the window is over and has settled.
+        Request what is still missing, if the window has ended and ``settle`` has passed.
 
-        :raises StemError: what may pass, see :mod:`airflow_provider_stem.errors`.
-        :raises AirflowFailException: what no further look can help.
+        :raises StemError: another poke may help, see :mod:`airflow_provider_stem.errors`.
+        :raises AirflowFailException: another poke cannot help.
         """
-        # Already here, since the base class looks again after others where silent_fail is set.
+        # Not only in execute: with silent_fail, the base class pokes again after any other exception.
         with final_errors(self.stem_conn_id):
             return self._poke(context)
 
     def _poke(self, context: Context) -> PokeReturnValue:
-        watch = self._watch_of(context)
+        watch = self._get_watch(context)
         ready = watch.ready(self.settle or timedelta())
         if datetime.now(UTC) < ready:
-            self.log.info("Nothing is asked for before %s: %s has to be over and settled", iso(ready), watch.window)
+            self.log.info("No request before %s, when %s has ended and settled", iso(ready), watch.window)
             return PokeReturnValue(is_done=False)
         with StemHook(self.stem_conn_id).get_conn() as client:
             try:
-                watch.look(client, self.max_workers)
+                watch.poke(client, self.max_workers)
             finally:
-                self._keep(context, watch)
+                self._save_progress(context, watch)
         self.log.info("%s: %s", watch.window, describe(watch.report()))
         return PokeReturnValue(watch.is_complete(self.min_completeness), xcom_value=watch.report())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> WatchReport:  # noqa: ARG002
         """
-        Go on with what the trigger found.
+        Return the trigger's report, or raise the trigger's error.
 
-        :raises StemError: what kept it from asking.
+        :raises AirflowSensorTimeout: the streams were not available in time.
+        :raises AirflowSkipException: no interval ends within the window.
+        :raises StemError: the error that stopped the trigger.
         """
         match event:
             case {"status": "complete", "report": dict(report)}:
@@ -179,29 +189,29 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                 return cast("WatchReport", report)
             case {"status": "timeout", "report": dict(report)}:
                 raise AirflowSensorTimeout(
-                    f"Not there within {self.timeout:g} s: {describe(cast('WatchReport', report))}."
+                    f"Not available within {self.timeout:g} s: {describe(cast('WatchReport', report))}."
                 )
             case {"status": "overdue"}:
-                raise AirflowSensorTimeout("Airflow ended the wait: timeout or execution_timeout is over.")
+                raise AirflowSensorTimeout("Airflow ended the wait: timeout or execution_timeout has passed.")
             case {"status": "empty"}:
                 raise AirflowSkipException(_EMPTY.format(self.resolution))
             case {"status": "error", "error": str(name), "args": list(args)} if name in errors.__all__:
-                with suppress(TypeError):  # the arguments of another version
+                with suppress(TypeError):  # from a triggerer with another version
                     raise getattr(errors, name)(*args)
-        raise StemError(f"The trigger told {event!r}, which this version does not know: update all components alike.")
+        raise StemError(f"Unknown event of the trigger: {event!r}. Install the same version in all components.")
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the triggerer; errors end as they do without it, in each Airflow."""
+        """Resume after the trigger. In every Airflow, an error ends the task as it does without a trigger."""
         if next_method == _TRIGGER_FAILED:
-            next_method, next_kwargs = "execute_complete", {"event": self._event_of_failure(next_kwargs or {})}
+            next_method, next_kwargs = "execute_complete", {"event": self._failure_event(next_kwargs or {})}
         with self._final_errors():
             return super().resume_execution(next_method, next_kwargs, context)
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """Begin a mapped task."""
+        """Return a partial operator, for ``expand`` or ``expand_kwargs``."""
         if kwargs.get("start_from_trigger") is True:
-            raise StemConfigError("start_from_trigger is True: mapped tasks begin in a worker, so leave it out.")
+            raise StemConfigError("start_from_trigger is True, but mapped tasks start in a worker. Leave it out.")
         return super().partial(**kwargs)
 
     @contextmanager
@@ -210,24 +220,24 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             with final_errors(self.stem_conn_id):
                 yield
         except AirflowSkipException as exc:
-            # The base class makes a skip of every exception of Airflow's under soft_fail, which is for time-outs.
+            # With soft_fail, the base class turns each of Airflow's exceptions into a skip. Only time-outs may skip.
             if self.soft_fail and isinstance(exc.__cause__, AirflowFailException):
                 raise exc.__cause__ from exc.__cause__.__cause__
             raise
         except (StemError, AirflowFailException, AirflowSensorTimeout) as exc:
             if self.never_fail:
-                raise AirflowSkipException(f"Skipped, since never_fail is set: {exc}") from exc
+                raise AirflowSkipException(f"Skipped because never_fail is set: {exc}") from exc
             raise
 
-    def _event_of_failure(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        if told.get("traceback"):
-            self.log.error("Trigger failed:\n%s", "\n".join(told["traceback"]))
-        if "timeout" in str(told.get("error")).lower():
+    def _failure_event(self, failure: Mapping[str, Any]) -> dict[str, Any]:
+        if failure.get("traceback"):
+            self.log.error("Trigger failed:\n%s", "\n".join(failure["traceback"]))
+        if "timeout" in str(failure.get("error")).lower():
             return {"status": "overdue"}
-        message = f"The triggerer could not wait: {told.get('error', 'it does not say why')}."
+        message = f"The trigger failed: {failure.get('error', 'no error was reported')}. See the triggerer's log."
         return {"status": "error", "error": StemError.__name__, "args": [message]}
 
-    def _watch_of(self, context: Context) -> Watch:
+    def _get_watch(self, context: Context) -> Watch:
         from airflow_provider_stem.streams.watch import Watch
 
         check_templated(batch=self.batch, stem_conn_id=self.stem_conn_id)
@@ -243,16 +253,16 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             self._watch = Watch(read_sites(self.sites), self.stream_types, window, progress)
         return self._watch
 
-    def _keep(self, context: Context, watch: Watch) -> None:
+    def _save_progress(self, context: Context, watch: Watch) -> None:
         store = self._progress_store(context)
         if store is not None and watch.is_complete(self.min_completeness):
-            store.delete(_PROGRESS_KEY)  # who clears the task later wants to have it looked at anew
+            store.delete(_PROGRESS_KEY)  # so a task that is cleared later starts from the beginning
         elif store is not None:
             store.set(_PROGRESS_KEY, watch.progress())
         elif self.reschedule:
             self.log.info(
-                "Before Airflow 3.3 nothing can be kept between the pokes of mode='reschedule': the next one asks "
-                "for every site again. deferrable=True asks only for what is missing."
+                "Before Airflow 3.3, mode='reschedule' keeps nothing between pokes, so the next poke requests every "
+                "site again. Set deferrable=True to request only what is missing."
             )
 
     def _progress_store(self, context: Context) -> Any:
@@ -272,11 +282,11 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             "stem_conn_id": self.stem_conn_id,
         }
 
-    def _begin_in_triggerer(self, sites: Any, start: Any, end: Any) -> None:
+    def _start_in_triggerer(self, sites: Any, start: Any, end: Any) -> None:
         if not hasattr(BaseTrigger, "render_template_fields"):
             raise StemConfigError(
-                "start_from_trigger is True, which needs Airflow 3.3: leave it out, and set deferrable=True to wait in "
-                "the triggerer after a start in a worker."
+                "start_from_trigger=True needs Airflow 3.3 or later. Leave it out, and set deferrable=True to start in "
+                "a worker and wait in the triggerer."
             )
         listed = [sites] if isinstance(sites, (str, Mapping)) else sites
         known = {
@@ -286,8 +296,8 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         }
         for argument in [name for name, is_known in known.items() if not is_known]:
             raise StemConfigError(
-                f"start_from_trigger is True, but {argument} is known only when the DAG runs: name it, or leave "
-                "start_from_trigger out."
+                f"start_from_trigger is True, but {argument} is known only when the DAG runs. Set {argument} to a "
+                "literal value, or leave start_from_trigger out."
             )
         self.deferrable = self.start_from_trigger = True
         self.start_trigger_args = StartTriggerArgs(

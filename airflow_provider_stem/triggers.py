@@ -1,4 +1,4 @@
-"""Waits in the triggerer until streams are there; for the sensor."""
+"""Trigger that waits until the streams of a window are available; for the sensor."""
 
 from __future__ import annotations
 
@@ -38,26 +38,28 @@ _THREADS = 16
 
 class StemStreamsTrigger(BaseTrigger):
     """
-    Fires once: when the streams of a window are there, when that takes too long, or when asking makes no sense.
+    Fire one event: the streams of a window are available, the deadline has passed, or an error occurred.
 
-    Requests and their decoding run in threads that all of the triggerer's waits share, so the event loop is never
-    held up. The arguments hold no credential and all that is needed to begin again in another triggerer.
+    Requests and decoding run in threads that all of these triggers share, so the event loop is never blocked. The
+    arguments contain no credentials and are enough to start again in another triggerer.
 
     :param sites: site ids or records.
     :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``.
-    :param resolution: seconds: 900, 1800 or 3600.
-    :param start: ISO 8601 with an offset; may be left out where the task starts in the triggerer, which knows its run.
-    :param end: likewise.
-    :param default_interval: seconds, for such a run without an interval of its own.
-    :param min_completeness: share of all expected intervals that is enough.
-    :param settle: seconds to wait after the window's end.
-    :param poke_interval: seconds between two looks.
-    :param exponential_backoff: wait twice as long after each look, up to ``max_wait`` seconds.
-    :param silent_fail: log an error that may pass and look again, instead of failing.
-    :param deadline: ISO 8601 with an offset; when to give up.
-    :param progress: what earlier looks found, see :meth:`~airflow_provider_stem.streams.watch.Watch.progress`.
-    :param max_workers: how many sites are asked for at a time.
+    :param resolution: length of an interval in seconds: 900, 1800 or 3600.
+    :param start: ISO 8601 with an offset; optional if the task starts in the triggerer, which derives it from the run.
+    :param end: the same.
+    :param default_interval: length in seconds of the window of such a run, if it has no data interval.
+    :param min_completeness: share of all expected intervals that is enough, above 0 and up to 1.
+    :param settle: seconds to wait after the window's end, 0 or more.
+    :param poke_interval: seconds between two pokes, 0 or more.
+    :param exponential_backoff: double the time between two pokes after each poke.
+    :param max_wait: the longest time between two pokes in seconds; default: no limit.
+    :param silent_fail: log an error that a later poke may not meet and poke again, instead of failing.
+    :param deadline: when to stop waiting; ISO 8601 with an offset; default: never.
+    :param progress: results of earlier pokes, see :meth:`~airflow_provider_stem.streams.watch.Watch.progress`.
+    :param max_workers: how many sites to request at a time, 1 or more.
     :param stem_conn_id: connection of type ``stem``.
+    :raises StemConfigError: an argument is wrong.
     """
 
     @checked
@@ -101,34 +103,34 @@ class StemStreamsTrigger(BaseTrigger):
         self._unresolved: StemError | None = None
         self._redact: Callable[[str], str] = str  # until the connection is read
 
-    def check(self, *, sites: object, **given: Any) -> None:  # noqa: ARG002
-        """Check the constructor's arguments but the sites: there can be thousands, and this is the event loop."""
-        check_trigger_arguments(**given)
+    def check(self, *, sites: object, **arguments: Any) -> None:  # noqa: ARG002
+        """Validate all arguments but ``sites``: there can be thousands, and this runs in the event loop."""
+        check_trigger_arguments(**arguments)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class and its arguments, as plain JSON."""
+        """Return the path of the class and its arguments, as JSON types."""
         names = inspect.signature(type(self)).parameters
         return "airflow_provider_stem.triggers.StemStreamsTrigger", {name: getattr(self, name) for name in names}
 
     def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
         """
-        Render the arguments and resolve the run's window, where the task starts in the triggerer.
+        Render the arguments and resolve the run's window, if the task starts in the triggerer.
 
-        The triggerer also calls this for a task with ``start_from_trigger`` that a worker deferred. The worker has
-        rendered the arguments then, and what came out may be foreign text.
+        The triggerer also calls this for a task with ``start_from_trigger`` that a worker deferred. Then the worker has
+        already rendered the arguments, and they may contain text from the API, which must not be rendered.
         """
         if self.deadline is not None:  # only a worker sets one
             return
         super().render_template_fields(context, jinja_env)
         try:
-            start, end = self._wall_time_of(context)
+            start, end = self._resolve_wall_time(context)
         except StemError as exc:
-            self._unresolved = exc  # an event tells it: raised here, it would be no more than "Trigger failure"
+            self._unresolved = exc  # run() reports it; raised here, the task would only say "Trigger failure"
         else:
             self.start, self.end = iso(start), iso(end)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and tell the outcome in one event, as plain JSON."""
+        """Wait, then yield one event with the outcome, as JSON types."""
         try:
             outcome = await self._wait()
         except StemError as exc:
@@ -138,12 +140,12 @@ class StemStreamsTrigger(BaseTrigger):
             message = f"{str(exc).rstrip('.')}. Create the connection, or name another."
             outcome = {"status": "error", "error": "StemConfigError", "args": [message]}
         except Exception as exc:
-            self.log.exception("The wait for streams has a defect")
+            self.log.exception("Unexpected error while waiting for streams")
             message = self._redact(f"{type(exc).__name__}: {exc}")
             outcome = {"status": "error", "error": "StemError", "args": [message]}
         yield TriggerEvent(outcome)  # type: ignore[no-untyped-call]
 
-    def _wall_time_of(self, context: Context) -> tuple[datetime, datetime]:
+    def _resolve_wall_time(self, context: Context) -> tuple[datetime, datetime]:
         run_type = context["dag_run"].run_type
         by_assets = getattr(run_type, "value", run_type) == "asset_triggered"
         interval = None if self.default_interval is None or by_assets else timedelta(seconds=self.default_interval)
@@ -153,8 +155,8 @@ class StemStreamsTrigger(BaseTrigger):
             if not by_assets:
                 raise
             raise StemConfigError(
-                "start_from_trigger is True in a run that assets triggered, and the triggerer does not see their "
-                "events: leave it out, or give start and end."
+                "start_from_trigger is True, but assets triggered this run, and the triggerer cannot read their "
+                "events. Leave it out, or set start and end."
             ) from None
 
     async def _wait(self) -> dict[str, Any]:
@@ -166,39 +168,39 @@ class StemStreamsTrigger(BaseTrigger):
         ready = watch.ready(timedelta(seconds=self.settle))
         deadline = parse_instant("deadline", self.deadline) if self.deadline else None
         while True:
-            wake = max(_now() + self._pause_after(watch.looks), ready)
+            wake = max(_now() + self._pause_after(watch.pokes), ready)
             await _sleep_until(wake if deadline is None else min(wake, deadline))
             if _now() >= ready:
-                await self._look(watch)
+                await self._poke(watch)
                 if watch.is_complete(self.min_completeness):
                     return {"status": "complete", "report": watch.report()}
-                self.log.info("%s, next look in %s", describe(watch.report()), self._pause_after(watch.looks))
+                self.log.info("%s, next poke in %s", describe(watch.report()), self._pause_after(watch.pokes))
             if deadline is not None and _now() >= deadline:
                 return {"status": "timeout", "report": watch.report()}
 
     def _new_watch(self) -> Watch:
-        # Imported here, in a thread: pyarrow takes its time.
+        # Imported here, in a thread: importing pyarrow is slow.
         from airflow_provider_stem.streams.watch import Watch
 
         check_templated(stem_conn_id=self.stem_conn_id)
         window = Window.covering(parse_instant("start", self.start), parse_instant("end", self.end), self.resolution)
         return Watch(read_sites(self.sites), self.stream_types, window, self.progress)
 
-    def _pause_after(self, looks: int) -> timedelta:
-        if not looks:
+    def _pause_after(self, pokes: int) -> timedelta:
+        if not pokes:
             return timedelta()
-        seconds = self.poke_interval * (2 ** min(looks - 1, 20) if self.exponential_backoff else 1)
+        seconds = self.poke_interval * (2 ** min(pokes - 1, 20) if self.exponential_backoff else 1)
         return timedelta(seconds=seconds if self.max_wait is None else min(seconds, self.max_wait))
 
-    async def _look(self, watch: Watch) -> None:
+    async def _poke(self, watch: Watch) -> None:
         try:
-            await self._ask(watch)
+            await self._request_missing(watch)
         except StemError as exc:
             if not self.silent_fail or isinstance(exc, FINAL_ERRORS):
                 raise
-            self.log.error("%s", exc)  # noqa: TRY400 - it is told whole
+            self.log.error("%s", exc)  # noqa: TRY400 - the message is complete
 
-    async def _ask(self, watch: Watch) -> None:
+    async def _request_missing(self, watch: Watch) -> None:
         from airflow.providers.common.compat.connection import get_async_connection
 
         from airflow_provider_stem.streams.source import StreamsSource
@@ -207,38 +209,38 @@ class StemStreamsTrigger(BaseTrigger):
         client = await _in_thread(StemHook.client_of, connection)
         self._redact = client.redact
         source = StreamsSource(client)
-        gate = asyncio.Semaphore(self.max_workers)
+        limiter = asyncio.Semaphore(self.max_workers)
 
-        async def look_at(site_id: str) -> None:
-            async with gate:
-                await _in_thread(watch.look_at, source, site_id)
+        async def request_site(site_id: str) -> None:
+            async with limiter:
+                await _in_thread(watch.poke_site, source, site_id)
 
-        looks = [asyncio.ensure_future(look_at(site_id)) for site_id in watch.begin_look()]
+        requests = [asyncio.ensure_future(request_site(site_id)) for site_id in watch.begin_poke()]
         try:
-            await asyncio.gather(*looks)
+            await asyncio.gather(*requests)
         finally:
-            for look in looks:
-                look.cancel()
+            for request in requests:
+                request.cancel()
             client.close()
 
 
 def describe(report: WatchReport) -> str:
-    """Return a sentence that says how complete a window is."""
+    """Return how complete a window is, as one line of text."""
     return (
-        f"{report['expected'] - report['missing']:,} of {report['expected']:,} intervals are there, "
-        f"{report['incomplete_sites']:,} of {report['sites']:,} sites are incomplete"
+        f"{report['expected'] - report['missing']:,} of {report['expected']:,} intervals received, "
+        f"{report['incomplete_sites']:,} of {report['sites']:,} sites incomplete"
     )
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
-    # With the context: by it the triggerer knows whose log a line belongs to.
+    # With the context, so that the triggerer assigns log lines to this trigger.
     call = partial(contextvars.copy_context().run, function, *args)
     return await asyncio.get_running_loop().run_in_executor(_threads(), call)
 
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Give the threads that all waits of this process share: the loop's own ones are for everyone's."""
+    """Return the thread pool that these triggers share; the loop's default pool is left to other triggers."""
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="stem-trigger")
 
 

@@ -78,13 +78,13 @@ def load_with_us(engine: str, address: str, receipts: Sequence[list[dict[str, An
     if engine == "duckdb":
         import duckdb
 
-        from airflow_provider_stem.warehouse.on_duckdb import DuckDBSession
+        from airflow_provider_stem.warehouse.duckdb_session import DuckDBSession
 
         session = lambda: DuckDBSession(lambda: duckdb.connect(address), "stem", 60.0)  # noqa: E731
     else:
         import psycopg2  # type: ignore[import-untyped]
 
-        from airflow_provider_stem.warehouse.on_postgres import PostgresSession
+        from airflow_provider_stem.warehouse.postgres_session import PostgresSession
 
         session = lambda: PostgresSession(lambda: psycopg2.connect(address), "stem", 60.0)  # noqa: E731
     for told in [*receipts, receipts[-1]]:

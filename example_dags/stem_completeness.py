@@ -1,8 +1,8 @@
 """
-Every morning: publish how complete the telemetry of the last days is, as one HTML page in S3.
+Publish the completeness of the last days every morning, as one HTML page in S3.
 
-Reads the view ``stem.completeness`` through the connection ``stem_warehouse``, of any type that Airflow has an SQL hook
-for, and writes the page through ``aws_default``. The page needs nothing else: open it in a browser.
+Reads the view ``stem.completeness`` with the connection ``stem_warehouse``, which can be of any type that has an SQL
+hook in Airflow, and writes the page with ``aws_default``. The page is self-contained: open it in a browser.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ with DAG(
 
     @task
     def publish_page(**context: Any) -> dict[str, Any]:
-        """Read the last days that are over, and put the page in the place of the one before."""
+        """Read the last complete UTC days, and replace the page."""
         from datetime import UTC, datetime, timedelta
         from tempfile import TemporaryFile
 
@@ -42,10 +42,10 @@ with DAG(
         days = [made.date() - timedelta(days=back) for back in range(params["days"], 0, -1)]
 
         def rows() -> Iterator[Any]:
-            # A day at a time: what a database gives at once is held in memory.
+            # One day at a time, since the result of a query is held in memory.
             for day in days:
                 yield from warehouse.get_records(
-                    f"SELECT {', '.join(COLUMNS)} FROM stem.completeness WHERE day = DATE '{day}'"  # noqa: S608 - ours
+                    f"SELECT {', '.join(COLUMNS)} FROM stem.completeness WHERE day = DATE '{day}'"  # noqa: S608 - no foreign values
                 )
 
         with TemporaryFile() as page:

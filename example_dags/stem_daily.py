@@ -1,19 +1,19 @@
 """
 Load the telemetry of a whole fleet into S3, day by day, as Parquet.
 
-Made for ten thousand sites on a cluster. ``stem_history`` loads what lies before, and whatever else is missing; see
-docs/loading.md. Needs the connections ``stem_default`` and ``aws_default``, and a pool that limits the requests at a
-time over all runs and backfills: slots times ``max_workers``, here 8 times 8::
+Designed for ten thousand sites on a cluster. ``stem_history`` loads earlier days, and days that are missing; see
+docs/loading.md. Needs the connections ``stem_default`` and ``aws_default``, and a pool that limits the concurrent
+requests of all runs and backfills to its slots times ``max_workers``, here 8 times 8::
 
     airflow pools set stem_api 8 "Stem API: eight requests a slot"
 
-Environment, the same for every component of Airflow and for both DAGs:
+Environment variables, the same for every component of Airflow and for both DAGs:
 
-- ``STEM_BUCKET``: the bucket to write to;
-- ``STEM_START``: the first day that gets a run, such as today. Never change it. An early one costs a run a day; the
-  history loads earlier days for a fraction of the requests;
-- ``STEM_BATCHES``: tasks a run, and objects a day. Never change it;
-- ``STEM_POOL``: the pool's name.
+- ``STEM_BUCKET``: the bucket to write to.
+- ``STEM_START``: the first day with a run, such as today. Never change it. With an early date there is one run for each
+  day since then; the history loads earlier days with a fraction of the requests.
+- ``STEM_BATCHES``: the number of tasks per run and of objects per day. Never change it.
+- ``STEM_POOL``: the name of the pool.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS
 
 BUCKET = os.environ.get("STEM_BUCKET", "stem-telemetry")
 START = datetime.fromisoformat(os.environ.get("STEM_START", "2025-07-01")).replace(tzinfo=UTC)
-BATCHES = int(os.environ.get("STEM_BATCHES", "100"))  # a hundred sites a task: some seconds, some megabytes a day
+BATCHES = int(os.environ.get("STEM_BATCHES", "100"))  # with 100 sites per task: a few seconds and megabytes a day
 POOL = os.environ.get("STEM_POOL", "stem_api")
 
-STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")  # one request a site, however many of them
+STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")  # one request per site covers all types
 LOOKBACK = timedelta(days=3)
 KEY = "stem/daily/date={start:%Y-%m-%d}/{resolution}s_{batch}.{extension}"
 TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")
@@ -48,10 +48,10 @@ with DAG(
     # A plain "@daily" has no data interval on Airflow 3.
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=pendulum.instance(START),
-    catchup=True,  # read the days on which Airflow was down
-    # Runs side by side lose nothing, but read again what they look back on as often as they meet in an object.
+    catchup=True,  # also load days on which Airflow was down
+    # Concurrent runs lose nothing, but repeat requests, since their look-backs overlap in the same objects.
     max_active_runs=1,
-    # For an API or a network that is down for an hour; shorter failures are retried inside the task.
+    # These retries are for an outage of an hour. Shorter failures are retried inside the task.
     default_args={"retries": 5, "retry_delay": timedelta(minutes=15), "priority_weight": 10},
     tags=["stem", "energy"],
 ) as dag:
@@ -59,7 +59,7 @@ with DAG(
 
     @task
     def find_days(**context: Any) -> dict[str, str]:
-        """Return the days to read: the run's own and, unless it belongs to a backfill, those before it."""
+        """Return the days to read: the run's own day and, unless the run is a backfill, the days before it."""
         with final_errors("stem_default"):
             start, end = wall_time_of_run(context)
         if "backfill" not in str(context["dag_run"].run_type).lower():
@@ -79,13 +79,13 @@ with DAG(
         s3_key=KEY,
         pool=POOL,
         max_workers=8,
-        on_site_error="skip",  # the history reads such a site later, and fails until it can
+        on_site_error="skip",  # stem_history reads such a site later, and fails until it succeeds
     ).expand_kwargs(sites.output)
 
-    # One event a run, however many batches, and also where some of them failed.
+    # One asset event per run, also if some batches failed.
     @task(outlets=[TELEMETRY], trigger_rule="all_done", retry_delay=timedelta(minutes=1))
     def enter(batches: list[dict[str, Any]], receipts: list[Any] | None, **context: Any) -> None:
-        """Enter in the ledger what landed, and describe it in the asset event."""
+        """Enter what landed in the ledger and in the asset event."""
         landed = [receipt for receipt in receipts or () if receipt]
         if not landed:
             raise AirflowSkipException("Nothing landed.")
@@ -93,7 +93,7 @@ with DAG(
             Ledger(BUCKET, "stem/ledger", STREAM_TYPES).enter(batches, landed)
         context["outlet_events"][TELEMETRY].extra.update(combined(landed))
 
-    # Only where every batch succeeded: without this task the run would succeed whenever enter does.
+    # Runs only if every batch succeeded. Without this task the run would succeed if `enter` does.
     @task
     def sum_up(receipts: list[Any]) -> dict[str, int]:
         """Return the counts of the whole run."""

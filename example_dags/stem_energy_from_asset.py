@@ -1,8 +1,8 @@
 """
-Whenever streams have landed: sum up what the events tell of, and nothing else.
+Compute energy from landed streams whenever an asset event lists new objects.
 
-Runs after ``stem_streams_to_s3``, which tells the asset below what it landed. Needs the connection
-``aws_default``. Each landed object gives one object of energy by site, type and UTC day beside it, under ``energy/``.
+Runs after ``stem_streams_to_s3``, which lists the landed objects in an event of the asset below. Needs the connection
+``aws_default``. For each landed object, writes one object with energy by site, type and UTC day under ``energy/``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 with DAG(
     dag_id="stem_energy_from_asset",
-    description="Energy and peak demand of what has just landed",
+    description="Energy and peak demand of newly landed streams",
     schedule=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
@@ -28,13 +28,13 @@ with DAG(
 ) as dag:
 
     @task
-    def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
-        """List the objects that the triggering events tell of."""
+    def list_objects(**context: Any) -> list[dict[str, Any]]:
+        """List the objects of the asset events that triggered the run."""
         return landed_objects(context)
 
     @task
     def sum_up(landed: dict[str, Any]) -> dict[str, Any]:
-        """Turn an object's average power into energy, and land that under a key of its own."""
+        """Compute energy from the average power in an object, and write it to a separate key."""
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
@@ -45,11 +45,11 @@ with DAG(
         body = s3.get_conn().get_object(Bucket=bucket, Key=key)["Body"].read()
         rows = pq.read_table(pa.BufferReader(body))
         if rows.num_rows != landed["rows"]:
-            raise ValueError(f"{landed['uri']} has {rows.num_rows} rows, its event told of {landed['rows']}")
+            raise ValueError(f"{landed['uri']} has {rows.num_rows} rows, its event lists {landed['rows']}")
 
         hours = pc.divide(rows["resolution"].cast(pa.float64()), 3600.0)
         power = rows["kw_total_avg"]
-        # Import and export are split before they are summed: within a day they would cancel each other.
+        # Import and export are separated before they are summed, or they would cancel each other within a day.
         imported = pc.multiply(pc.max_element_wise(power, 0.0, skip_nulls=False), hours)
         exported = pc.negate(pc.multiply(pc.min_element_wise(power, 0.0, skip_nulls=False), hours))
         energy = (
@@ -69,9 +69,9 @@ with DAG(
         )
         file = pa.BufferOutputStream()
         pq.write_table(energy, file, compression="zstd")
-        # The same object gives the same key: loaded again, it replaces itself.
+        # The key depends only on the object's key, so a repeated run replaces its own result.
         s3.load_bytes(file.getvalue().to_pybytes(), f"energy/{key}", bucket, replace=True)
         log.info("%s: %s rows to %s", landed["uri"], f"{rows.num_rows:,}", f"s3://{bucket}/energy/{key}")
         return {"uri": f"s3://{bucket}/energy/{key}", "rows": energy.num_rows}
 
-    sum_up.expand(landed=objects_of_the_events())
+    sum_up.expand(landed=list_objects())

@@ -1,13 +1,13 @@
 """
-Load what the ledger of ``stem_daily`` lacks: each site's history, back to the start of its streams.
+Load what is missing in the ledger of ``stem_daily``: each site's history, back to the start of its streams.
 
-Also the days since then that the daily load missed, of a site that was away or a batch that failed. Runs after each run
-of ``stem_daily``, and again as long as something landed; see docs/loading.md. Needs what ``stem_daily`` needs, and a
-pool of few slots, which leaves most of the API to the daily load::
+Also loads later days that the daily load missed, because a site was not listed or a batch failed. Runs after each run
+of ``stem_daily``, and again as long as something landed; see docs/loading.md. Has the same requirements as
+``stem_daily``, and needs a pool with few slots, so that most of the API's capacity is left for the daily load::
 
     airflow pools set stem_history 2 "Stem API, in the background: eight requests a slot"
 
-Environment: that of ``stem_daily``, and ``STEM_HISTORY_POOL``, the pool's name.
+Environment variables: those of ``stem_daily``, and ``STEM_HISTORY_POOL``, the name of the pool.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ POOL = os.environ.get("STEM_HISTORY_POOL", "stem_history")
 
 STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 LOOKBACK = timedelta(days=3)  # as in stem_daily, which reads these days again
-CUT = START.replace(day=1)  # earlier days are in objects of months, later ones in those of stem_daily
+CUT = START.replace(day=1)  # earlier days are stored by month, later days in the objects of stem_daily
 KEYS = {
     "month": "stem/history/month={start:%Y-%m}/{resolution}s_{batch}.{extension}",
     "day": "stem/daily/date={start:%Y-%m-%d}/{resolution}s_{batch}.{extension}",  # as in stem_daily
@@ -41,12 +41,12 @@ HISTORY = Asset(f"s3://{BUCKET}/stem/history")
 
 with DAG(
     dag_id="stem_history",
-    description="The history of Stem's sites from the start of their streams on, in the background",
+    description="The history of Stem's sites since the start of their streams, in the background",
     schedule=TELEMETRY | HISTORY,
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
-    max_active_runs=1,  # two would read the same
-    # What fails here is tried again by the next run. Where workers are scarce, the daily load comes first.
+    max_active_runs=1,  # two runs would read the same intervals
+    # The next run tries again what failed. If workers are scarce, the daily load has priority.
     default_args={"retries": 1, "retry_delay": timedelta(minutes=15), "priority_weight": 1, "weight_rule": "absolute"},
     tags=["stem", "energy"],
 ) as dag:
@@ -54,7 +54,7 @@ with DAG(
 
     @task
     def find_history(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """List what to read next."""
+        """Return the sites and windows to read next, one entry for each task."""
         with final_errors("stem_default"):
             pieces = Ledger(BUCKET, "stem/ledger", STREAM_TYPES).missing(batches, CUT, LOOKBACK)
         return [{**piece, "s3_key": KEYS[piece["partition"]]} for piece in pieces]
@@ -69,10 +69,10 @@ with DAG(
         on_site_error="skip",
     ).expand_kwargs(pieces)
 
-    # Also where some tasks failed. The event starts the next run.
+    # Runs also if some tasks failed. The event starts the next run.
     @task(outlets=[HISTORY], trigger_rule="all_done")
     def enter(pieces: list[dict[str, Any]] | None, receipts: list[Any] | None, **context: Any) -> None:
-        """Enter in the ledger what landed and what did not, and describe what landed in the asset event."""
+        """Enter in the ledger what landed and what failed, and what landed in the asset event."""
         landed = [receipt for receipt in receipts or () if receipt]
         with final_errors("stem_default"):
             Ledger(BUCKET, "stem/ledger", STREAM_TYPES).enter(pieces or (), landed, count_tries=True)
@@ -80,7 +80,7 @@ with DAG(
             raise AirflowSkipException("Nothing landed.")
         context["outlet_events"][HISTORY].extra.update(combined(landed))
 
-    # Only where every task succeeded: without this task the run would succeed whenever enter does.
+    # Runs only if every task succeeded. Without this task the run would succeed if `enter` does.
     @task
     def sum_up(receipts: list[Any]) -> dict[str, int]:
         """Return the counts of the whole run."""

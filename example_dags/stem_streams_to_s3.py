@@ -1,7 +1,7 @@
 """
-Every day: list the sites, land yesterday's telemetry in S3, say what came.
+List the sites, land yesterday's telemetry in S3, and log a summary, every day.
 
-Needs two connections, ``stem_default`` (the API key as Password) and ``aws_default``, and the bucket named below.
+Needs the connections ``stem_default``, with the API key as Password, and ``aws_default``, and the bucket below.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TELEMETRY = Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")
 with DAG(
     dag_id="stem_streams_to_s3",
     description="Stem's site, battery and revenue meter telemetry, daily, as Parquet in S3",
-    # An interval of its own for every run: Airflow 3 gives none to a plain "@daily".
+    # On Airflow 3 the runs of a plain "@daily" have no data interval.
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
@@ -32,7 +32,7 @@ with DAG(
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
     tags=["stem", "energy"],
 ) as dag:
-    # A site stays in its batch when others come and go, and a batch is one task and one object a day.
+    # Each batch is one task and one object per day. A site stays in its batch if other sites are added or removed.
     sites = StemSiteListOperator(task_id="list_sites", batches=8)
 
     land = StemStreamsToS3Operator.partial(
@@ -41,10 +41,10 @@ with DAG(
         s3_bucket="{{ params.bucket }}",
     ).expand_kwargs(sites.output)
 
-    # One event for all batches of a run, whole; stem_energy_from_asset.py is scheduled on it.
+    # One asset event for all batches of a run, which starts stem_energy_from_asset.py.
     @task(outlets=[TELEMETRY])
     def summarise(receipts: list[dict[str, Any]], **context: Any) -> dict[str, dict[str, float]]:
-        """Read what was landed, tell rows and energy by stream type, and tell the asset what there is to load."""
+        """Read the landed objects, return rows and energy by stream type, and list the objects in the asset event."""
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq

@@ -1,12 +1,12 @@
 """
-What ``stem_daily`` and ``stem_history`` land, into a warehouse: whatever their events tell of, and nothing else.
+Load into a warehouse what ``stem_daily`` and ``stem_history`` land: exactly the objects that their asset events list.
 
-Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``. The warehouse is a DuckDB file, as in
+Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``. The warehouse is a DuckDB file, such as
 ``{"conn_type": "duckdb", "host": "/data/telemetry.duckdb"}``, or PostgreSQL (``"conn_type": "postgres"``); nothing else
-changes. Views on energy, demand peaks and completeness come with it. Events that come while a run is under way are
-loaded together by the next one.
+differs. Views of energy, demand peaks and completeness are created. Events that arrive during a run are loaded together
+by the next run.
 
-Environment: ``STEM_BUCKET``, as for the other two.
+Environment variable: ``STEM_BUCKET``, as for ``stem_daily``.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, 
 BUCKET = os.environ.get("STEM_BUCKET", "stem-telemetry")
 TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")
 HISTORY = Asset(f"s3://{BUCKET}/stem/history")
-# A transaction: a day of ten thousand sites, and the three that it looks back on, are there at once. Months take more.
-MOST_ROWS = 12_000_000
+# The size of a transaction: a day of ten thousand sites with a look-back of three days. Months need several.
+MAX_ROWS = 12_000_000
 
 with DAG(
     dag_id="stem_to_warehouse",
-    description="What landed of Stem's telemetry, into a warehouse",
+    description="Load landed telemetry into a warehouse",
     schedule=TELEMETRY | HISTORY,
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
-    # Days, since a run that fails for good has had its events: the next one loads newer ones alone.
+    # Retries last for days, since the events of a failed run are lost: the next run has only newer ones.
     default_args={
         "retries": 70,
         "retry_delay": timedelta(minutes=5),
@@ -46,20 +46,20 @@ with DAG(
 ) as dag:
 
     @task
-    def cut_into_loads(**context: Any) -> list[list[dict[str, Any]]]:
-        """Give the objects that the triggering events tell of, so many for each load."""
+    def split_into_loads(**context: Any) -> list[list[dict[str, Any]]]:
+        """Return the objects of the asset events that triggered the run, split into loads of limited size."""
         loads: list[list[dict[str, Any]]] = []
         for landed in landed_objects(context):
-            if not loads or sum(one["rows"] for one in loads[-1]) + landed["rows"] > MOST_ROWS:
+            if not loads or sum(one["rows"] for one in loads[-1]) + landed["rows"] > MAX_ROWS:
                 loads.append([])
             loads[-1].append(landed)
         return loads
 
-    # One at a time: the warehouse would let the others wait, with a worker's slot and a connection each.
+    # One load at a time, since others would wait for the warehouse and occupy worker slots and connections.
     StemObjectsToSqlOperator.partial(
         task_id="load_streams", sql_conn_id="stem_warehouse", max_active_tis_per_dag=1
-    ).expand(objects=cut_into_loads())
+    ).expand(objects=split_into_loads())
 
-    # Completeness is told for the sites that are known here.
+    # The view of completeness needs the table of sites.
     sites = StemSiteListOperator(task_id="list_sites")
     StemSitesToSqlOperator(task_id="load_sites", sites=sites.output, sql_conn_id="stem_warehouse")

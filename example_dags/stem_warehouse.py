@@ -1,9 +1,9 @@
 """
-Every day: land yesterday's telemetry and the two days before it anew in S3, and load what landed into a warehouse.
+Land the telemetry of yesterday and the two days before it in S3, and load it into a warehouse, every day.
 
-Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``, and the bucket named below. The
-warehouse is a DuckDB file, as in ``{"conn_type": "duckdb", "host": "/data/telemetry.duckdb"}``, or PostgreSQL
-(``"conn_type": "postgres"``); nothing else changes. Views on energy, demand peaks and completeness come with it.
+Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``, and the bucket below. The warehouse is a
+DuckDB file, such as ``{"conn_type": "duckdb", "host": "/data/telemetry.duckdb"}``, or PostgreSQL
+(``"conn_type": "postgres"``); nothing else differs. Views of energy, demand peaks and completeness are created.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, 
 
 with DAG(
     dag_id="stem_warehouse",
-    description="Stem's telemetry, daily, from the API to a lake and on to a warehouse",
+    description="Stem's telemetry, daily, from the API to S3 and to a warehouse",
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
-    # What a run re-reads another may be loading: one after the other, none finds an object replaced.
+    # Runs must not overlap, since one run could replace an object that another is loading.
     max_active_runs=1,
     params={"bucket": "stem-telemetry"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
@@ -31,7 +31,7 @@ with DAG(
 ) as dag:
     sites = StemSiteListOperator(task_id="list_sites", batches=8)
 
-    # Late and restated values come with the look-back; the same objects are written again.
+    # The look-back also lands late and restated values, in the same objects.
     land = StemStreamsToS3Operator.partial(
         task_id="land_streams",
         stream_types=["MONITOR", "CONVERTER", "INTERVAL_REVENUE"],
@@ -40,6 +40,6 @@ with DAG(
         s3_bucket="{{ params.bucket }}",
     ).expand_kwargs(sites.output)
 
-    # One task for all batches: one transaction, so that a day is there as a whole.
+    # One task, and so one transaction, loads all batches, so that a day becomes visible as a whole.
     StemObjectsToSqlOperator(task_id="load_streams", objects=land.output, sql_conn_id="stem_warehouse")
     StemSitesToSqlOperator(task_id="load_sites", sites=sites.output, sql_conn_id="stem_warehouse")

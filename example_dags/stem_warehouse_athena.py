@@ -1,9 +1,9 @@
 """
-Whenever streams have landed: load what the events tell of into Iceberg tables, with Amazon Athena. Not executed here.
+Load landed objects into Iceberg tables with Amazon Athena, whenever an event lists some. Not executed in the tests.
 
-Runs after ``stem_streams_to_s3``. Needs ``aws_default`` and a place for the results of queries.
+Runs after ``stem_streams_to_s3``. Needs ``aws_default`` and a location for the results of queries.
 
-The tables and views are made once, by hand, of ``tables.sql`` and ``views.sql`` in
+Create the tables and views once, with ``tables.sql`` and ``views.sql`` in
 ``airflow_provider_stem/warehouse/sql/athena``.
 """
 
@@ -20,11 +20,11 @@ from airflow_provider_stem.warehouse.session import statements
 
 with DAG(
     dag_id="stem_warehouse_athena",
-    description="What has just landed, into Iceberg tables, with Amazon Athena",
+    description="Load newly landed objects into Iceberg tables with Amazon Athena",
     schedule=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
-    # One after the other: all runs stage in the same table.
+    # Runs share one staging table, so they must not overlap.
     max_active_runs=1,
     params={"schema": "stem", "location": "s3://stem-telemetry/warehouse"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
@@ -32,16 +32,16 @@ with DAG(
 ) as dag:
 
     @task(task_id="objects")
-    def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
-        """List the objects that the triggering events tell of."""
+    def list_objects(**context: Any) -> list[dict[str, Any]]:
+        """List the objects of the asset events that triggered the run."""
         objects = landed_objects(context)
         if not objects:
-            raise AirflowSkipException("No object was landed: nothing to load.")
+            raise AirflowSkipException("No object was landed. There is nothing to load.")
         return objects
 
     @task(task_id="manifest")
     def write_manifest(objects: list[dict[str, Any]], **context: Any) -> str:
-        """Write the list of objects that the staging table is to show, and no other, into a folder of its own."""
+        """Write the list of the staging table's objects to a new folder, and return the folder's URI."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         address = f"{context['params']['location']}/manifests/{context['run_id']}/"
@@ -49,7 +49,7 @@ with DAG(
         S3Hook().load_string("\n".join(one["uri"] for one in objects), key, bucket, replace=True)
         return address
 
-    # Athena runs one statement at a time, each whole or not at all; the merge can be run again.
+    # Athena runs one statement at a time, and each is atomic. The merge can be repeated.
     queries = [
         AthenaOperator(
             task_id=f"load_{number}",
@@ -59,4 +59,4 @@ with DAG(
         )
         for number, query in enumerate(statements("athena", "load"), 1)
     ]
-    chain(write_manifest(objects_of_the_events()), *queries)
+    chain(write_manifest(list_objects()), *queries)

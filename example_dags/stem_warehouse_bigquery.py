@@ -1,9 +1,10 @@
 """
-Whenever streams have landed: load what the events tell of into BigQuery. Not executed here.
+Load landed objects into BigQuery, whenever an event lists some. Not executed in the tests.
 
-Runs after ``stem_streams_to_s3``. Needs a connection of type ``gcpbigquery`` and, to read S3,
-one of BigQuery Omni in the bucket's region.
-The tables and views are made once, by hand, of ``tables.sql`` and ``views.sql`` in
+Runs after ``stem_streams_to_s3``. Needs a connection of type ``gcpbigquery`` and, to read from S3, a BigQuery Omni
+connection in the bucket's region.
+
+Create the tables and views once, with ``tables.sql`` and ``views.sql`` in
 ``airflow_provider_stem/warehouse/sql/bigquery``.
 """
 
@@ -20,11 +21,11 @@ from airflow_provider_stem.warehouse.session import statements
 
 with DAG(
     dag_id="stem_warehouse_bigquery",
-    description="What has just landed, into BigQuery",
+    description="Load newly landed objects into BigQuery",
     schedule=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
-    # One after the other: all runs stage in the same table.
+    # Runs share one staging table, so they must not overlap.
     max_active_runs=1,
     params={"schema": "stem", "connection": "aws-us-east-1.stem-lake"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
@@ -32,14 +33,14 @@ with DAG(
 ) as dag:
 
     @task(task_id="objects")
-    def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
-        """List the objects that the triggering events tell of."""
+    def list_objects(**context: Any) -> list[dict[str, Any]]:
+        """List the objects of the asset events that triggered the run."""
         objects = landed_objects(context)
         if not objects:
-            raise AirflowSkipException("No object was landed: nothing to load.")
+            raise AirflowSkipException("No object was landed. There is nothing to load.")
         return objects
 
-    # One script: its transaction spans statements. The provider of Google has BigQueryInsertJobOperator for the same.
+    # One script, since its transaction spans statements. BigQueryInsertJobOperator of Google's provider works as well.
     load = SQLExecuteQueryOperator(
         task_id="load",
         conn_id="google_cloud_default",
@@ -47,4 +48,4 @@ with DAG(
         sql=";\n".join(statements("bigquery", "load")),
         split_statements=False,
     )
-    objects_of_the_events() >> load
+    list_objects() >> load

@@ -1,9 +1,9 @@
 """
-Whenever streams have landed: load what the events tell of into Amazon Redshift. Not executed here.
+Load landed objects into Amazon Redshift, whenever an event lists some. Not executed in the tests.
 
-Runs after ``stem_streams_to_s3``. Needs ``aws_default``, a workgroup, and a role of its own to read the lake.
+Runs after ``stem_streams_to_s3``. Needs ``aws_default``, and a workgroup whose default IAM role can read the bucket.
 
-The tables and views are made once, by hand, of ``tables.sql`` and ``views.sql`` in
+Create the tables and views once, with ``tables.sql`` and ``views.sql`` in
 ``airflow_provider_stem/warehouse/sql/redshift``.
 """
 
@@ -21,11 +21,11 @@ from airflow_provider_stem.warehouse.session import statements
 
 with DAG(
     dag_id="stem_warehouse_redshift",
-    description="What has just landed, into Amazon Redshift",
+    description="Load newly landed objects into Amazon Redshift",
     schedule=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
-    # One after the other: a merge must see what the one before it wrote.
+    # Runs must not overlap, since a load must see the rows of the previous one.
     max_active_runs=1,
     params={"schema": "stem", "location": "s3://stem-telemetry/manifests"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
@@ -33,16 +33,16 @@ with DAG(
 ) as dag:
 
     @task(task_id="objects")
-    def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
-        """List the objects that the triggering events tell of."""
+    def list_objects(**context: Any) -> list[dict[str, Any]]:
+        """List the objects of the asset events that triggered the run."""
         objects = landed_objects(context)
         if not objects:
-            raise AirflowSkipException("No object was landed: nothing to load.")
+            raise AirflowSkipException("No object was landed. There is nothing to load.")
         return objects
 
     @task(task_id="manifest")
     def write_manifest(objects: list[dict[str, Any]], **context: Any) -> str:
-        """Write the list of objects that COPY is to load, and no other."""
+        """Write the manifest of the objects that COPY loads, and return its URI."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         entries = [{"url": one["uri"], "mandatory": True, "meta": {"content_length": one["bytes"]}} for one in objects]
@@ -51,7 +51,7 @@ with DAG(
         S3Hook().load_string(json.dumps({"entries": entries}), key, bucket, replace=True)
         return address
 
-    # A list of statements is one transaction.
+    # A list of statements runs in one transaction.
     load = RedshiftDataOperator(
         task_id="load",
         database="energy",
@@ -59,4 +59,4 @@ with DAG(
         sql=list(statements("redshift", "load")),
         wait_for_completion=True,
     )
-    write_manifest(objects_of_the_events()) >> load
+    write_manifest(list_objects()) >> load

@@ -1,9 +1,9 @@
 """
-Whenever streams have landed: load what the events tell of into Snowflake. Not executed here.
+Load landed objects into Snowflake, whenever an event lists some. Not executed in the tests.
 
 Runs after ``stem_streams_to_s3``. Needs a connection of type ``snowflake`` and an external stage on the bucket.
 
-The tables and views are made once, by hand, of ``tables.sql`` and ``views.sql`` in
+Create the tables and views once, with ``tables.sql`` and ``views.sql`` in
 ``airflow_provider_stem/warehouse/sql/snowflake``.
 """
 
@@ -20,7 +20,7 @@ from airflow_provider_stem.warehouse.session import statements
 
 with DAG(
     dag_id="stem_warehouse_snowflake",
-    description="What has just landed, into Snowflake",
+    description="Load newly landed objects into Snowflake",
     schedule=[Asset("s3://stem-telemetry/stem/stem_streams_to_s3/land_streams")],
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
@@ -32,15 +32,15 @@ with DAG(
 ) as dag:
 
     @task(task_id="objects")
-    def objects_of_the_events(**context: Any) -> list[dict[str, Any]]:
-        """List the objects that the triggering events tell of."""
+    def list_objects(**context: Any) -> list[dict[str, Any]]:
+        """List the objects of the asset events that triggered the run."""
         objects = landed_objects(context)
         if not objects:
-            raise AirflowSkipException("No object was landed: nothing to load.")
+            raise AirflowSkipException("No object was landed. There is nothing to load.")
         return objects
 
-    # Statement by statement in one session, whose temporary table the later ones read.
+    # All statements run in one session, since they share a temporary table.
     load = SQLExecuteQueryOperator(
         task_id="load", conn_id="snowflake_default", sql=list(statements("snowflake", "load"))
     )
-    objects_of_the_events() >> load
+    list_objects() >> load

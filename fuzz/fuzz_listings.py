@@ -63,7 +63,7 @@ def _check_site(payload: object, site_id: str) -> None:
 def _check_listing(payload: dict[str, object], collection: str) -> None:
     pager = Pager(collection, 100)
     try:
-        pager.take(payload)
+        pager.add_page(payload)
     except StemDataError as error:
         check_message(error, one_line=True)
         return

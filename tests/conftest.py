@@ -1,4 +1,4 @@
-"""What the tests share: a home for Airflow, a real S3 server, and the simulator as a connection."""
+"""Shared fixtures: a home for Airflow, a real S3 server, and the simulator as a connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import version
 import hypothesis
 import pytest
 
-# Before anything imports Airflow: the tests must neither read nor write the user's own.
+# Before anything imports Airflow: the tests must not read or write the user's Airflow.
 _HOME = tempfile.TemporaryDirectory(prefix="airflow-home-")
 for _name in [name for name in os.environ if name.startswith(("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_"))]:
     del os.environ[_name]
@@ -25,7 +25,7 @@ from s3_server import S3Server  # noqa: E402
 
 from tests.support import RUNS_KEY, TALLIES_KEY, Lake  # noqa: E402
 
-# The machine may be busy; what is drawn is the same each time.
+# No deadline, because the machine may be busy. The drawn examples are the same in every run.
 hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -43,19 +43,19 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that wait for an Airflow most of the time; begun last, they would be waited for alone."""
+    """Start with the files that mostly wait for an Airflow; at the end they would run alone."""
     long = {item.path for item in items if item.get_closest_marker("airflow")}
     items.sort(key=lambda item: item.path not in long)
 
 
 class _Tallies:
-    """Gathers what is to be told at the end from other processes, where the tests are spread over several."""
+    """Collect what other test processes report at the end of the run."""
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node):
-        told = getattr(node, "workeroutput", {})
-        node.config.stash[TALLIES_KEY].update(told.get("tallies", {}))
-        node.config.stash[RUNS_KEY] += told.get("runs", [])
+        output = getattr(node, "workeroutput", {})
+        node.config.stash[TALLIES_KEY].update(output.get("tallies", {}))
+        node.config.stash[RUNS_KEY] += output.get("runs", [])
 
 
 def pytest_sessionfinish(session):

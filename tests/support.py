@@ -1,4 +1,4 @@
-"""Runs of the operators as tasks see them, and the rows that they should land."""
+"""Helpers that run operators as tasks, and compute the rows that they must land."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def time_out_soon(monkeypatch, chosen, arrived):
     """
     Time out chosen requests after 0.3 s, each once its server has received it; others keep the client's timeout.
 
-    :param chosen: takes the server's port, the method and the target of a request.
-    :param arrived: takes the server's port and returns how many requests it has received.
+    :param chosen: function of the server's port, the method and the target of a request.
+    :param arrived: function of the server's port that returns how many requests it has received.
     """
     send = urllib3.HTTPConnectionPool.urlopen
 
@@ -57,7 +57,7 @@ def time_out_soon(monkeypatch, chosen, arrived):
 
 
 def printed_by(program, *arguments, **environment):
-    """Run a Python program in a process of its own, and give the JSON that it prints last."""
+    """Run a Python program in a separate process, and return the JSON that it prints last."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env={**os.environ, **environment},
@@ -71,14 +71,14 @@ def printed_by(program, *arguments, **environment):
 
 
 def without_rows():
-    """Return the bytes of an object in the landing schema that holds no row."""
+    """Return the bytes of an object in the landing schema without rows."""
     body = io.BytesIO()
     pq.write_table(LANDING_SCHEMA.empty_table(), body)
     return body.getvalue()
 
 
 class Lake:
-    """One bucket of the S3 server."""
+    """A bucket of the S3 server."""
 
     def __init__(self, server, bucket=None):
         self.server = server
@@ -87,7 +87,7 @@ class Lake:
         self.client.create_bucket(Bucket=self.bucket)
 
     def objects(self):
-        """Give content by key."""
+        """Return the content of each object by key."""
         listed = self.client.list_objects_v2(Bucket=self.bucket).get("Contents", [])
         return {one["Key"]: self.read(one["Key"]) for one in listed}
 
@@ -95,7 +95,7 @@ class Lake:
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
     def table(self):
-        """Give the rows of all Parquet objects, in the order of their keys."""
+        """Return the rows of all Parquet objects, in the order of their keys."""
         tables = [pq.read_table(io.BytesIO(body)) for _, body in sorted(self.objects().items())]
         return pa.concat_tables(tables)
 
@@ -108,7 +108,7 @@ def instant(text):
 
 
 class Event(SimpleNamespace):
-    """What Airflow hands out for an outlet's event."""
+    """Airflow's accessor for the event of an outlet."""
 
     def __init__(self):
         super().__init__(extra={}, added=[], partition_keys=set())
@@ -121,7 +121,7 @@ class Event(SimpleNamespace):
 
 
 class Events:
-    """Gives an event for each outlet; by name, since Airflow 3.0 cannot hash an asset."""
+    """The event of each outlet, by name, because Airflow 3.0 cannot hash an asset."""
 
     def __init__(self):
         self._events = {}
@@ -131,7 +131,7 @@ class Events:
 
 
 def run_context(start=None, end=None, **more):
-    """Give the context of a run with a data interval, or without."""
+    """Return the context of a run, with a data interval or without."""
     context = {
         "outlet_events": Events(),
         "dag_run": SimpleNamespace(run_after=None),
@@ -145,7 +145,7 @@ def run_context(start=None, end=None, **more):
 
 
 def expected_rows(sim, sites, types, resolution, start, end):
-    """Give the rows of a wall time [start, end) straight from the simulator's own values."""
+    """Return the rows of a wall time [start, end) from the simulator's values."""
     first = int(instant(start).timestamp()) // resolution * resolution + resolution
     last = int(instant(end).timestamp()) // resolution * resolution
     rows = []
@@ -162,7 +162,7 @@ def expected_rows(sim, sites, types, resolution, start, end):
 
 
 def expected_table(sim, sites, types, resolution, start, end):
-    """Give what :func:`expected_rows` gives as a table in the landing schema, for rows by the million."""
+    """Return the rows of :func:`expected_rows` as a table in the landing schema, for millions of rows."""
     first = int(instant(start).timestamp()) // resolution * resolution + resolution
     last = int(instant(end).timestamp()) // resolution * resolution
     view = sim.fleet.view(resolution, instant("2100-01-01T00:00Z").timestamp())
@@ -187,7 +187,7 @@ def expected_table(sim, sites, types, resolution, start, end):
 
 
 def landed_rows(table):
-    """Give a table's rows in the form of :func:`expected_rows`."""
+    """Return a table's rows in the form of :func:`expected_rows`."""
     seconds = [
         table[name].cast(pa.timestamp("s", "UTC")).cast(pa.int64()) for name in ("interval_start", "interval_end")
     ]

@@ -27,7 +27,7 @@ def event(at, *objects):
 
 
 @pytest.mark.parametrize("key", ["triggering_asset_events", "triggering_dataset_events"])
-def test_objects_are_listed_once_as_the_last_event_tells(key):
+def test_objects_are_listed_once_as_in_the_last_event(key):
     events = {
         "one asset": [event(3, landed("b", 3)), event(1, landed("a", 1), landed("b", 1))],
         "another": [event(2, landed("b", 2)), SimpleNamespace(timestamp=instant("2025-07-02T00:00Z"), extra=None)],
@@ -38,10 +38,10 @@ def test_objects_are_listed_once_as_the_last_event_tells(key):
     ]
 
 
-def test_what_a_task_is_told_is_no_more_than_an_object_and_of_its_types():
-    """It may end up in SQL, and whoever may make an event could have written anything."""
-    told = landed("a") | {"start": "2025-07-01T02:00:00+02:00", "note": "'; DROP TABLE streams; --"}
-    [found] = landed_objects({"triggering_asset_events": {"asset": [event(1, told)]}})
+def test_a_listed_object_has_only_known_keys_of_the_right_types():
+    """The values may be used in SQL, and anyone who may create an event can write anything into it."""
+    entry = landed("a") | {"start": "2025-07-01T02:00:00+02:00", "note": "'; DROP TABLE streams; --"}
+    [found] = landed_objects({"triggering_asset_events": {"asset": [event(1, entry)]}})
     assert found == landed("a") | {"resolution": 900}
 
 
@@ -54,8 +54,8 @@ def test_what_a_task_is_told_is_no_more_than_an_object_and_of_its_types():
     ],
     ids=str,
 )  # fmt: skip
-def test_an_object_of_wrong_types_is_told(wrong):
-    with pytest.raises(StemConfigError, match="An asset event that triggered this run lists wrong objects"):
+def test_an_object_of_wrong_types_is_an_error(wrong):
+    with pytest.raises(StemConfigError, match="An asset event that triggered this run lists invalid objects"):
         landed_objects({"triggering_asset_events": {"asset": [event(1, landed("a") | wrong)]}})
 
 
@@ -91,22 +91,22 @@ def test_the_receipts_of_all_batches_make_one_event():
 @pytest.mark.parametrize(
     "receipts", [[], [None], [receipt(*DAY, resolution=900), receipt(*DAY, resolution=3600)]], ids=len
 )
-def test_receipts_that_make_no_event_are_refused(receipts):
+def test_invalid_receipts_are_an_error(receipts):
     with pytest.raises(StemConfigError, match="receipts"):
         combined(receipts)
 
 
 @pytest.mark.parametrize("airflow", ["2.11.2", "3.0.6", "3.1.0", "3.3.2"])
-def test_an_aliass_event_carries_the_same_in_every_airflow(airflow):
+def test_the_event_of_an_alias_has_the_same_extra_in_every_airflow(airflow):
     extra = combined([receipt("2025-07-01T00:00:00Z", "2025-07-02T00:00:00Z", landed("a", 2))])
     carried = as_alias_extra(extra, airflow)
     if airflow < "3.1":
-        hash(frozenset(carried.items()))  # what that Airflow does with it
+        hash(frozenset(carried.items()))  # as that Airflow does
     else:
         assert carried == extra
     assert list(event_extras({"triggering_asset_events": {"alias": [SimpleNamespace(extra=carried)]}})) == [extra]
 
 
-def test_a_text_of_anothers_making_is_left_as_it_is():
+def test_a_string_that_is_not_json_is_unchanged():
     extra = {"window": "noon to dusk", "objects": "[]"}
     assert list(event_extras({"triggering_asset_events": {"asset": [SimpleNamespace(extra=extra)]}})) == [extra]

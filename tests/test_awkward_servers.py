@@ -1,4 +1,4 @@
-"""Servers that read the guide otherwise, in every way that the simulator knows, and every two ways at once."""
+"""Servers that interpret the guide differently, in every way that the simulator supports, and in every pair of ways."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "forbidden": (frozenset(), frozenset({LACKING}), frozenset({"acme-foods"})),
     "faults": ((), ("503:0.1",), ("429:0.1",), ("cut_body:0.1",), ("cut_json:0.1",), ("reset:0.1",), ("html:0.1",)),
     "cache_mb": (512.0, 0.0),
-    "resolution": (900, 1800, 3600),  # of what is asked for
+    "resolution": (900, 1800, 3600),  # of the request
 }
 
 
 def alone() -> Iterator[dict[str, Any]]:
-    """Give each choice of each switch, among the others' first ones."""
+    """Return each choice of each switch, with the first choice of the others."""
     yield {}
     for name, choices in SWITCHES.items():
         for choice in choices[1:]:
@@ -62,7 +62,7 @@ def pairs_of(case: Mapping[str, Any]) -> set[tuple[Any, ...]]:
 
 
 def all_pairs() -> list[dict[str, Any]]:
-    """Give few cases in which every choice of a switch meets every choice of every other, one by one as they fit."""
+    """Return few cases that together have each pair of choices of two switches (greedy all-pairs)."""
     left = {
         ((one, a), (other, b))
         for one, other in itertools.combinations(SWITCHES, 2)
@@ -108,7 +108,7 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def listed(simulator: Simulator, client: StemClient) -> list[Site]:
-    """List everything, and hold it to what there is."""
+    """List all sites, and check the result against the simulator."""
     fleet, forbidden = simulator.fleet, simulator.settings.forbidden
     clients = [one.id for one in fleet.clients if one.id not in forbidden]
     assert [one["id"] for one in client.list_clients()] == clients
@@ -127,7 +127,7 @@ def listed(simulator: Simulator, client: StemClient) -> list[Site]:
 
 
 def check_rows(simulator: Simulator, client: StemClient, sites: list[Site], of: Window, *, lacks_last: bool) -> int:
-    """Read a window of all sites, and hold rows and accounts to what the server shows of it."""
+    """Read a window of all sites, and check rows and counts against what the server returns."""
     rows = 0
     extraction: Extraction[pa.RecordBatch] = Extraction(client, STREAM_TYPES, of, lambda stream: stream)
     for site, result in zip(sites, extraction.read(sites, 3), strict=True):
@@ -163,12 +163,12 @@ def check(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
             if settings.gaps < 1 and settings.settle < 10_000:
                 assert rows > len(sites)
         with StemClient(config, sleep=lambda _: None) as client:
-            # Read to the letter, a range selects what ends one interval earlier; and the one after is refused. So
-            # nobody can have the last interval yet: it has to be told, and comes with the next look-back.
+            # Taken literally, a range selects the intervals that end one earlier, and a later range is rejected. So the
+            # last interval cannot be read yet: it is reported as missing, and a later look-back reads it.
             is_out_of_reach = settings.reading == "B" and settings.future == "refuse"
             current = Window.covering(NOW - timedelta(hours=5), NOW, resolution)
             check_rows(simulator, client, sites, current, lacks_last=is_out_of_reach)
-        # The same through Airflow's connection, to a table.
+        # The same with the hook, as a table.
         site_id = sites[0].site_id
         monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", simulator.connection)
         hook = StemHook()
@@ -195,10 +195,10 @@ def test_every_two_switches_at_once(case: dict[str, Any], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("retry_after", ["seconds", "date"])
-def test_a_server_that_is_soon_tired(retry_after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_with_a_low_rate_limit(retry_after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(clients=1, sites=4, now=NOW, rate_limit=6, retry_after=retry_after)
     waited: list[float] = []
-    # The limiter's own time goes on only where the client waits.
+    # The limiter's clock advances only when the client waits.
     monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: sum(waited)))
 
     def wait(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The page of completeness: what is in it, what it refuses, and the DAG that publishes it."""
+"""The completeness page: its content, its validation, and the DAG that publishes it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def page_of(rows, first=FIRST, last=LAST, made=MADE):
 
 
 def rows_in(page):
-    """Read the rows back out of a page."""
+    """Return the rows that a page contains."""
     (data,) = re.findall(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]*)</script>', page)
     raw = zlib.decompress(base64.b64decode(data, validate=True))
     begin = 4 + int.from_bytes(raw[:4], "little")
@@ -57,7 +57,7 @@ def rows_in(page):
 
 
 class Reader(HTMLParser):
-    """What a page is made of: its tags, and the text of its table."""
+    """Parser of a page's tags, and of the text in its table."""
 
     def __init__(self, page):
         super().__init__()
@@ -94,8 +94,8 @@ KEYS = st.tuples(
 
 
 @given(st.dictionaries(KEYS, st.tuples(COUNTS, COUNTS, COUNTS, st.sampled_from(STATUSES)), max_size=40), st.randoms())
-def test_every_row_is_in_the_page_whatever_the_order(told, rand):
-    rows = [(*key, *value) for key, value in told.items()]
+def test_the_page_contains_every_row_regardless_of_their_order(values, rand):
+    rows = [(*key, *value) for key, value in values.items()]
     page, summary = page_of(rows)
     assert sorted(rows_in(page)) == sorted(rows)
     missing = {row: max(0, row[4] - row[5]) for row in rows}
@@ -114,22 +114,22 @@ def test_every_row_is_in_the_page_whatever_the_order(told, rand):
     assert page_of(rows)[0] == page
 
 
-def test_the_page_says_when_it_was_made_and_which_days_it_covers():
+def test_the_page_has_the_time_of_the_rows_and_the_days():
     page, _ = page_of([ROW], made=datetime(2025, 7, 11, 1, 2, 3, tzinfo=timezone(timedelta(hours=-5))))
     assert "<title>Completeness of Stem telemetry, 2025-07-01 to 2025-07-10 (UTC days)</title>" in page
     assert "<time>2025-07-11 06:02:03 UTC</time>" in page
 
 
-def test_the_table_tells_the_worst_sites_and_no_other():
+def test_the_table_lists_only_the_twenty_worst_sites():
     rows = [(f"site-{n:02}", "MONITOR", 900, FIRST, 96, 96 - n, 0, "missing" if n else "complete") for n in range(30)]
     rows.append(("site-29", "CONVERTER", 1800, FIRST + timedelta(1), 48, 40, 0, "missing"))
     rows.append(("site-00", "CONVERTER", 1800, FIRST, 0, 5, 0, "not expected"))
-    told = worst_in(page_of(rows)[0])
-    assert told[0] == ("site-29", "144", "107", "37", "25.69 %", "0", "2")
-    assert [row[0] for row in told] == [f"site-{n:02}" for n in range(29, 9, -1)]
+    table = worst_in(page_of(rows)[0])
+    assert table[0] == ("site-29", "144", "107", "37", "25.69 %", "0", "2")
+    assert [row[0] for row in table] == [f"site-{n:02}" for n in range(29, 9, -1)]
 
 
-def test_the_table_says_so_where_nothing_is_amiss():
+def test_the_table_says_if_nothing_is_missing_or_late():
     page, _ = page_of([ROW])
     assert "Nothing is missing, and nothing came late." in page
     assert "1 site, 1 stream. 0 % of 96 expected intervals are missing, 0 came late." in page
@@ -139,12 +139,12 @@ def test_the_table_says_so_where_nothing_is_amiss():
 @pytest.mark.parametrize(
     ("missing", "share"), [(1, "under 0.01 %"), (250, "1 %"), (24999, "over 99.99 %"), (25000, "100 %")]
 )
-def test_only_all_is_100_per_cent_and_only_nothing_0(missing, share):
+def test_shares_are_not_rounded_to_0_or_100_per_cent(missing, share):
     rows, left = [], missing
     for n in range(100):
-        lacking = min(250, left)
-        left -= lacking
-        rows.append((f"s{n}", "MONITOR", 900, FIRST, 250, 250 - lacking, 0, "missing" if lacking else "complete"))
+        count = min(250, left)
+        left -= count
+        rows.append((f"s{n}", "MONITOR", 900, FIRST, 250, 250 - count, 0, "missing" if count else "complete"))
     assert f"{share} of 25,000 expected" in page_of(rows)[0]
 
 
@@ -162,20 +162,20 @@ HOSTILE = [
 ]
 
 
-def test_foreign_text_stays_text():
+def test_ids_from_the_api_are_escaped():
     plain = Reader(page_of([(f"site-{n}", *ROW[1:5], 90, 0, "missing") for n in range(len(HOSTILE))])[0])
     page, _ = page_of([(site, *ROW[1:5], 90, 0, "missing") for site in HOSTILE])
     reader = Reader(page)
     assert [tag for tag, _ in reader.tags] == [tag for tag, _ in plain.tags]
-    shown = {row[0] for row in worst_in(page)}
-    assert len(shown) == len(HOSTILE)
-    assert {"a\\u2028b\\u2029c\\r\\nd\\x1b[31m\\x00\\x7f", "\\u202eetis\\u2066", "\\ud800", HOSTILE[0]} <= shown
-    assert {row[0] for row in rows_in(page)} == shown
+    ids = {row[0] for row in worst_in(page)}
+    assert len(ids) == len(HOSTILE)
+    assert {"a\\u2028b\\u2029c\\r\\nd\\x1b[31m\\x00\\x7f", "\\u202eetis\\u2066", "\\ud800", HOSTILE[0]} <= ids
+    assert {row[0] for row in rows_in(page)} == ids
     page, _ = page_of([("a", site, *ROW[2:]) for site in HOSTILE])
-    assert {row[1] for row in rows_in(page)} == shown
+    assert {row[1] for row in rows_in(page)} == ids
 
 
-def test_the_page_loads_nothing_and_runs_its_own_script_alone():
+def test_the_page_loads_nothing_and_runs_only_its_own_script():
     page, _ = page_of([ROW])
     reader = Reader(page)
     addresses = [v for _, attrs in reader.tags for k, v in attrs.items() if k in ("src", "href", "action", "data")]
@@ -186,7 +186,7 @@ def test_the_page_loads_nothing_and_runs_its_own_script_alone():
     assert "unsafe" not in policy
 
 
-def test_memory_does_not_grow_with_the_rows():
+def test_memory_does_not_grow_with_the_number_of_rows():
     def rows():
         rand = random.Random(1)
         for day in range(90):
@@ -207,63 +207,69 @@ def test_memory_does_not_grow_with_the_rows():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
-        ({"site_id": None}, "site_id is None: give a text"),
-        ({"site_id": 17}, "site_id is 17: give a text"),
-        ({"stream_type": b"MONITOR"}, "stream_type is b'MONITOR': give a text"),
-        ({"resolution": 60}, "resolution is 60: the API knows 900, 1800, 3600"),
-        ({"day": date(2025, 7, 11)}, r"day is datetime.date\(2025, 7, 11\) in a row of site site-00001: give dates"),
-        ({"day": NAIVE}, "day is datetime.datetime"),
-        ({"day": "2025-07-01"}, "day is '2025-07-01' in a row"),
-        ({"expected": None}, "expected is None: give the whole number of a day's intervals, 0 to 255"),
-        ({"expected": 256}, "expected is 256"),
-        ({"received": -1}, "received is -1"),
-        ({"received": "96"}, "received is '96'"),
-        ({"late": 0.5}, "late is 0.5"),
-        ({"late": float("nan")}, "late is nan"),
-        ({"late": Decimal("NaN")}, r"rows holds \('site-00001', .*: give site_id, stream_type, "),
-        ({"status": "Complete"}, "status is 'Complete': give one of complete, late, missing, not expected"),
-        ({"status": ["late"]}, r"rows holds \('site-00001'"),
-        ({"site_id": []}, r"rows holds \(\[\], 'MONITOR'"),
+        ({"site_id": None}, "site_id must be a string, got None"),
+        ({"site_id": 17}, "site_id must be a string, got 17"),
+        ({"stream_type": b"MONITOR"}, "stream_type must be a string, got b'MONITOR'"),
+        ({"resolution": 60}, "Invalid resolution 60. Use one of 900, 1800, 3600"),
+        (
+            {"day": date(2025, 7, 11)},
+            r"Invalid day datetime.date\(2025, 7, 11\) in a row of site site-00001. Use dates from first_day",
+        ),
+        ({"day": NAIVE}, "Invalid day datetime.datetime"),
+        ({"day": "2025-07-01"}, "Invalid day '2025-07-01' in a row"),
+        ({"expected": None}, "expected must be a number of intervals from 0 to 255, got None"),
+        ({"expected": 256}, "expected must be .*, got 256"),
+        ({"received": -1}, "received must be .*, got -1"),
+        ({"received": "96"}, "received must be .*, got '96'"),
+        ({"late": 0.5}, "late must be .*, got 0.5"),
+        ({"late": float("nan")}, "late must be .*, got nan"),
+        ({"late": Decimal("NaN")}, r"Invalid row in rows: \('site-00001', .*\. Use site_id, stream_type, "),
+        ({"status": "Complete"}, "status must be one of complete, late, missing, not expected, got 'Complete'"),
+        ({"status": ["late"]}, r"Invalid row in rows: \('site-00001'"),
+        ({"site_id": []}, r"Invalid row in rows: \(\[\], 'MONITOR'"),
     ],
 )
-def test_a_wrong_value_is_named(wrong, says):
+def test_an_invalid_value_is_named(wrong, message):
     row = {**dict(zip(COLUMNS, ROW, strict=True)), **wrong}
-    with pytest.raises(StemConfigError, match=says):
+    with pytest.raises(StemConfigError, match=message):
         page_of([tuple(row.values())])
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
-        ([ROW[:7]], r"rows holds \('site-00001', .*: give site_id, stream_type"),
-        ([17], "rows holds 17: give"),
-        ([ROW, (*ROW[:5], 95, 0, "missing")], "rows holds site site-00001, MONITOR, 900, 2025-07-01 twice"),
+        ([ROW[:7]], r"Invalid row in rows: \('site-00001', .*\. Use site_id, stream_type"),
+        ([17], "Invalid row in rows: 17. Use"),
+        (
+            [ROW, (*ROW[:5], 95, 0, "missing")],
+            "Duplicate row in rows: site site-00001, MONITOR, 900, 2025-07-01. Use one row for each",
+        ),
     ],
 )
-def test_wrong_rows_are_named(rows, says):
-    with pytest.raises(StemConfigError, match=says):
+def test_an_invalid_row_is_named(rows, message):
+    with pytest.raises(StemConfigError, match=message):
         page_of(rows)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
-        ({"first": "2025-07-01"}, "first_day is '2025-07-01': give a date"),
-        ({"last": NAIVE}, "last_day is datetime"),
-        ({"last": date(2025, 6, 30)}, "first_day is 2025-07-01, last_day is 2025-06-30, 0 days: give from 1 to 3,660"),
-        ({"last": date(2045, 6, 30)}, "give from 1 to 3,660 days"),
-        ({"made": NAIVE}, "made is .*: give a datetime with a time zone"),
-        ({"made": FIRST}, "made is"),
+        ({"first": "2025-07-01"}, "first_day must be a date, got '2025-07-01'"),
+        ({"last": NAIVE}, "last_day must be a date, got datetime"),
+        ({"last": date(2025, 6, 30)}, "first_day 2025-07-01 and last_day 2025-06-30: 0 days. Use 1 to 3,660 days"),
+        ({"last": date(2045, 6, 30)}, "Use 1 to 3,660 days"),
+        ({"made": NAIVE}, "made must be a datetime with a time zone, got datetime"),
+        ({"made": FIRST}, "made must be .*, got datetime.date"),
     ],
 )
-def test_wrong_times_are_named(wrong, says):
-    with pytest.raises(StemConfigError, match=says):
+def test_an_invalid_time_is_named(wrong, message):
+    with pytest.raises(StemConfigError, match=message):
         page_of([], **wrong)
 
 
-def test_decimals_of_a_database_are_counts():
+def test_counts_can_be_decimals_of_a_database():
     page, _ = page_of([(*ROW[:4], Decimal(96), Decimal("90.0"), 0, "missing")])
     assert rows_in(page) == [(*ROW[:4], 96, 90, 0, "missing")]
 
@@ -271,12 +277,12 @@ def test_decimals_of_a_database_are_counts():
 HEAVY = {"boto3", "botocore", "duckdb", "numpy", "pandas", "pyarrow", "requests", "sqlalchemy"}
 
 
-def test_importing_it_loads_nothing_heavy():
+def test_the_module_imports_nothing_heavy():
     program = "import sys, json, airflow_provider_stem.completeness\nprint(json.dumps(sorted(sys.modules)))"
     assert not {name.partition(".")[0] for name in printed_by(program)} & (HEAVY | {"airflow"})
 
 
-def test_parsing_the_example_loads_nothing_that_only_its_task_needs():
+def test_parsing_the_example_does_not_import_what_only_its_task_needs():
     program = """
 import json, sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -304,7 +310,7 @@ def test_the_parts_of_the_page_are_in_the_wheel():
 
 @pytest.fixture
 def publish():
-    """The task of the example DAG, as a function."""
+    """Return the function of the example DAG's task."""
     spec = importlib.util.spec_from_file_location("stem_completeness", ROOT / "example_dags" / "stem_completeness.py")
     assert spec is not None
     assert spec.loader is not None
@@ -314,9 +320,9 @@ def publish():
 
 
 @pytest.mark.s3
-def test_the_example_publishes_what_the_view_tells_of_the_last_days(publish, lake, tmp_path, monkeypatch):
+def test_the_example_publishes_the_last_days_of_the_view(publish, lake, tmp_path, monkeypatch):
     today = datetime.now(UTC).date()
-    shown = [
+    covered = [
         (site, stream_type, 900, today - timedelta(back), 96, 96 - back * n, n, "missing" if back * n else "complete")
         for n, site in enumerate(["whole", "o'clock", "</script>"])
         for stream_type in ("CONVERTER", "MONITOR")
@@ -326,23 +332,23 @@ def test_the_example_publishes_what_the_view_tells_of_the_last_days(publish, lak
     with duckdb.connect(str(tmp_path / "warehouse.duckdb")) as warehouse:
         warehouse.execute("CREATE SCHEMA stem")
         warehouse.execute(
-            "CREATE TABLE stem.told (status text, late bigint, received hugeint, expected bigint, day date, "
+            "CREATE TABLE stem.days (status text, late bigint, received hugeint, expected bigint, day date, "
             "resolution integer, stream_type text, site_id text)"
         )
         warehouse.executemany(
-            "INSERT INTO stem.told VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [r[::-1] for r in shown + others]
+            "INSERT INTO stem.days VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [r[::-1] for r in covered + others]
         )
-        warehouse.execute("CREATE VIEW stem.completeness AS SELECT * FROM stem.told")
+        warehouse.execute("CREATE VIEW stem.completeness AS SELECT * FROM stem.days")
     connection = {"conn_type": "duckdb", "host": str(tmp_path / "warehouse.duckdb")}
     monkeypatch.setenv("AIRFLOW_CONN_STEM_WAREHOUSE", json.dumps(connection))
     params = {"bucket": lake.bucket, "key": "stem/completeness.html", "days": 3}
 
     lake.client.put_object(Bucket=lake.bucket, Key="stem/completeness.html", Body=b"of yesterday")
-    told = publish(params=params)
+    published = publish(params=params)
 
     (body,) = lake.objects().values()
-    assert sorted(rows_in(body.decode())) == sorted(shown)
-    assert told == {
+    assert sorted(rows_in(body.decode())) == sorted(covered)
+    assert published == {
         "uri": f"s3://{lake.bucket}/stem/completeness.html", "bytes": len(body), "sites": 3, "streams": 6,
         "expected": 18 * 96, "received": 18 * 96 - 36, "missing": 36, "late": 18,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The connection form as each Airflow makes it; tests/browser has a browser fill it in."""
+"""The connection form as each Airflow builds it; in tests/browser a browser fills it in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config_of(extra):
 
 @pytest.fixture
 def widgets():
-    """The widgets of Airflow 2 and what they make of typed text."""
+    """The widgets of Airflow 2, and the values that they parse from typed text."""
     multidict = pytest.importorskip("werkzeug.datastructures").MultiDict
     from wtforms import Form
 
@@ -33,7 +33,7 @@ def widgets():
     return lambda **typed: form_class(multidict({**dict.fromkeys(OPTIONS, ""), **typed}))
 
 
-def test_airflow_3_is_told_which_fields_there_are():
+def test_airflow_3_shows_the_fields():
     services = pytest.importorskip("airflow.api_fastapi.core_api.services.ui.connections")
     [form] = [meta for meta in services.HookMetaService.hook_meta_data() if meta.connection_type == "stem"]
     if form.standard_fields is None:
@@ -65,8 +65,8 @@ def test_airflow_2_accepts_the_forms_description():
 
 
 def test_placeholders_are_the_defaults():
-    told = {name: UI_FIELD_BEHAVIOUR["placeholders"][f"extra__stem__{name}"] for name in OPTIONS}
-    assert config_of(told) == config_of({})
+    placeholders = {name: UI_FIELD_BEHAVIOUR["placeholders"][f"extra__stem__{name}"] for name in OPTIONS}
+    assert config_of(placeholders) == config_of({})
 
 
 @on_airflow_2
@@ -78,7 +78,7 @@ def test_empty_widgets_mean_the_defaults(widgets):
 
 
 @on_airflow_2
-def test_typed_widgets_are_what_the_hook_reads(widgets):
+def test_the_hook_reads_typed_values(widgets):
     form = widgets(timeout=" 20", max_attempts="3", page_size="50", verify="false")
     assert form.validate(), form.errors
     read = config_of(form.data)
@@ -89,7 +89,7 @@ def test_typed_widgets_are_what_the_hook_reads(widgets):
 @pytest.mark.parametrize(
     "typed", [{"timeout": "soon"}, {"timeout": "0"}, {"timeout": "86401"}, {"max_attempts": "0"}, {"page_size": "-1"}]
 )
-def test_widgets_refuse_what_the_hook_would_refuse(typed, widgets):
+def test_widgets_reject_what_the_hook_rejects(typed, widgets):
     form = widgets(**typed)
     assert not form.validate()
     assert set(form.errors) == set(typed)
@@ -103,5 +103,5 @@ def test_the_longest_timeout_of_the_form_is_that_of_the_hook():
 
 
 def test_the_names_under_which_airflow_2_tests_options_are_understood():
-    """Its Test button sends what is typed under the option's name and under that of the form's field."""
+    """Its Test button sends a value under the option's name and under the name of the form's field."""
     assert config_of({"extra__stem__timeout": "20", "timeout": "20"}) == config_of({"timeout": 20})

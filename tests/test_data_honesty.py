@@ -1,4 +1,4 @@
-"""Where the API, the worker's clock or the calendar do not agree: exact rows, or told what is missing."""
+"""The API, the worker's clock or the calendar disagree: rows are exact, or reported as missing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def simulated(stem_simulator_factory, monkeypatch):
 
 
 @pytest.mark.parametrize("behind", [timedelta(seconds=1), timedelta(minutes=14), timedelta(minutes=40)])
-def test_an_api_whose_clock_is_behind_delivers_less_and_that_is_told(simulated, lake, behind):
+def test_an_api_whose_clock_is_behind_returns_less_and_the_rest_is_reported_missing(simulated, lake, behind):
     sim = simulated(now=DAY_END - behind)
     over = 96 - (1 if behind <= timedelta(minutes=15) else 3)
     receipt = land(lake)
@@ -54,17 +54,17 @@ def test_an_api_whose_clock_is_behind_delivers_less_and_that_is_told(simulated, 
     assert receipt["incomplete"][0]["first_missing"] == first.isoformat().replace("+00:00", "Z")
     with pytest.raises(StemIncompleteError):
         land(lake, on_incomplete="fail")
-    # When its clock has come this far the same run lands the rest.
+    # When its clock has caught up, the same run lands the rest.
     sim.now = DAY_END + timedelta(hours=1)
     assert land(lake)["missing"] == 0
     assert landed_rows(lake.table()) == expected_rows(sim, [SITE], ["MONITOR"], 900, *DAY)
 
 
 @pytest.mark.parametrize("behind", [timedelta(seconds=1), timedelta(minutes=40)])
-def test_an_api_that_takes_the_window_for_the_future_lands_nothing_until_it_does_not(simulated, lake, behind):
+def test_nothing_lands_while_the_window_is_in_the_future_for_the_api(simulated, lake, behind):
     sim = simulated(now=DAY_END - behind, future="refuse")
     lake.client.put_object(Bucket=lake.bucket, Key="streams.parquet", Body=without_rows())
-    # No error that Airflow would not retry.
+    # An error that Airflow retries.
     with pytest.raises(StemRequestError, match="must not lie in the future"):
         land(lake)
     assert lake.objects() == {"streams.parquet": without_rows()}
@@ -74,29 +74,29 @@ def test_an_api_that_takes_the_window_for_the_future_lands_nothing_until_it_does
 
 
 @pytest.mark.parametrize("reading", ["A", "B"])
-def test_the_interval_that_still_runs_is_never_landed(simulated, lake, reading):
+def test_an_interval_that_has_not_ended_is_never_landed(simulated, lake, reading):
     sim = simulated(now=DAY_END + timedelta(minutes=7), partial_bin=True, reading=reading)
     receipt = land(lake)
     assert receipt["missing"] == 0
     assert landed_rows(lake.table()) == expected_rows(sim, [SITE], ["MONITOR"], 900, *DAY)
 
 
-def test_a_worker_whose_clock_is_behind_refuses_what_is_over_and_asks_nothing(simulated, lake):
-    """It cannot tell that from a window which is not over; the retry, when its clock is right, can."""
+def test_a_worker_whose_clock_is_behind_rejects_a_past_window_without_a_request(simulated, lake):
+    """To it the window has not ended. A retry with the right clock succeeds."""
     sim = simulated()
     end = pendulum.now("UTC").add(hours=2).start_of("hour")
     context = run_context()
     context["data_interval_start"], context["data_interval_end"] = end.subtract(hours=1), end
-    with pytest.raises(AirflowFailException, match="lies in the future"):
+    with pytest.raises(AirflowFailException, match="is in the future"):
         land(lake, context)
     assert sim.requests == []
     assert lake.objects() == {}
 
 
-# --- values and streams that are not as they were told ----------------------------------------------------------------
+# --- values that were restated, streams that start at another time ----------------------------------------------------
 
 
-def test_values_that_were_restated_between_two_runs_replace_the_old_ones(simulated, lake):
+def test_values_that_were_restated_between_two_runs_replace_the_old_values(simulated, lake):
     sim = simulated(restate=86_400 * 2, now=DAY_END + timedelta(minutes=1))
     first = land(lake)
     provisional = landed_rows(lake.table())
@@ -113,22 +113,22 @@ def test_values_that_were_restated_between_two_runs_replace_the_old_ones(simulat
     assert final != provisional
 
 
-@pytest.mark.parametrize("told", ["2025-07-01T06:00:01Z", "2025-08-01T00:00:01Z", None])
-def test_rows_from_before_the_start_that_was_told_are_landed_and_not_counted_as_expected(simulated, lake, told):
+@pytest.mark.parametrize("start_time", ["2025-07-01T06:00:01Z", "2025-08-01T00:00:01Z", None])
+def test_rows_before_the_reported_start_are_landed_but_not_expected(simulated, lake, start_time):
     sim = simulated()
-    receipt = land(lake, sites=[{"site_id": SITE, "stream_start_times": {"MONITOR": told}}])
-    expected = {"2025-07-01T06:00:01Z": 72, "2025-08-01T00:00:01Z": 0, None: 96}[told]
+    receipt = land(lake, sites=[{"site_id": SITE, "stream_start_times": {"MONITOR": start_time}}])
+    expected = {"2025-07-01T06:00:01Z": 72, "2025-08-01T00:00:01Z": 0, None: 96}[start_time]
     assert receipt["missing"] == 0
     assert receipt["expected"] == expected
     if expected:
         assert landed_rows(lake.table()) == expected_rows(sim, [SITE], ["MONITOR"], 900, *DAY)
         assert receipt["rows"] == 96
     else:
-        # Nothing is expected, so nothing is asked: what the record says of a stream is what a request costs.
+        # Nothing is expected, so there is no request: the record decides what is requested.
         assert receipt["rows"] == receipt["requests"] == 0
 
 
-def test_a_stream_that_begins_later_than_was_told_is_missing_until_then(simulated, lake):
+def test_rows_between_the_reported_start_and_the_real_start_are_missing(simulated, lake):
     sim = simulated()
     starts = sim.fleet.site(SITE).stream_start_times["MONITOR"]
     begin = datetime.fromtimestamp(starts // 86_400 * 86_400, UTC)
@@ -139,11 +139,11 @@ def test_a_stream_that_begins_later_than_was_told_is_missing_until_then(simulate
     receipt = land(lake, run_context(*day), sites=[record])
     assert landed_rows(lake.table()) == rows
     assert (receipt["expected"], receipt["missing"]) == (96, 96 - len(rows))
-    # As the API tells it, none of that is missing.
+    # According to the API nothing is missing.
     assert land(lake, run_context(*day))["missing"] == 0
 
 
-# --- a server that does not look at the range -------------------------------------------------------------------------
+# --- a server that ignores the range ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_stream_that_begins_later_than_was_told_is_missing_until_then(simulate
     ],
     ids=["more on both sides", "half of it"],
 )
-def test_what_lies_outside_of_the_window_is_dropped_and_what_lacks_is_missing(
+def test_rows_outside_of_the_window_are_dropped_and_absent_ones_are_missing(
     simulated, lake, requests_mock, start, end, rows
 ):
     sim = simulated()
@@ -187,7 +187,9 @@ def test_what_lies_outside_of_the_window_is_dropped_and_what_lacks_is_missing(
         ("Asia/Kathmandu", "2025-03-29", [96, 96, 96]),
     ],
 )
-def test_days_of_a_local_schedule_tile_when_the_clocks_change(simulated, lake, zone, first, intervals, resolution):
+def test_days_of_a_local_schedule_are_adjacent_when_the_clocks_change(
+    simulated, lake, zone, first, intervals, resolution
+):
     sim = simulated()
     timetable = CronDataIntervalTimetable("0 0 * * *", timezone=zone)
     start = pendulum.from_format(first, "YYYY-MM-DD", tz=zone)

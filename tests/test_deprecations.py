@@ -1,4 +1,4 @@
-"""Nothing of the provider, and none of its examples, uses what Airflow or anyone else is about to remove."""
+"""Neither the provider nor its examples use deprecated names of Airflow or other packages."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ DEPRECATED = (
     else "from airflow.operators.python import PythonOperator"
 )
 
-# Each warning counts for the module whose line has led to it: a deprecated name is often told of at a wrong place, from
-# within the __getattr__ of the module that has it. What others import of others is theirs.
+# Each warning is assigned to the module whose line caused it, because a deprecated name often warns from within the
+# __getattr__ of its module. Imports between other packages are ignored.
 IMPORTS = """
 import importlib, importlib.util, json, pkgutil, sys, warnings
-import airflow.models, airflow.settings  # these set filters of their own
+import airflow.models, airflow.settings  # these set their own filters
 import airflow_provider_stem
 
 FOUND = []
@@ -63,25 +63,25 @@ def found(tmp_path_factory):
     return printed_by(IMPORTS, *files, AIRFLOW_HOME=str(folder), PYTHONPATH=str(ROOT))
 
 
-def test_importing_the_package_warns_of_nothing(found):
+def test_importing_the_package_does_not_warn(found):
     assert [one for one in found if one[0].startswith("airflow_provider_stem")] == []
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_importing_an_example_warns_of_nothing(path, found):
+def test_importing_an_example_does_not_warn(path, found):
     assert [one for one in found if one[0] == f"file {path}"] == []
 
 
 @pytest.mark.parametrize("name", ["imports", "warns"])
-def test_a_deprecated_import_would_be_found(name, found):
+def test_a_deprecated_import_is_found(name, found):
     assert len([one for one in found if one[0].startswith("file ") and one[0].endswith(f"{name}.py")]) == 1, found
 
 
 @pytest.mark.parametrize(
     "line", [DEPRECATED, "import warnings; warnings.warn('of old', FutureWarning)"], ids=["import", "warning"]
 )
-def test_what_the_package_warns_of_is_an_error_in_every_test(line):
-    """The filter in pyproject.toml bites."""
+def test_a_deprecation_warning_of_the_package_is_an_error_in_every_test(line):
+    """Check the filter in pyproject.toml."""
     with pytest.raises(Warning, match="deprecated|of old"):
         exec(compile(line, "made_up.py", "exec"), {"__name__": "airflow_provider_stem.made_up"})
     with pytest.warns(Warning, match="deprecated|of old"):

@@ -60,7 +60,9 @@ ROUND_TRIPS: list[Callable[[StemError], StemError]] = [
 
 
 @pytest.mark.parametrize(("error", "parents"), PARENTS.items(), ids=lambda value: getattr(value, "__name__", ""))
-def test_each_class_hangs_where_the_tree_shows_it(error: type[Exception], parents: tuple[type[Exception], ...]) -> None:
+def test_each_class_has_the_base_classes_of_the_tree(
+    error: type[Exception], parents: tuple[type[Exception], ...]
+) -> None:
     assert error.__bases__ == parents
 
 
@@ -72,7 +74,7 @@ def test_the_module_exports_the_tree_and_nothing_else() -> None:
     assert public == set(errors.__all__)
 
 
-def test_the_docstring_draws_every_class() -> None:
+def test_the_docstring_shows_every_class() -> None:
     assert errors.__doc__
     assert [name for name in errors.__all__ if f" {name} " not in errors.__doc__] == []
 
@@ -85,7 +87,7 @@ def test_none_is_an_airflow_exception(error: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("error", API_ERRORS)
-def test_an_api_error_tells_status_message_and_address(error: type[StemApiError]) -> None:
+def test_an_api_error_shows_status_message_and_url(error: type[StemApiError]) -> None:
     raised = error(429, "Slow down.", URL, 7.5)
     assert (raised.status, raised.message) == (429, "Slow down.")
     assert (raised.request_url_without_secrets, raised.retry_after) == (URL, 7.5)
@@ -93,14 +95,14 @@ def test_an_api_error_tells_status_message_and_address(error: type[StemApiError]
 
 
 @pytest.mark.parametrize("error", API_ERRORS)
-def test_an_api_error_can_be_built_from_the_contract_s_names(error: type[StemApiError]) -> None:
+def test_an_api_error_can_be_created_with_keyword_arguments(error: type[StemApiError]) -> None:
     raised = error(status=404, message="No such site.", request_url_without_secrets=URL, retry_after=None)
     assert raised.retry_after is None
     assert raised.describe("Try another.") == f"HTTP 404: No such site. Try another. [GET {URL}]"
     assert str(raised).startswith("HTTP 404: No such site. ")
 
 
-def test_the_remedy_comes_before_what_may_be_long() -> None:
+def test_the_remedy_comes_before_text_that_may_be_long() -> None:
     raised = StemApiError(400, "x" * 500, URL)
     assert raised.describe("Mend it.") == f"HTTP 400: {'x' * 199}…. Mend it. [GET {URL}]"
     assert raised.message == "x" * 500

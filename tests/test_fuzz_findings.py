@@ -1,4 +1,4 @@
-"""What fuzzing has found, each as the smallest answer that shows it, and what it brought up that is worth keeping."""
+"""Defects that fuzzing found, each as the smallest response that shows it, and its most useful inputs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from airflow_provider_stem.streams.windows import Window
 HOUR = Window(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 1, 1, tzinfo=UTC), 900)
 
 
-def test_a_repeated_key_among_many_is_found_at_once():
+def test_a_repeated_key_among_many_is_found_quickly():
     keys = ",".join(f'"k{number}":1' for number in range(100_000))
     began = time.process_time()
     with pytest.raises(StemDataError, match="repeats the keys k7$"):
         read_object(f'{{{keys},"k7":2}}'.encode())
-    assert time.process_time() - began < 5  # comparing each with each took minutes
+    assert time.process_time() - began < 5  # comparing all pairs took minutes
 
 
 def test_a_repeated_key_cannot_flood_or_break_a_message():
@@ -40,7 +40,7 @@ def test_a_repeated_key_cannot_flood_or_break_a_message():
 
 
 def test_one_wide_row_does_not_fill_the_memory():
-    # 45 kB of answer made a pattern of 45 kB for each of the year's 35,000 intervals: 1.6 GB, twice.
+    # A response of 45 kB made a pattern of 45 kB for each of the year's 35,000 intervals: 1.6 GB, twice.
     script = """if True:
         from datetime import UTC, datetime
         from airflow_provider_stem.streams.decoding import StreamsDecoder
@@ -50,7 +50,7 @@ def test_one_wide_row_does_not_fill_the_memory():
         for wide in ("{" + row + " " * 45_000 + "}", "{" + " " * 45_000 + row + "}"):
             body = '{"stream_types":[{"stream_type":"MONITOR","streams":[' + wide + "]}]}"
             print(StreamsDecoder().decode(body.encode(), "site", ["MONITOR"], window)["MONITOR"].num_rows)
-        # What resource tells begins with the peak of the process that started this one.
+        # The peak that resource reports starts with the peak of the parent process.
         (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
         print(int(peak) // 1024)  # MB
     """
@@ -60,7 +60,7 @@ def test_one_wide_row_does_not_fill_the_memory():
     assert memory < 500
 
 
-def test_unknown_fields_without_end_do_not_flood_the_log(caplog: pytest.LogCaptureFixture):
+def test_many_unknown_fields_do_not_flood_the_log(caplog: pytest.LogCaptureFixture):
     decoder = StreamsDecoder()
     with caplog.at_level(logging.WARNING):
         for answer in range(50):
@@ -74,7 +74,7 @@ def test_unknown_fields_without_end_do_not_flood_the_log(caplog: pytest.LogCaptu
     "times", [{"a\n\x1b[31m" * 1000: "soon"}, {"MONITOR": ["\n\x1b" * 1000]}, {"\u202eMONITOR": 5}, "\n"]
 )
 @pytest.mark.parametrize("site_id", ["site", "a\nERROR b\x1b[31m" * 1000])
-def test_what_a_site_says_of_its_streams_cannot_break_or_flood_a_message(times: Any, site_id: str):
+def test_stream_start_times_cannot_break_or_flood_a_message(times: Any, site_id: str):
     for read in (
         lambda: stream_starts({"stream_start_times": times}, site_id),
         lambda: read_sites({"site_id": site_id, "stream_start_times": times}),
@@ -88,21 +88,21 @@ def test_what_a_site_says_of_its_streams_cannot_break_or_flood_a_message(times: 
 @pytest.mark.parametrize(
     "sites", ["\n" * 10_000, [["\n" * 10_000]], 10**4000, [{"id": "\x1b" * 10_000, "x": 1} | {"id": 5}]]
 )
-def test_what_is_no_site_cannot_flood_a_message(sites: Any):
+def test_an_invalid_site_cannot_flood_a_message(sites: Any):
     with pytest.raises(StemConfigError) as raised:
         read_sites(sites)
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 700
 
 
-# The shortest body for each way through the readers that fuzzing found; bytes, written as characters.
+# The shortest body for each code path in the readers that fuzzing found; bytes, written as characters.
 DATA = Path(__file__).with_name("data")
 KEPT = [body.encode("latin-1") for body in json.loads((DATA / "fuzz_streams.json").read_text())]
 
 
 @pytest.mark.parametrize("body", KEPT, ids=range(len(KEPT)))
 @pytest.mark.parametrize("lenient", [False, True])
-def test_the_readers_agree_on_what_fuzzing_kept(body: bytes, lenient: bool):
+def test_the_readers_agree_on_the_inputs_of_fuzzing(body: bytes, lenient: bool):
     columnar = _read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=lenient)
     try:
         plain, _ = _read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
@@ -114,7 +114,7 @@ def test_the_readers_agree_on_what_fuzzing_kept(body: bytes, lenient: bool):
         }
 
 
-def test_what_fuzzing_kept_goes_every_way():
+def test_the_inputs_of_fuzzing_cover_every_code_path():
     taken, refused = 0, 0
     for body in KEPT:
         taken += _read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=True) is not None

@@ -1,4 +1,4 @@
-"""A few random histories of tasks that write one lake; ``make test-campaigns`` runs many."""
+"""A few random histories of tasks that write to one lake; ``make test-campaigns`` runs many."""
 
 from __future__ import annotations
 

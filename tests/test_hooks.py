@@ -16,7 +16,7 @@ DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
 AWKWARD_KEY = "k/+=@:%20?&#-é"[:-1]
 
 
-def test_the_constructor_touches_nothing(monkeypatch):
+def test_the_constructor_reads_no_connection(monkeypatch):
     monkeypatch.delenv("AIRFLOW_CONN_STEM_DEFAULT", raising=False)
     assert StemHook("not there").stem_conn_id == "not there"
     assert StemHook().stem_conn_id == "stem_default"
@@ -30,11 +30,11 @@ def test_a_connection_from_the_environment_keeps_any_key(form, stem_simulator_fa
     if form == "json":
         text = sim.connection
     else:
-        given = json.loads(sim.connection)
+        fields = json.loads(sim.connection)
         text = Connection(
             conn_id="stem_default",
             conn_type="stem",
-            host=given["host"],
+            host=fields["host"],
             password=AWKWARD_KEY,
             extra={"verify": "false"},
         ).get_uri()
@@ -50,7 +50,7 @@ def test_a_hand_written_uri_works(stem, monkeypatch):
     assert [client["id"] for client in StemHook().list_clients()] == [client.id for client in stem.fleet.clients]
 
 
-def test_listings_and_single_entities_come_as_the_api_sends_them(stem_simulator_factory, monkeypatch):
+def test_listings_and_single_entities_are_as_the_api_sends_them(stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(unknown_fields=True, sites=7)
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
     hook = StemHook()
@@ -71,45 +71,45 @@ def test_listing_is_lazy(stem):
     sites = StemHook().list_sites()
     assert stem.requests == []
     next(sites)
-    # Two pages of clients and two of the first one's sites: only a whole listing is delivered.
+    # Two pages of clients and two of the first client's sites: only complete listings are returned.
     assert len(stem.requests) == 4
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"password": "wrong"}, "refuses the key .*check the API key \\(Password\\)"),
+        ({"password": "wrong"}, "rejected the key .*Check the API key \\(Password\\)"),
         ({"password": ""}, "has no Password"),
-        ({"host": "http://127.0.0.1:1"}, "cannot be reached: check Host, Port and network"),
+        ({"host": "http://127.0.0.1:1"}, "cannot be reached. Check Host, Port and the network"),
         ({"host": "http://example.com"}, "Plain http to 'example.com'"),
         ({"extra": {"tiemout": 5}}, r"unknown keys \['tiemout'\]"),
-        ({"extra": {"timeout": "soon"}}, "'timeout' .* is 'soon': give a number of seconds above 0"),
+        ({"extra": {"timeout": "soon"}}, "'timeout' .* must be a number of seconds above 0 .*, got 'soon'"),
     ],
 )
-def test_the_connection_test_says_what_to_mend_and_never_raises(change, message, stem, monkeypatch):
+def test_the_connection_test_says_what_to_correct_and_never_raises(change, message, stem, monkeypatch):
     import re
 
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps({**json.loads(stem.connection), **change}))
-    passed, told = StemHook().test_connection()
+    passed, result = StemHook().test_connection()
     assert not passed
-    assert re.search(message, told)
-    assert "wrong" not in told.replace("wrong path", "")
+    assert re.search(message, result)
+    assert "wrong" not in result.replace("wrong path", "")
 
 
-def test_the_connection_test_knows_a_wrong_path_and_a_missing_connection(stem, monkeypatch):
+def test_the_connection_test_reports_a_wrong_path_and_a_missing_connection(stem, monkeypatch):
     wrong = {**json.loads(stem.connection), "host": stem.url + "elsewhere"}
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(wrong))
     assert StemHook().test_connection() == (
         False,
-        "There is no Stem API at this address: check the Host and its path (default /api/v1/).",
+        "There is no Stem API at this address. Check Host and its path (default /api/v1/).",
     )
-    passed, told = StemHook("missing_connection").test_connection()
+    passed, result = StemHook("missing_connection").test_connection()
     assert not passed
-    assert "missing_connection" in told
+    assert "missing_connection" in result
 
 
 @pytest.mark.parametrize("resolution", [900, 1800, 3600])
-def test_get_streams_gives_the_window_in_the_landing_schema(resolution, stem):
+def test_get_streams_returns_the_window_in_the_landing_schema(resolution, stem):
     types = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
     table = StemHook().get_streams("site-00001", *DAY, stream_types=types, resolution=resolution)
     assert isinstance(table, pa.Table)
@@ -118,7 +118,7 @@ def test_get_streams_gives_the_window_in_the_landing_schema(resolution, stem):
     assert [request.status for request in stem.requests] == [200]
 
 
-def test_get_streams_asks_for_the_monitor_by_default(stem):
+def test_get_streams_requests_monitor_by_default(stem):
     table = StemHook().get_streams("site-00002", *DAY)
     assert set(table["stream_type"].to_pylist()) == {"MONITOR"}
     assert table.num_rows == 96
@@ -134,21 +134,21 @@ def test_get_streams_names_the_type_that_a_site_lacks(stem):
     assert landed_rows(table) == expected_rows(stem, [lacking], types, 900, *DAY)
 
 
-def test_get_streams_without_a_grid_point_sends_nothing(stem):
+def test_get_streams_without_an_interval_sends_no_request(stem):
     table = StemHook().get_streams("site-00001", "2025-07-01T00:01Z", "2025-07-01T00:14Z")
     assert table.num_rows == 0
     assert table.schema.equals(LANDING_SCHEMA)
     assert stem.requests == []
 
 
-def test_get_streams_of_the_first_year_with_four_digits_asks_with_four_digits(stem):
+def test_get_streams_of_the_year_1000_sends_four_digits(stem):
     assert StemHook().get_streams("site-00001", "1000-01-01T00:00Z", "1000-01-01T01:00Z").num_rows == 0
     asked = stem.requests[0].query
     assert asked["start_datetime"] + asked["end_datetime"] == ["0999-12-31T23:45:00Z", "1000-01-01T01:15:00Z"]
 
 
 @pytest.mark.parametrize("reading", ["A", "B"])
-def test_get_streams_of_a_window_that_ends_now_is_whole(reading, stem_simulator_factory, monkeypatch):
+def test_get_streams_of_a_window_that_ends_now_is_complete(reading, stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(reading=reading)
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
     now = datetime.now(UTC)
@@ -160,25 +160,25 @@ def test_get_streams_of_a_window_that_ends_now_is_whole(reading, stem_simulator_
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("site-00001", "2025-07-01T00:00", "2025-07-02T00:00Z"), {}, "start is .*no time zone"),
-        (("site-00001", datetime(2025, 7, 1), DAY[1]), {}, "start is .*no time zone"),  # noqa: DTZ001
+        (("site-00001", "2025-07-01T00:00", "2025-07-02T00:00Z"), {}, "Invalid start .*no UTC offset"),
+        (("site-00001", datetime(2025, 7, 1), DAY[1]), {}, "Invalid start .*no UTC offset"),  # noqa: DTZ001
         (("site-00001", DAY[1], DAY[0]), {}, "is not after start"),
         (("site-00001", DAY[0], DAY[0]), {}, "is not after start"),
-        (("site-00001", DAY[0], "2999-01-01T00:00Z"), {}, "lies in the future.*StemStreamsSensor"),
-        (("site-00001", 5, DAY[1]), {}, "start is 5"),
-        (("site-00001", "0999-12-31T23:45Z", "1000-01-02T00:00Z"), {}, "start is .*: give a time in the years 1000"),
-        (("site-00001", "0001-01-01T00:00Z", "0002-01-01T00:00Z"), {}, "is .*: give a time in the years 1000"),
-        (("site-00001", datetime(9, 1, 1, tzinfo=UTC), DAY[1]), {}, "start is .*: give a time in the years 1000"),
-        (("site-00001", DAY[0], "9999-12-31T23:59Z"), {}, "lies in the future.*StemStreamsSensor"),
-        (("site-00001", DAY[0], "9999-12-31T23:59-01:00"), {}, "end is .*: give a time in the years 1000"),
-        (("site-00001", *DAY), {"resolution": 300}, "resolution is 300"),
+        (("site-00001", DAY[0], "2999-01-01T00:00Z"), {}, "is in the future.*StemStreamsSensor"),
+        (("site-00001", 5, DAY[1]), {}, "Invalid start 5"),
+        (("site-00001", "0999-12-31T23:45Z", "1000-01-02T00:00Z"), {}, "Invalid start .*Use a time in the years 1000"),
+        (("site-00001", "0001-01-01T00:00Z", "0002-01-01T00:00Z"), {}, "Invalid end .*Use a time in the years 1000"),
+        (("site-00001", datetime(9, 1, 1, tzinfo=UTC), DAY[1]), {}, "Invalid start .*Use a time in the years 1000"),
+        (("site-00001", DAY[0], "9999-12-31T23:59Z"), {}, "is in the future.*StemStreamsSensor"),
+        (("site-00001", DAY[0], "9999-12-31T23:59-01:00"), {}, "Invalid end .*Use a time in the years 1000"),
+        (("site-00001", *DAY), {"resolution": 300}, "Invalid resolution 300"),
         (("site-00001", *DAY), {"stream_types": ()}, "stream_types"),
-        (("site-00001", *DAY), {"on_unavailable": "warn"}, "on_unavailable is 'warn'"),
-        (("", *DAY), {}, "site_id is .*give the identifier"),
-        (("..", *DAY), {}, "site_id is .*give the identifier"),
+        (("site-00001", *DAY), {"on_unavailable": "warn"}, "on_unavailable must be one of fail, skip, got 'warn'"),
+        (("", *DAY), {}, "site_id must be an id that the API lists"),
+        (("..", *DAY), {}, "site_id must be an id that the API lists"),
     ],
 )
-def test_get_streams_refuses_bad_arguments_before_any_request(arguments, options, message, stem):
+def test_get_streams_rejects_wrong_arguments_before_any_request(arguments, options, message, stem):
     with pytest.raises(ValueError, match=message) as caught:
         StemHook().get_streams(*arguments, **options)
     assert isinstance(caught.value, StemConfigError)

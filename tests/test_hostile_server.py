@@ -1,4 +1,4 @@
-"""A server that means harm, or was given hostile names: nothing leads out of an address, a key, a log line or XCom."""
+"""A hostile server, or hostile names: nothing escapes from a URL, an S3 key, a log line or XCom."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ HARMLESS_ONCE_QUOTED = [
     "<script>alert(1)</script>",
     "=HYPERLINK(1)",
     "東京 ☀",
-    "x" * 200,  # S3 servers on top of a file system take 255 bytes between two slashes
+    "x" * 200,  # S3 servers on a file system allow 255 bytes between two slashes
 ]
-REFUSED_WHEN_LISTED = ["a\0b", "\ud800", "a\udfffb", "x" * 10_000]
-REFUSED_WHEN_READ = [".", "..", " ", "\n"]
+REJECTED_WHEN_LISTED = ["a\0b", "\ud800", "a\udfffb", "x" * 10_000]
+REJECTED_WHEN_READ = [".", "..", " ", "\n"]
 
 
 class HostileServer(RawServer):
-    """An API whose sites have the given ids and names, and whose links lead to another server."""
+    """An API whose sites have these ids and this name, and whose links point to another server."""
 
     def __init__(self, site_ids=(), name="A site", elsewhere="http://127.0.0.1:1/", **more):
         super().__init__(self.answer)
@@ -101,8 +101,8 @@ def serve(monkeypatch):
 
         def start(server):
             running.enter_context(server)
-            told = {"conn_type": "stem", "host": server.url, "password": KEY, "extra": {"max_attempts": 1}}
-            monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(told))
+            fields = {"conn_type": "stem", "host": server.url, "password": KEY, "extra": {"max_attempts": 1}}
+            monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(fields))
             return server
 
         yield start
@@ -110,7 +110,7 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def elsewhere():
-    """Another server, which nobody may ask."""
+    """Another server that must not receive any request."""
     with RawServer() as server:
         yield server
     assert server.connections == 0
@@ -118,16 +118,16 @@ def elsewhere():
 
 @pytest.fixture(autouse=True)
 def quiet_log(caplog, capfd):
-    """No message of ours breaks its line or acts on a terminal."""
+    """Check that no log message breaks its line or contains terminal escapes."""
     caplog.set_level("INFO")
     yield
     ours = [record for record in caplog.records if "stem" in f"{record.name} {record.pathname}"]
     assert all(record.getMessage().isprintable() for record in ours)
     assert all(len(record.getMessage()) < 3000 for record in ours)
-    told = "".join(capfd.readouterr())
-    assert "ERROR forged\n" not in told.replace("\\n", "")
+    output = "".join(capfd.readouterr())
+    assert "ERROR forged\n" not in output.replace("\\n", "")
     for harm in ("\x1b[31m", "\x1b]0;", "\u202e", "\u2028"):
-        assert harm not in told
+        assert harm not in output
 
 
 def listed(**arguments):
@@ -142,7 +142,7 @@ def land(lake, sites, **arguments):
     arguments = {"s3_key": "stem/{batch}.{extension}", "on_site_error": "skip", **arguments}
     operator = StemStreamsToS3Operator(task_id="land", sites="listed", s3_bucket=lake.bucket)
     for name, value in {"sites": sites, **arguments}.items():
-        setattr(operator, name, value)  # as templates and XCom give it: unknown when the DAG is parsed
+        setattr(operator, name, value)  # as templates and XCom do: unknown when the DAG is parsed
     receipt = operator.execute(run_context(*HOUR))
     json.dumps(receipt, allow_nan=False)
     return receipt
@@ -152,7 +152,7 @@ def land(lake, sites, **arguments):
 
 
 @pytest.mark.parametrize("site_id", HARMLESS_ONCE_QUOTED)
-def test_any_id_stays_in_its_place(site_id, serve, lake, elsewhere):
+def test_any_id_is_one_segment_of_urls_and_keys(site_id, serve, lake, elsewhere):
     server = serve(HostileServer([site_id], name=site_id, elsewhere=elsewhere.url))
     (record,) = listed()
     assert record["site_id"] == site_id
@@ -177,7 +177,7 @@ def test_any_id_stays_in_its_place(site_id, serve, lake, elsewhere):
     assert lake.table()["site_id"].unique().to_pylist() == [site_id]
 
 
-def test_all_of_them_in_one_batch(serve, lake, elsewhere):
+def test_all_ids_in_one_batch(serve, lake, elsewhere):
     serve(HostileServer(HARMLESS_ONCE_QUOTED, elsewhere=elsewhere.url))
     (first, *others) = listed(batches=3)
     rows = sum(land(lake, **mapped, on_unavailable="fail")["rows"] for mapped in (first, *others))
@@ -185,33 +185,33 @@ def test_all_of_them_in_one_batch(serve, lake, elsewhere):
     assert all(re.fullmatch(r"stem/00\d-of-003\.parquet", key) for key in lake.objects())
 
 
-def test_what_comes_through_xcom_is_no_template(serve, monkeypatch):
+def test_values_from_xcom_are_not_rendered(serve, monkeypatch):
     serve(HostileServer(["{{ 7 * 7 }}", "{% raw %}"], name="{{ 7 * 7 }}"))
     records = listed()
     with DAG("hostile", schedule=None):
         listing = StemSiteListOperator(task_id="list")
         operator = StemStreamsToS3Operator(task_id="land", sites=listing.output, s3_bucket="b", batch="{{ 6 * 7 }}")
-    # How Airflow looks it up differs between its versions.
+    # Airflow's versions resolve it differently.
     monkeypatch.setattr(type(listing.output), "resolve", lambda *_, **__: records)
     operator.render_template_fields({})
     assert (operator.sites, operator.batch) == (records, "42")
 
 
-@pytest.mark.parametrize("site_id", REFUSED_WHEN_LISTED)
-def test_an_id_that_no_database_keeps_is_refused(site_id, serve):
+@pytest.mark.parametrize("site_id", REJECTED_WHEN_LISTED)
+def test_an_id_that_a_database_cannot_store_is_rejected(site_id, serve):
     serve(HostileServer(["a", site_id]))
-    with pytest.raises(StemDataError, match="cannot be kept") as raised:
+    with pytest.raises(StemDataError, match="Invalid id .* Ask Stem to correct it") as raised:
         StemSiteListOperator(task_id="list").execute(run_context())
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 1000
 
 
-@pytest.mark.parametrize("site_id", REFUSED_WHEN_READ)
-def test_an_id_that_is_a_place_of_its_own_is_refused_unsent(site_id, serve, lake):
+@pytest.mark.parametrize("site_id", REJECTED_WHEN_READ)
+def test_an_id_that_is_a_path_segment_is_rejected_before_any_request(site_id, serve, lake):
     server = serve(HostileServer([site_id]))
     records = listed()
     asked = len(server.heads)
-    with pytest.raises(AirflowFailException, match="which is no site id"):
+    with pytest.raises(AirflowFailException, match="invalid site id"):
         land(lake, records)
     assert len(server.heads) == asked
     assert not lake.objects()
@@ -232,7 +232,7 @@ def test_an_id_that_is_a_place_of_its_own_is_refused_unsent(site_id, serve, lake
         "\u202e" * 600,
     ],
 )
-def test_a_name_of_any_kind_is_kept_small_and_storable(name, serve):
+def test_any_name_is_shortened_and_storable(name, serve):
     serve(HostileServer(["a"], name=name))
     (record,) = listed()
     assert record["name"] is None or record["name"].isprintable()
@@ -251,7 +251,7 @@ def test_a_name_of_any_kind_is_kept_small_and_storable(name, serve):
         ({"MONITOR": None}, {"MONITOR": None}),
     ],
 )
-def test_start_times_are_kept_as_far_as_they_are_used(times, kept, serve):
+def test_only_start_times_of_known_types_are_kept(times, kept, serve):
     serve(HostileServer(["a"], stream_start_times=times))
     assert listed()[0]["stream_start_times"] == kept
 
@@ -261,7 +261,7 @@ def test_start_times_are_kept_as_far_as_they_are_used(times, kept, serve):
     [5, "MONITOR", ["MONITOR"], [[1]], {"MONITOR": 5}, {"MONITOR": "2011-03-01T00:00:00." + "0" * 10_000 + "Z"}],
 )
 @pytest.mark.parametrize("stream_types", [None, ["MONITOR"]])
-def test_start_times_that_are_none_are_refused(times, stream_types, serve):
+def test_invalid_start_times_are_rejected(times, stream_types, serve):
     serve(HostileServer(["a"], stream_start_times=times))
     with pytest.raises(StemDataError, match="site a: stream_start_times"):
         StemSiteListOperator(task_id="list", stream_types=stream_types).execute(run_context())
@@ -269,7 +269,7 @@ def test_start_times_that_are_none_are_refused(times, stream_types, serve):
 
 @pytest.mark.parametrize("site_id", ["a\nERROR forged", "\x1b[31mred", "::endgroup::\n::error::", "x" * 900])
 @pytest.mark.parametrize("wrong", ["forbidden", "unavailable", "gap"])
-def test_a_site_that_fails_is_told_in_one_line(site_id, wrong, serve, lake, caplog):
+def test_a_site_that_fails_is_reported_in_one_line(site_id, wrong, serve, lake, caplog):
     class Refusing(HostileServer):
         def answer(self, connection, head):
             if b"/streams" in head and b"/good/" not in head:
@@ -327,7 +327,7 @@ def test_no_batch_leaves_the_prefix(batch, serve, lake):
 )
 def test_no_key_template_leaves_the_bucket(s3_key, serve, lake):
     server = serve(HostileServer(["a"]))
-    with pytest.raises(AirflowFailException, match="s3_key gives"):
+    with pytest.raises(AirflowFailException, match="s3_key renders to"):
         land(lake, "a", s3_key=s3_key)
     assert not lake.objects()
     assert not server.heads
@@ -342,12 +342,12 @@ def test_no_key_template_reads_more_than_its_placeholders(s3_key):
         StemStreamsToS3Operator(task_id="land", sites="a", s3_bucket="b", s3_key=s3_key)
 
 
-# --- where else a server could lead -----------------------------------------------------------------------------------
+# --- redirects, links and endless answers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("how", ["another host", "another scheme", "no scheme"])
-def test_a_redirect_takes_the_key_nowhere(status, how, serve, elsewhere):
+def test_a_redirect_does_not_send_the_key_elsewhere(status, how, serve, elsewhere):
     location = {
         "another host": elsewhere.url,
         "another scheme": "ftp://127.0.0.1/",
@@ -361,14 +361,14 @@ def test_a_redirect_takes_the_key_nowhere(status, how, serve, elsewhere):
 
 def test_https_does_not_go_on_as_plain_http(elsewhere, tls, certificate, monkeypatch):  # noqa: F811
     with RawServer(reply(b"", 307, Location=elsewhere.url), tls=tls) as server:
-        told = {"host": server.url, "password": KEY, "extra": {"verify": str(certificate), "max_attempts": 1}}
-        monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps({"conn_type": "stem", **told}))
+        fields = {"host": server.url, "password": KEY, "extra": {"verify": str(certificate), "max_attempts": 1}}
+        monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps({"conn_type": "stem", **fields}))
         with pytest.raises(StemRequestError, match="redirect"):
             StemSiteListOperator(task_id="list").execute(run_context())
         assert server.authorizations == [f"APIKEY {KEY}"]
 
 
-def test_a_listing_without_end_is_given_up_though_pages_are_long(serve, monkeypatch):
+def test_an_endless_listing_is_an_error_although_its_pages_are_long(serve, monkeypatch):
     assert paging._MAX_ITEMS <= 1_000_000
     monkeypatch.setattr(paging, "_MAX_ITEMS", 5_000)
 
@@ -390,9 +390,9 @@ def test_a_gzip_bomb_in_a_listing_is_not_unpacked(serve):
     assert len(packed) < 2**20
     serve(RawServer(reply(packed, 200, Content_Encoding="gzip")))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(StemDataError, match="the body exceeds"):
+    with pytest.raises(StemDataError, match="The response body exceeds"):
         StemSiteListOperator(task_id="list").execute(run_context())
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024  # the packing itself had 300 MB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024  # compressing the bomb took 300 MB
 
 
 def test_links_are_never_followed(serve, lake, elsewhere):

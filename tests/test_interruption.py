@@ -1,4 +1,4 @@
-"""What is left when a task dies in the middle, and what the next attempt makes of it."""
+"""Tasks that are killed: what is left, and what the next attempt does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.test_operators import streams_to_s3
 
 INTERVAL = ("2025-07-01T00:00Z", "2025-07-05T00:00Z")
 
-# On its own, since the tests' conftest clears the environment that the connections come from.
+# A separate program, because the tests' conftest clears the environment with the connections.
 TASK = """
 import sys
 from datetime import datetime
@@ -38,7 +38,7 @@ StemStreamsToS3Operator(
 @pytest.mark.parametrize(
     "moment", ["while the first sites are read", "while the last sites are read", "while uploading"]
 )
-def test_a_killed_task_leaves_nothing_behind_and_its_retry_makes_the_same_objects(
+def test_a_killed_task_leaves_no_files_and_its_retry_writes_the_same_objects(
     moment, stem_simulator_factory, lake, monkeypatch, tmp_path
 ):
     sim = stem_simulator_factory()
@@ -52,7 +52,7 @@ def test_a_killed_task_leaves_nothing_behind_and_its_retry_makes_the_same_object
         lake.client.delete_object(Bucket=lake.bucket, Key=key)
     lake.client.put_object(Bucket=lake.bucket, Key=next(iter(undisturbed)), Body=without_rows())
 
-    # One answer is held back until the task is dead: of the API, or of S3 after two of the objects.
+    # One response is held until the task is dead: of the API, or of S3 after two of the objects.
     sim.reset_requests()
     reached, killed = threading.Event(), threading.Event()
 
@@ -110,10 +110,10 @@ def test_a_kill_ends_waits_between_attempts_at_once(stem, lake, monkeypatch):
         until(lambda: len(stem.requests) >= 2)
         task.on_kill()
 
-    # The task in this thread, as Airflow has it: Airflow 2 refuses an execute() in another.
+    # The task runs in this thread, because Airflow 2 rejects an execute() in another.
     thread = threading.Thread(target=kill)
     thread.start()
-    # Which one depends on whether the wait had begun.
+    # Which error depends on whether the wait had begun.
     with pytest.raises((StemRateLimitError, StemTransportError)):
         task.execute(run_context(*INTERVAL))
     thread.join()
@@ -161,7 +161,7 @@ def test_the_first_failure_ends_the_run_without_waiting_for_the_other_sites(stem
     sim.rewrite = hold
     with pytest.raises(StemServerError, match="site-00003"):
         streams_to_s3(lake, sites=list(sim.fleet.site_ids)).execute(run_context(*INTERVAL))
-    # What the seven other workers have under way may end.
+    # Requests of the seven other workers may still end.
     later = list(itertools.dropwhile(lambda request: request.status != 500, sim.requests))
     assert len(later) <= 8
     assert lake.objects() == {}

@@ -22,22 +22,22 @@ def events(*windows):
     return {"asset": [SimpleNamespace(extra={"window": window} if window else {}) for window in windows]}
 
 
-def test_given_bounds_come_first():
+def test_start_and_end_come_first():
     context = run_context("2025-07-01T00:00Z", "2025-07-02T00:00Z")
     got = wall_time(context, start="2025-06-01T02:00+02:00", end=datetime(2025, 6, 2, tzinfo=UTC))
     assert got == ("2025-06-01T00:00:00+00:00", "2025-06-02T00:00:00+00:00")
 
 
 @pytest.mark.parametrize("one", ["start", "end"])
-def test_a_bound_that_is_not_given_comes_from_the_run(one):
+def test_a_missing_bound_comes_from_the_run(one):
     context = run_context("2025-07-01T00:00Z", "2025-07-02T00:00Z")
-    given = {"start": "2025-06-30T00:00Z", "end": "2025-07-01T12:00Z"}[one]
-    start, end = wall_time(context, **{one: given})
+    bound = {"start": "2025-06-30T00:00Z", "end": "2025-07-01T12:00Z"}[one]
+    start, end = wall_time(context, **{one: bound})
     assert start == ("2025-06-30T00:00:00+00:00" if one == "start" else "2025-07-01T00:00:00+00:00")
     assert end == ("2025-07-02T00:00:00+00:00" if one == "start" else "2025-07-01T12:00:00+00:00")
 
 
-def test_a_data_interval_with_a_width_is_used_whatever_its_zone():
+def test_a_data_interval_that_is_not_empty_is_used_in_any_time_zone():
     zone = "America/Los_Angeles"
     context = run_context()
     context["data_interval_start"] = pendulum.datetime(2025, 3, 9, tz=zone)
@@ -54,26 +54,26 @@ def test_a_partition_key_of_two_instants_is_the_window():
 
 
 @pytest.mark.parametrize("key", ["2025-07-01", "plant/north", "2025-07-01T00:00/2025-07-02T00:00"])
-def test_any_other_partition_key_leaves_the_date_and_the_default_interval(key):
+def test_with_another_partition_key_the_date_and_the_default_interval_apply(key):
     context = run_context(partition_key=key, partition_date=instant("2025-07-01T00:00Z"))
     got = wall_time(context, default_interval=timedelta(days=1))
     assert got == ("2025-07-01T00:00:00+00:00", "2025-07-02T00:00:00+00:00")
 
 
 @pytest.mark.parametrize(("key", "end"), [("2025-07-01T06", "08:00"), ("plant-7", "10:00")])
-def test_airflow_3_2_has_the_date_of_a_partition_in_its_key_alone(key, end):
+def test_airflow_3_2_has_the_date_of_a_partition_only_in_its_key(key, end):
     timetable = SimpleNamespace(key_format="%Y-%m-%dT%H")
     run = SimpleNamespace(partition_key=key, run_after=instant("2025-07-01T10:00Z"))
     context = run_context(dag=SimpleNamespace(timetable=timetable), dag_run=run)
     assert wall_time(context, default_interval=2 * HOUR)[1] == f"2025-07-01T{end}:00+00:00"
 
 
-def test_the_partition_is_found_on_the_run_too():
+def test_the_partition_may_be_an_attribute_of_the_run():
     run = SimpleNamespace(run_after=None, partition_key="2025-07-01T00:00Z/2025-07-02T00:00Z", partition_date=None)
     assert wall_time(run_context(dag_run=run))[1] == "2025-07-02T00:00:00+00:00"
 
 
-def test_several_triggering_events_give_the_earliest_start_and_the_latest_end():
+def test_several_triggering_events_make_one_window():
     triggered = run_context(
         triggering_asset_events=events(
             {"start": "2025-07-02T00:00:00Z", "end": "2025-07-03T00:00:00Z", "resolution": 900},
@@ -84,7 +84,7 @@ def test_several_triggering_events_give_the_earliest_start_and_the_latest_end():
     assert wall_time(triggered) == ("2025-07-01T00:00:00+00:00", "2025-07-03T00:00:00+00:00")
 
 
-def test_the_interval_that_airflow_2_makes_up_between_producers_runs_is_none():
+def test_the_invented_interval_of_airflow_2_is_ignored():
     window = {"start": "2025-07-02T00:00Z", "end": "2025-07-03T00:00Z"}
     triggered = run_context(
         "2025-07-09T08:00:01.1Z",
@@ -100,7 +100,7 @@ def test_the_interval_that_airflow_2_makes_up_between_producers_runs_is_none():
 
 def test_a_triggering_event_with_a_naive_window_is_an_error():
     context = run_context(triggering_asset_events=events({"start": "2025-07-02T00:00", "end": "2025-07-03T00:00Z"}))
-    with pytest.raises(StemConfigError, match="window.start of a triggering asset event .*no time zone"):
+    with pytest.raises(StemConfigError, match="window.start of a triggering asset event .*no UTC offset"):
         wall_time(context)
 
 

@@ -1,4 +1,4 @@
-"""What Airflow's schemas and commands, and a checker of others, say of the provider."""
+"""The provider as seen by Airflow's schemas and commands, and by an independent checker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.support import printed_by
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 NAME = "airflow-provider-stem"
 INFO = get_provider_info()
-# What a release of Airflow's own has besides; Airflow 2 kept the dependencies there too.
+# Additional fields in releases of Airflow's providers; Airflow 2 also had the dependencies there.
 OF_ITS_RELEASES = {"state", "source-date-epoch", "versions"} | ({"dependencies"} if AIRFLOW < (3, 0) else set())
-# All in one process, since Airflow takes seconds to start. The last line printed is what the commands have shown.
+# In one process, because Airflow takes seconds to start. The last line has the output of the commands.
 COMMANDS = """
 import contextlib, io, json, sys
 from airflow.cli.cli_parser import get_parser
@@ -38,7 +38,7 @@ GET = f"get {NAME} --full"
 
 
 def modules():
-    """Give the modules that hold the provider's classes, as its metadata have them."""
+    """Return the modules of the provider's classes, from its metadata."""
     kinds = ("hooks", "operators", "sensors", "triggers")
     return [module for kind in kinds for declared in INFO.get(kind, ()) for module in declared["python-modules"]]
 
@@ -52,7 +52,7 @@ def test_the_schema_of_installed_providers_finds_nothing():
     assert findings("provider_info.schema.json") == []
 
 
-def test_the_strict_schema_of_airflows_own_providers_misses_only_what_belongs_to_its_releases():
+def test_the_strict_schema_of_airflows_providers_misses_only_fields_of_its_releases():
     if not (Path(airflow.__file__).parent / "provider.yaml.schema.json").exists():
         pytest.skip("this Airflow does not ship the schema")
     found = findings("provider.yaml.schema.json")
@@ -72,7 +72,7 @@ def test_the_component_check_finds_nothing_in_the_provider(checker):
     assert report.ok, report.summary()
 
 
-def test_the_component_check_would_find_what_is_wrong_in_a_provider(checker):
+def test_the_component_check_finds_errors_in_a_provider(checker):
     def get_provider_info():
         return {"package-name": "another", "name": ["Stem"]}
 
@@ -82,7 +82,7 @@ def test_the_component_check_would_find_what_is_wrong_in_a_provider(checker):
 
 @pytest.mark.parametrize("module", modules())
 def test_the_component_check_finds_nothing_in_a_class(module, checker):
-    """By now it knows no check of its own for hooks, operators, sensors and triggers, but takes them."""
+    """It accepts hooks, operators, sensors and triggers, but has no checks for them yet."""
     loaded = importlib.import_module(module)
     names = getattr(loaded, "__all__", vars(loaded))
     classes = [vars(loaded)[name] for name in names if inspect.isclass(vars(loaded)[name])]
@@ -100,7 +100,7 @@ def shown(tmp_path_factory):
 
 
 def as_text(value):
-    """Give what the commands make of a value: they print numbers as text."""
+    """Return a value as the commands print it: numbers as strings."""
     if isinstance(value, dict):
         return {key: as_text(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -120,7 +120,7 @@ def test_the_list_of_providers(shown):
 
 def test_the_whole_of_the_metadata(shown):
     [got] = shown[GET]
-    got.pop("documentation-url", None)  # Airflow 3.1 and later add it, from the distribution's own metadata
+    got.pop("documentation-url", None)  # Airflow 3.1 and later add it from the distribution's metadata
     assert got == as_text(described(INFO))
 
 
@@ -139,7 +139,7 @@ def test_the_form(shown):
         kind = declared["connection-type"]
         of_ours = {f"extra__{kind}__{name}" for name in declared["conn-fields"]}
         if (3, 0) <= AIRFLOW < (3, 2) and find_spec("wtforms") is None:
-            # These ask the hooks with the packages of Airflow 2's forms, which came with it alone.
+            # These call the hooks, which need the packages of Airflow 2's forms.
             assert (kind in behaviours, fields & of_ours) == (False, set())
         else:
             assert (kind in behaviours, fields & of_ours) == (True, of_ours)

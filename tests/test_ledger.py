@@ -58,7 +58,7 @@ def bits(start, end):
 
 
 class MemoryStore:
-    """The store's conditional writes without a server: the property tests make thousands of them."""
+    """A store with conditional writes in memory, because the property tests make thousands of them."""
 
     def __init__(self):
         self.objects: dict[str, bytes] = {}
@@ -87,7 +87,7 @@ def ledger_in_memory():
 
 
 class Fleet:
-    """A model of the lake: the days of each stream under both prefixes, as bits, and what the API would return."""
+    """A model of the lake and the API: the days of each stream under both prefixes, as bits."""
 
     def __init__(self):
         self.ledger = ledger_in_memory()
@@ -98,7 +98,7 @@ class Fleet:
         return listing(*((site, starts(**self.began[site])) for site in sorted(self.began) if site not in without))
 
     def land(self, piece, failed=()):
-        """Write what the API has of the piece, and return the receipt."""
+        """Land a piece, and return the receipt."""
         start, end = bounds(piece)
         if piece["partition"] == "month":
             assert start.day == end.day == 1
@@ -117,7 +117,7 @@ class Fleet:
         return [{**batch, **window, "partition": "day"} for batch in listed]
 
     def finish(self, listed, limit=60):
-        """Run the history, without any failure, until it finds nothing."""
+        """Run the history without failures until nothing is missing."""
         for _ in range(limit):
             pieces = self.ledger.missing(listed, CUT, LOOKBACK)
             assert len({piece["batch"] for piece in pieces}) == len(pieces)
@@ -127,7 +127,7 @@ class Fleet:
         pytest.fail("the history does not end")
 
     def check(self, end):
-        """Check that each day of each stream is there, under exactly one of the prefixes."""
+        """Check that each day of each stream has landed under exactly one of the prefixes."""
         for site, streams in self.began.items():
             for name, began in streams.items():
                 in_days, in_months = (days[site, name] for days in self.days.values())
@@ -137,10 +137,10 @@ class Fleet:
 
 @settings(max_examples=200)
 @given(st.data())
-def test_every_day_of_every_stream_lands_under_one_prefix_whatever_happens(data):
+def test_every_day_of_every_stream_lands_under_exactly_one_prefix(data):
     """
-    Whatever the order of runs, with listings that are out of date, sites that come, go and return, types that come with
-    a past, starts that move back, and tasks that fail, in part or as a whole, or land without being entered.
+    Runs in any order, outdated listings, sites that are added, removed and added again, new types that have a past,
+    starts that move back, and tasks that fail for some sites or completely, or land without being recorded.
     """
     fleet, draw = Fleet(), data.draw
     waiting: list[tuple[dict[str, Any], bool]] = []
@@ -180,14 +180,14 @@ def test_every_day_of_every_stream_lands_under_one_prefix_whatever_happens(data)
 
 @settings(max_examples=6)
 @given(st.sets(st.integers(0, 19), min_size=1), st.booleans())
-def test_sites_that_always_fail_do_not_hold_up_the_others(broken, alone):
-    """``alone``: each is skipped by its task. Otherwise it fails the task, with all of its sites, every time."""
+def test_sites_that_always_fail_do_not_block_the_others(broken, alone):
+    """``alone``: the task skips such a site. Otherwise the site fails its task, with all other sites, every time."""
     fleet = Fleet()
     fleet.began = {str(number): {"MONITOR": BEGAN["MONITOR"]} for number in range(20)}
     bad = {str(number) for number in broken}
     pieces = fleet.daily(fleet.listed(), at(1))
     fleet.ledger.enter(pieces, [fleet.land(piece) for piece in pieces])
-    for number in range(2, 102):  # a site that fails may be well on other days
+    for number in range(2, 102):  # a site that fails may succeed on other days
         pieces = fleet.daily(fleet.listed(), at(number))
         fleet.ledger.enter(pieces, [fleet.land(piece) for piece in pieces])
         history = fleet.ledger.missing(fleet.listed(), CUT, LOOKBACK)
@@ -204,7 +204,7 @@ def test_sites_that_always_fail_do_not_hold_up_the_others(broken, alone):
 
 
 def read_by(ledger, end, *sites):
-    """Enter the first day of a daily load that has read up to a day, and list what is missing."""
+    """Record the first day of a daily load that has read up to a day, and return what is missing."""
     batches = listing(*sites)
     ledger.enter(batches, [receipt_of(batch["batch"], CUT, CUT + DAY) for batch in batches])
     far = listing(("9", starts(MONITOR=CUT)))
@@ -216,7 +216,7 @@ def read_by(ledger, end, *sites):
 @pytest.mark.parametrize(
     ("began", "end", "piece"),
     [
-        # What the daily load may still read again is left to it, and so is a month that it has begun with.
+        # Days that the daily load may read again are left to it, and so is a month that it has started.
         ("2025-01-15", at(2), ("2025-01-01", "2025-02-01", "month", 1)),
         ("2025-02-15", at(2), None),
         ("2025-01-15", at(3), ("2025-01-01", "2025-03-01", "month", 1)),
@@ -227,7 +227,7 @@ def read_by(ledger, end, *sites):
         ("2023-01-01", date(2027, 1, 18), ("2026-02-01", "2027-01-15", "day", 1)),
     ],
 )
-def test_a_piece_is_whole_months_before_the_cut_and_days_after_it(began, end, piece):
+def test_a_piece_has_whole_months_before_the_cut_and_days_after_it(began, end, piece):
     assert read_by(ledger_in_memory(), end, ("2", starts(MONITOR=began))) == ([piece] if piece else [])
 
 
@@ -239,14 +239,14 @@ def test_a_single_day_is_missing_between_two_spans():
     assert bounds(piece) == (at(3), at(4))
 
 
-def test_sites_of_a_batch_are_read_together_where_their_gaps_overlap():
+def test_sites_of_a_batch_are_read_together_if_their_gaps_overlap():
     ledger = ledger_in_memory()
     sites = [(str(n), starts(MONITOR=began)) for n, began in ((0, "2024-12-03"), (2, "2020-01-01"), (4, "2025-03-01"))]
     assert read_by(ledger, at(4), *sites) == [("2024-04-01", "2025-03-01", "month", 2)]
 
 
 @pytest.mark.parametrize("times", [None, {"MONITOR": None}, starts(MONITOR="0001-01-01"), starts(MONITOR=EARLIEST)])
-def test_a_stream_whose_start_is_not_known_begins_with_the_earliest(times):
+def test_a_stream_with_an_unknown_start_starts_at_the_earliest_day(times):
     ledger = ledger_in_memory()
     batches = listing(("0", times))
     ledger.enter(batches, [receipt_of("001-of-002", date(2010, 2, 1), at(10))])
@@ -258,7 +258,7 @@ def test_a_site_without_streams_has_no_history():
     assert read_by(ledger_in_memory(), at(10), ("0", {})) == []
 
 
-def test_a_start_that_moves_back_is_found_although_the_other_streams_were_read_there():
+def test_a_start_that_moves_back_makes_days_missing_although_other_streams_have_them():
     ledger = ledger_in_memory()
     before, after = (
         listing(("0", starts(MONITOR="2023-01-01", CONVERTER=day))) for day in ("2024-12-30", "2024-02-10")
@@ -269,7 +269,7 @@ def test_a_start_that_moves_back_is_found_although_the_other_streams_were_read_t
     assert bounds(piece) == (date(2024, 2, 1), date(2025, 1, 1))
 
 
-def test_another_type_that_the_dags_read_is_missing_from_its_start_on():
+def test_a_type_that_is_added_later_is_missing_since_its_start():
     ledger = Ledger("lake", "ledger", ["MONITOR"])
     ledger._store = store = MemoryStore()  # type: ignore[assignment]
     batches = listing(("0", starts(MONITOR="2023-01-01", CONVERTER="2025-02-07")))
@@ -280,7 +280,7 @@ def test_another_type_that_the_dags_read_is_missing_from_its_start_on():
     assert [piece["partition"] for piece in ledger.missing(batches, CUT, LOOKBACK)] == ["day"]
 
 
-def test_a_receipt_that_does_not_list_all_failed_sites_enters_none():
+def test_a_receipt_that_does_not_list_all_failed_sites_records_none():
     ledger = ledger_in_memory()
     batches = listing(("0", starts(MONITOR=CUT)), ("2", starts(MONITOR=CUT)))
     ledger.enter(batches, [{**receipt_of("001-of-002", CUT, at(9), ["0"]), "failed_count": 2}])
@@ -290,7 +290,7 @@ def test_a_receipt_that_does_not_list_all_failed_sites_enters_none():
     assert [site["site_id"] for site in piece["sites"]] == ["0"]
 
 
-def test_a_ledger_that_others_write_all_the_time_fails_for_a_retry(monkeypatch):
+def test_a_ledger_that_changes_all_the_time_is_a_retryable_error(monkeypatch):
     ledger = ledger_in_memory()
 
     def changed(*_):
@@ -303,7 +303,7 @@ def test_a_ledger_that_others_write_all_the_time_fails_for_a_retry(monkeypatch):
 
 
 @pytest.mark.s3
-def test_the_ledger_is_an_object_for_each_batch(lake):
+def test_the_ledger_has_an_object_for_each_batch(lake):
     ledger = Ledger(lake.bucket, "stem/ledger", TYPES)
     batches = listing(("0", starts(MONITOR="2025-03-02")), ("1", starts(MONITOR=CUT)))
     assert ledger.missing(batches, CUT, LOOKBACK) == []
@@ -325,7 +325,7 @@ def test_the_ledger_is_an_object_for_each_batch(lake):
 
 
 @pytest.mark.s3
-def test_runs_that_enter_at_once_all_enter(lake):
+def test_simultaneous_writers_are_all_recorded(lake):
     batches = listing(*((str(2 * number), starts(MONITOR=CUT)) for number in range(8)))
     begin = threading.Barrier(8)
 

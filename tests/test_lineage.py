@@ -1,4 +1,4 @@
-"""What OpenLineage is told: receipts as events, and the events of a real Airflow's run."""
+"""OpenLineage: the events of receipts, and the events of a run in a real Airflow."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
 WINDOW = Window(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 2, tzinfo=UTC), 900)
 COMPLETE = "every expected interval was received"
 
-# What one stream can be, and what the receipt then counts.
+# The kinds of streams, and what the receipt counts of them.
 WHOLE, GAPPY, ABSENT = "whole", "gappy", "absent"
 
 
 def receipt_of(sites, objects=1):
-    """Make the receipt of sites whose streams are WHOLE, GAPPY or ABSENT, or of which ``None`` is told: they failed."""
+    """Return the receipt of sites whose streams are WHOLE, GAPPY or ABSENT; ``None`` for sites that failed."""
     results: list[SiteResult[Any]] = []
     for site_id, streams in sorted(sites.items()):
         if streams is None:
@@ -72,19 +72,19 @@ def whole(count):
     return {f"site-{number:05}": dict.fromkeys(TYPES, WHOLE) for number in range(count)}
 
 
-def told(receipt, sites, base_url=DEFAULT_BASE_URL):
+def lineage(receipt, sites, base_url=DEFAULT_BASE_URL):
     return _lineage.landed(receipt, sites, base_url, TYPES, str)
 
 
-def as_event(told_lineage):
-    """Give the event that a transport would send."""
+def as_event(found):
+    """Return the event that a transport would send."""
     event = RunEvent(
         eventType=RunState.COMPLETE,
         eventTime="2025-07-02T00:05:00Z",
-        run=Run("01941f29-7c00-7000-8000-000000000000", facets=told_lineage.run_facets),
+        run=Run("01941f29-7c00-7000-8000-000000000000", facets=found.run_facets),
         job=Job("default", "dag.task"),
-        inputs=told_lineage.inputs,
-        outputs=told_lineage.outputs,
+        inputs=found.inputs,
+        outputs=found.outputs,
         producer="tests",
     )
     return json.loads(Serde.to_json(event))
@@ -95,12 +95,12 @@ def assertions_of(dataset):
     return {one.assertion: one for one in facet.assertions} if facet else {}
 
 
-# --- what the client itself accepts -----------------------------------------------------------------------------------
+# --- validation by the client -----------------------------------------------------------------------------------------
 
 
 @cache
 def facet_classes():
-    """Give the client's classes by the schema that they implement."""
+    """Return the client's classes by the schema that they implement."""
     found, todo = {}, [facet_v2.BaseFacet]
     while todo:
         cls = todo.pop()
@@ -117,11 +117,11 @@ NESTED = {
 
 
 def check_facets(facets):
-    """Build each facet again with the class of its schema, which refuses what is missing or unknown."""
+    """Create each facet with the class of its schema, which rejects missing and unknown fields."""
     for name, facet in facets.items():
         assert facet["_producer"].startswith("pkg:pypi/airflow-provider-stem@"), name
         cls = facet_classes()[facet["_schemaURL"]]
-        # Run facets may hold more than the specification knows.
+        # Run facets may have more fields than the specification.
         if cls is not facet_v2.RunFacet:
             build(cls, {key: value for key, value in facet.items() if not key.startswith("_")})
 
@@ -153,37 +153,37 @@ def fits(value, hint):
         ("https://user:secret@app.stem.com/api/v1/?token=secret", "stem://app.stem.com"),
     ],
 )
-def test_the_namespace_is_the_host_and_nothing_else_of_the_address(base_url, namespace):
-    [dataset] = told(receipt_of(whole(1)), "site-00000", base_url).inputs
+def test_the_namespace_is_only_the_host_of_the_url(base_url, namespace):
+    [dataset] = lineage(receipt_of(whole(1)), "site-00000", base_url).inputs
     assert (dataset.namespace, dataset.name) == (namespace, "sites/site-00000/streams")
 
 
-def test_sites_may_be_told_in_every_way_that_the_operator_takes():
+def test_sites_may_have_every_form_that_the_operator_accepts():
     receipt = receipt_of({"a/b c": dict.fromkeys(TYPES, WHOLE)})
     record = {"site_id": "a/b c", "client_id": "c"}
     for sites in ("a/b c", ["a/b c"], record, {"id": "a/b c"}, [record, "a/b c"], ("a/b c", record)):
-        assert [dataset.name for dataset in told(receipt, sites).inputs] == ["sites/a%2Fb%20c/streams"]
+        assert [dataset.name for dataset in lineage(receipt, sites).inputs] == ["sites/a%2Fb%20c/streams"]
 
 
-def test_beyond_a_hundred_sites_they_are_told_by_client_where_the_records_know_it():
+def test_more_than_a_hundred_sites_are_grouped_by_client_if_the_records_have_it():
     sites = whole(101)
     receipt = receipt_of(sites)
     records = [{"site_id": site_id, "client_id": f"client {n % 3}"} for n, site_id in enumerate(sites)]
     by_client = [f"clients/client%20{number}/sites" for number in range(3)]
-    assert len(told(receipt_of(whole(100)), list(whole(100))).inputs) == 100
-    assert [dataset.name for dataset in told(receipt, records).inputs] == by_client
-    assert [dataset.name for dataset in told(receipt, [*records, {"id": "site-00000"}]).inputs] == by_client
-    assert [dataset.name for dataset in told(receipt, [*records[1:], "site-00000"]).inputs] == ["sites"]
-    assert [dataset.name for dataset in told(receipt, list(sites)).inputs] == ["sites"]
+    assert len(lineage(receipt_of(whole(100)), list(whole(100))).inputs) == 100
+    assert [dataset.name for dataset in lineage(receipt, records).inputs] == by_client
+    assert [dataset.name for dataset in lineage(receipt, [*records, {"id": "site-00000"}]).inputs] == by_client
+    assert [dataset.name for dataset in lineage(receipt, [*records[1:], "site-00000"]).inputs] == ["sites"]
+    assert [dataset.name for dataset in lineage(receipt, list(sites)).inputs] == ["sites"]
     each_its_own = [{"site_id": site_id, "client_id": site_id} for site_id in sites]
-    assert [dataset.name for dataset in told(receipt, each_its_own).inputs] == ["sites"]
+    assert [dataset.name for dataset in lineage(receipt, each_its_own).inputs] == ["sites"]
 
 
-def test_a_site_says_of_each_stream_whether_it_is_complete():
+def test_the_input_of_one_site_has_an_assertion_for_each_stream():
     streams = {"CONVERTER": WHOLE, "INTERVAL_REVENUE": ABSENT, "MONITOR": GAPPY}
     receipt = receipt_of({"one": streams, "two": None})
-    one, two = told(receipt, ["two", "one"]).inputs
-    assert "dataQualityMetrics" not in one.inputFacets  # The rows are of both.
+    one, two = lineage(receipt, ["two", "one"]).inputs
+    assert "dataQualityMetrics" not in one.inputFacets  # The row count is of both sites.
     converter, monitor = (assertions_of(one)[f"{COMPLETE}: {t}"] for t in ("CONVERTER", "MONITOR"))
     assert len(assertions_of(one)) == 2
     assert (converter.success, monitor.success, monitor.expected, monitor.actual) == (True, False, "96", "90")
@@ -191,19 +191,19 @@ def test_a_site_says_of_each_stream_whether_it_is_complete():
     assert {name: found.success for name, found in assertions_of(two).items()} == {"every site was read": False}
 
 
-def test_what_the_receipt_does_not_list_is_not_said():
+def test_sites_that_the_receipt_does_not_list_have_no_assertion():
     sites = {f"site-{number:05}": dict.fromkeys(TYPES, GAPPY) for number in range(60)}
     receipt = receipt_of(sites)
     assert len(receipt["incomplete"]) < receipt["incomplete_count"] == 180
-    inputs = told(receipt, list(sites)).inputs
+    inputs = lineage(receipt, list(sites)).inputs
     found = [one.success for dataset in inputs for one in assertions_of(dataset).values()]
     assert found == [False] * len(receipt["incomplete"])
 
 
-def test_all_sites_together_say_how_much_is_missing():
+def test_the_input_of_all_sites_has_the_number_of_missing_intervals():
     sites = {f"site-{number:05}": dict.fromkeys(TYPES, GAPPY if number < 60 else WHOLE) for number in range(150)}
     receipt = receipt_of(sites)
-    [dataset] = told(receipt, list(sites)).inputs
+    [dataset] = lineage(receipt, list(sites)).inputs
     [found] = assertions_of(dataset).values()
     assert (found.assertion, found.success) == (COMPLETE, False)
     assert (found.expected, found.actual) == (str(receipt["expected"]), str(receipt["rows"]))
@@ -214,7 +214,7 @@ def test_all_sites_together_say_how_much_is_missing():
 def test_a_client_is_complete_if_all_of_its_sites_are(gappy, said):
     sites = {f"site-{number:05}": dict.fromkeys(TYPES, GAPPY if number < gappy else WHOLE) for number in range(220)}
     records = [{"site_id": site_id, "client_id": f"c{n // 110}"} for n, site_id in enumerate(sites)]
-    inputs = told(receipt_of(sites), records).inputs
+    inputs = lineage(receipt_of(sites), records).inputs
     found = [assertions_of(dataset).get(COMPLETE) for dataset in inputs]
     assert [one and one.success for one in found] == said
 
@@ -228,7 +228,7 @@ STREAMS = st.fixed_dictionaries({t: st.sampled_from((WHOLE, GAPPY, ABSENT)) for 
     st.sampled_from([None, 1, 3]),
     st.sampled_from([2, 100]),
 )
-def test_any_receipt_makes_a_right_event(sites, objects, clients, listed):
+def test_any_receipt_makes_a_valid_event(sites, objects, clients, listed):
     given_sites = [
         site_id if clients is None else {"site_id": site_id, "client_id": f"c{number % clients}"}
         for number, site_id in enumerate(sites)
@@ -237,7 +237,7 @@ def test_any_receipt_makes_a_right_event(sites, objects, clients, listed):
         patch.setattr(receipts, "_MAX_LISTED", listed)
         patch.setattr(_lineage, "MAX_INPUTS", 5)
         receipt = receipt_of(sites, objects)
-        found = told(receipt, given_sites)
+        found = lineage(receipt, given_sites)
     event = as_event(found)
 
     assert all(type(one) is InputDataset for one in found.inputs)
@@ -266,8 +266,8 @@ def test_any_receipt_makes_a_right_event(sites, objects, clients, listed):
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
 
-def test_columns_carry_what_the_landing_schema_says_of_them():
-    found = told(receipt_of(whole(1)), "site-00000")
+def test_columns_have_the_descriptions_of_the_landing_schema():
+    found = lineage(receipt_of(whole(1)), "site-00000")
     columns = found.outputs[0].facets["schema"].fields
     assert [(column.name, column.type) for column in columns] == [(f.name, str(f.type)) for f in LANDING_SCHEMA]
     for column, field in zip(columns, LANDING_SCHEMA, strict=True):
@@ -284,13 +284,13 @@ def test_columns_carry_what_the_landing_schema_says_of_them():
 # --- the operator -----------------------------------------------------------------------------------------------------
 
 
-def test_a_task_that_did_not_land_tells_nothing():
+def test_a_task_that_did_not_land_has_no_lineage():
     task = StemStreamsToS3Operator(task_id="land", sites="site-00001", s3_bucket="lake")
     found = task.get_openlineage_facets_on_complete(None)
     assert (found.inputs, found.outputs, found.run_facets, found.job_facets) == ([], [], {}, {})
 
 
-def test_a_task_that_landed_tells_its_receipt(stem, lake):
+def test_a_task_that_landed_has_the_lineage_of_its_receipt(stem, lake):
     task = StemStreamsToS3Operator(task_id="land", sites="site-00001", s3_bucket=lake.bucket)
     receipt = task.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
     found = task.get_openlineage_facets_on_complete(None)
@@ -299,7 +299,7 @@ def test_a_task_that_landed_tells_its_receipt(stem, lake):
     assert [dataset.outputFacets["outputStatistics"].rowCount for dataset in found.outputs] == [4]
 
 
-def test_nothing_of_openlineage_is_needed_to_parse_a_dag():
+def test_parsing_a_dag_does_not_import_openlineage():
     code = """
 import sys
 sys.modules.update(dict.fromkeys(["openlineage", "airflow.providers.openlineage.extractors"]))
@@ -329,13 +329,13 @@ with DAG("stem", schedule=None, start_date=pendulum.datetime(2025, 1, 1, tz="UTC
         end="2025-07-01T02:00Z",
         partition="hour",
         s3_bucket=os.environ["LAKE"],
-        # Airflow 3.0 takes an asset for inactive that only dag.test() has seen.
+        # Airflow 3.0 considers an asset inactive that only dag.test() has used.
         outlets=[] if __version__.startswith("3.0.") else [Asset("s3://lake/stem")],
     )
     StemObjectsToSqlOperator(task_id="load", objects=streams.output, sql_conn_id="warehouse")
 
 if __name__ == "__main__":
-    # In the same process, since Airflow takes seconds to start.
+    # In the same process, because Airflow takes seconds to start.
     from airflow.utils.db import initdb
 
     initdb()
@@ -345,7 +345,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def run(s3_server, tmp_path_factory):
-    """Let Airflow make a run that OpenLineage listens to; give the events, the log, the lake and the simulator."""
+    """Run a DAG with an OpenLineage listener; return the events, the log, the lake and the simulator."""
     from airflow_provider_stem.simulator import Settings, Simulator
 
     home = tmp_path_factory.mktemp("lineage")
@@ -360,7 +360,7 @@ def run(s3_server, tmp_path_factory):
             "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
                 {"type": "file", "log_file_path": str(home / "events.jsonl"), "append": True}
             ),
-            # The most that the provider ever tells of a task.
+            # The most detailed events of Airflow's OpenLineage provider.
             "AIRFLOW__OPENLINEAGE__INCLUDE_FULL_TASK_INFO": "True",
             "AIRFLOW_CONN_STEM_DEFAULT": sim.connection,
             "AIRFLOW_CONN_AWS_DEFAULT": s3_server.connection,
@@ -385,12 +385,12 @@ def run(s3_server, tmp_path_factory):
 
 
 @pytest.mark.airflow
-def test_a_run_tells_its_start_and_its_end_once_each(run):
+def test_a_run_has_one_start_event_and_one_end_event(run):
     assert len(run.events["stem.streams", "START"]) == len(run.events["stem.streams", "COMPLETE"]) == 1
 
 
 @pytest.mark.airflow
-def test_the_objects_are_told_once_although_the_hook_tells_them_too(run):
+def test_the_objects_are_listed_once_although_the_hook_reports_them_too(run):
     [event] = run.events["stem.streams", "COMPLETE"]
     objects = run.lake.objects()
     assert [(one["namespace"], one["name"]) for one in event["outputs"]] == [
@@ -406,7 +406,7 @@ def test_the_objects_are_told_once_although_the_hook_tells_them_too(run):
 
 
 @pytest.mark.airflow
-def test_what_landed_goes_on_into_the_warehouse(run):
+def test_the_landed_objects_are_inputs_of_the_warehouse_load(run):
     [landed], [loaded] = run.events["stem.streams", "COMPLETE"], run.events["stem.load", "COMPLETE"]
     assert [(one["namespace"], one["name"]) for one in loaded["inputs"]] == [
         (one["namespace"], one["name"]) for one in landed["outputs"]
@@ -425,7 +425,7 @@ def test_what_landed_goes_on_into_the_warehouse(run):
 def test_the_key_is_in_no_event(run):
     lines = [line for line in (run.text + run.log).splitlines() if run.sim.settings.api_key in line]
     if airflow_version.startswith("3.0."):
-        # What this one is told to mask, its dag.test() shows itself, at the level of debugging.
+        # Airflow's dag.test() logs the values that it is asked to mask, at debug level.
         lines = [line for line in lines if not re.search(r"\[debug +\] .* msg=MaskSecret\(value=", line)]
     assert not lines
     assert run.sim.requests
@@ -440,7 +440,7 @@ def test_the_documentation_shows_the_event_of_this_run(run):
 
 
 def in_documentation(event, renamed):
-    """Leave out what Airflow tells of every task, and what another version of something would tell otherwise."""
+    """Remove what Airflow reports for every task, and what differs between versions."""
     event = {
         "eventType": event["eventType"],
         "job": {name: event["job"][name] for name in ("namespace", "name")},

@@ -20,7 +20,7 @@ KEY = SimpleNamespace(dag_id="dag", task_id="land", run_id="run", map_index=7)
 
 
 class TaskInstance(SimpleNamespace):
-    """Keeps XComs as a task instance does."""
+    """Store XComs like a task instance."""
 
     def __init__(self, task=TASK):
         super().__init__(map_index=-1, task=task, xcoms={})
@@ -31,7 +31,7 @@ class TaskInstance(SimpleNamespace):
 
 @pytest.fixture
 def link(monkeypatch):
-    """``link(*uris, **extra)`` of a task that landed these objects through a connection with this extra."""
+    """``link(*uris, **extra)``: the link of a task that landed these objects with a connection with this extra."""
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
 
@@ -71,7 +71,7 @@ def parts(address):
         ("us-gov-west-1", "https://console.amazonaws-us-gov.com"),
     ],
 )
-def test_the_console_is_that_of_region_and_partition(link, region, console):
+def test_the_link_opens_the_console_of_region_and_partition(link, region, console):
     address = link("s3://lake/stem/dag/date=2025-07-01/a_b c&d=é+.parquet", region_name=region)
     assert parts(address) == (
         f"{console}/s3/object/lake",
@@ -83,14 +83,14 @@ def test_a_partition_without_a_known_console_has_no_link(link):
     assert link("s3://lake/key", region_name="us-iso-east-1") == ""
 
 
-def test_several_objects_open_what_they_share(link):
+def test_several_objects_link_to_their_common_prefix(link):
     def prefix(*uris):
         base, query = parts(link(*uris, region_name="eu-central-1"))
         assert base == "https://console.aws.amazon.com/s3/buckets/lake"
         return query["prefix"]
 
     assert prefix("s3://lake/stem/date=2025-07-01/x.parquet", "s3://lake/stem/date=2025-07-02/x.parquet") == ["stem/"]
-    # A common beginning of names is no folder.
+    # A common prefix of names is not a folder.
     assert prefix("s3://lake/stem/day-1.csv", "s3://lake/stem/day-2.csv") == ["stem/"]
     assert prefix("s3://lake/day-1.csv", "s3://lake/day-2.csv") == [""]
 
@@ -102,19 +102,19 @@ def test_several_objects_open_what_they_share(link):
         {"service_config": {"s3": {"endpoint_url": "https://minio.example:9000"}}, "endpoint_url": "https://other"},
     ],
 )
-def test_a_server_of_ones_own_is_linked_by_its_own_address(link, extra):
+def test_a_compatible_server_is_linked_by_its_own_address(link, extra):
     one = link("s3://lake/stem/a b&c=é.parquet", region_name="eu-central-1", **extra)
     assert unquote(one) == "https://minio.example:9000/lake/stem/a b&c=é.parquet"
     several = link("s3://lake/stem/1.csv", "s3://lake/stem/2.csv", region_name="eu-central-1", **extra)
     assert several == "https://minio.example:9000/lake/?prefix=stem%2F"
 
 
-def test_there_is_none_where_nothing_landed(link):
+def test_there_is_no_link_if_nothing_landed(link):
     assert link() == ""
     assert link("s3://arn:aws:s3:eu-central-1:1:accesspoint/lake/key", region_name="eu-central-1") == ""
 
 
-def test_a_link_that_can_not_be_made_fails_no_task(monkeypatch):
+def test_an_error_of_the_link_does_not_fail_the_task(monkeypatch):
     def refuse(self):
         raise AirflowNotFoundException("gone")
 
@@ -137,7 +137,7 @@ def test_a_task_stores_the_link_to_what_it_landed(stem, lake, monkeypatch):
     assert ti.xcoms == {}
 
 
-def test_airflow_knows_the_link_and_its_xcom_can_be_asked_so():
+def test_airflow_registers_the_link_and_its_xcom_can_be_read():
     from airflow_provider_stem import get_provider_info
 
     assert [link.name for link in TASK.operator_extra_links] == ["Landed objects"]

@@ -25,7 +25,7 @@ def task_class(request):
 
 
 def named(task_class, of, **mapped):
-    """Give the name that Airflow's UI shows for a task of a mapped one."""
+    """Return the name of a mapped task's instance in Airflow's UI."""
     with DAG("dag", schedule=None) as dag:
         begun = task_class.partial(task_id="task", **of)
         mapping = begun.expand_kwargs([mapped]) if "batch" in mapped else begun.expand(sites=[mapped["sites"]])
@@ -51,7 +51,7 @@ def test_a_mapped_task_is_named_by_its_sites(task_class, mapped, name):
     assert named(task_class, {}, **mapped) == name
 
 
-def test_a_name_of_ones_own_is_kept(task_class):
+def test_a_custom_name_is_kept(task_class):
     assert named(task_class, {"map_index_template": "mine"}, **BATCHES[0]) == "mine"
     assert named(task_class, {"map_index_template": "{{ task.batch }}!"}, **BATCHES[0]) == "007-of-032!"
 
@@ -59,10 +59,10 @@ def test_a_name_of_ones_own_is_kept(task_class):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"resolution": 60}, "resolution is 60: the API knows 900, 1800, 3600"),
+        ({"resolution": 60}, "Invalid resolution 60. Use one of 900, 1800, 3600"),
         ({"stream_types": ["MONITORS"]}, "'MONITORS'"),
-        ({"max_workers": 0}, "max_workers is 0"),
-        ({"default_interval": 3600}, "default_interval is 3600: give a timedelta"),
+        ({"max_workers": 0}, "max_workers must be an integer >= 1, got 0"),
+        ({"default_interval": 3600}, "default_interval must be a timedelta .*got 3600"),
     ],
 )
 def test_a_wrong_argument_shows_when_the_dag_is_parsed(task_class, wrong, says):
@@ -81,19 +81,19 @@ def test_a_wrong_argument_shows_when_the_dag_is_parsed(task_class, wrong, says):
         (StemStreamsToS3Operator, {"on_empty": "ignore"}),
     ],
 )
-def test_so_does_one_that_only_one_of_them_has(task_class, wrong):
+def test_a_wrong_argument_of_only_one_class_shows_when_the_dag_is_parsed(task_class, wrong):
     with DAG("dag", schedule=None), pytest.raises(StemConfigError, match=next(iter(wrong))):
         task_class.partial(task_id="task", **wrong)
 
 
-def test_what_is_mapped_is_checked_when_the_task_is_made(task_class):
+def test_mapped_arguments_are_validated_when_the_task_is_created(task_class):
     with DAG("dag", schedule=None):
         mapping = task_class.partial(task_id="task").expand_kwargs([{**BATCHES[0], "resolution": 60}])
-    with pytest.raises(StemConfigError, match="resolution is 60"):
+    with pytest.raises(StemConfigError, match="Invalid resolution 60"):
         mapping.unmap({**BATCHES[0], "resolution": 60})
 
 
-def test_a_listing_can_be_waited_for_and_landed(task_class):
+def test_a_sensor_and_an_operator_can_be_mapped_over_one_listing(task_class):
     with DAG("dag", schedule=None):
         listing = StemSiteListOperator(task_id="list", batches=4)
         begun = task_class.partial(task_id="task", stream_types=["MONITOR", "CONVERTER"], resolution=1800)
@@ -111,12 +111,12 @@ def test_a_mapped_sensor_waits(stem):
     assert [request.path.split("/")[-2] for request in stem.requests] == ["site-00002"]
 
 
-def test_a_name_never_hides_why_the_task_failed(stem):
-    """Airflow makes the name after a failure too, and an error of the name would take the failure's place."""
+def test_the_name_does_not_hide_the_error_of_the_task(stem):
+    """Airflow renders the name after a failure too, and an error of the name would replace the failure."""
     with DAG("dag", schedule=None):
         mapping = StemStreamsSensor.partial(task_id="wait").expand(sites=["site-00001"])
     sensor: Any = mapping.unmap({"sites": 17})
-    with pytest.raises(AirflowFailException, match="sites is 17: give a site id"):
+    with pytest.raises(AirflowFailException, match="Invalid sites 17. Use a site id"):
         sensor.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
     assert sensor.batch_name == "17"
 
@@ -132,7 +132,7 @@ def test_a_name_never_hides_why_the_task_failed(stem):
     ],
 )
 def test_a_mapped_task_keeps_airflows_defaults(task_class, of, mapped):
-    """Without a list of inlets Airflow 3.3 fails each of its tasks before the first line of ours."""
+    """Without a list of inlets Airflow 3.3 fails each of its tasks before the operator is called."""
     with DAG("dag", schedule=None):
         task = task_class.partial(task_id="task", **of).expand(**mapped)
     assert (task.inlets, task.outlets) == ([], [])
@@ -141,19 +141,19 @@ def test_a_mapped_task_keeps_airflows_defaults(task_class, of, mapped):
 # --- a listing of the other kind --------------------------------------------------------------------------------------
 
 
-def test_records_in_place_of_batches_fail_when_the_dag_is_parsed(task_class):
+def test_records_instead_of_batches_fail_when_the_dag_is_parsed(task_class):
     with DAG("dag", schedule=None):
         records, batches = StemSiteListOperator(task_id="records"), StemSiteListOperator(task_id="b", batches=4)
         with pytest.raises(StemConfigError, match=r"lists site records\. Set batches in it"):
             task_class.partial(task_id="one").expand_kwargs(records.output)
         with pytest.raises(StemConfigError, match=r"lists batches\. Map with \.expand_kwargs"):
             task_class.partial(task_id="two").expand(sites=batches.output)
-        # What .map makes of them is known only when the task runs.
+        # The result of .map is known only when the task runs.
         task_class.partial(task_id="three").expand_kwargs(records.output.map(lambda record: {"sites": record}))
         task_class.partial(task_id="four").expand(sites=batches.output.map(lambda batch: batch["sites"]))
 
 
-def test_records_in_place_of_batches_fail_at_once_when_the_task_runs(task_class):
+def test_records_instead_of_batches_fail_without_retries_when_the_task_runs(task_class):
     with DAG("dag", schedule=None):
         listing = StemSiteListOperator(task_id="records")
         mapping = task_class.partial(task_id="task").expand_kwargs(listing.output.map(lambda record: record))
@@ -162,21 +162,23 @@ def test_records_in_place_of_batches_fail_at_once_when_the_task_runs(task_class)
 
 
 @pytest.mark.parametrize("sites", [BATCHES[0], BATCHES])
-def test_a_batch_in_place_of_sites_names_the_remedy(task_class, sites, stem):
+def test_a_batch_instead_of_sites_names_the_remedy(task_class, sites, stem):
     task = task_class(task_id="task", sites=sites[0]["sites"] if isinstance(sites, list) else sites["sites"])
     task.sites = sites
-    with pytest.raises(AirflowFailException, match=r"^sites holds a batch of .*\. Map with \.expand_kwargs"):
+    with pytest.raises(AirflowFailException, match=r"^sites contains a batch of .*\. Map with \.expand_kwargs"):
         task.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
     assert stem.requests == []
 
 
 @pytest.mark.parametrize("listed", [["site-00001", "b"], [{"site_id": "a"}], BATCHES])
-def test_the_text_of_a_list_names_the_remedy(task_class, listed, stem):
+def test_the_string_of_a_list_names_the_remedy(task_class, listed, stem):
     with DAG("dag", schedule=None) as dag:
         task = task_class(task_id="task", sites="{{ listed }}")
     context = run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z", listed=listed, dag=dag)
     task.render_template_fields(context)
-    with pytest.raises(AirflowFailException, match=r"^sites is the text of a list\. Pass the output itself"):
+    with pytest.raises(
+        AirflowFailException, match=r"^sites is a list that was rendered to a string\. Pass the output itself"
+    ):
         task.execute(context)
     assert stem.requests == []
 
@@ -190,13 +192,13 @@ def test_an_id_that_only_looks_like_a_list_is_an_id(task_class):
 def test_a_final_error_is_one_line_and_one_cause(task_class, stem, monkeypatch, caplog):
     connection = {**json.loads(stem.connection), "password": "wrong-key"}
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
-    given = {} if task_class is StemStreamsSensor else {"s3_bucket": "lake", "aws_conn_id": None}
+    arguments = {} if task_class is StemStreamsSensor else {"s3_bucket": "lake", "aws_conn_id": None}
     store = "airflow_provider_stem._s3.S3Store"
     monkeypatch.setattr(f"{store}.check", lambda *_, **__: None)
     monkeypatch.setattr(f"{store}.head", lambda *_: (None, instant("2025-07-01T01:00Z")))
     monkeypatch.setattr(f"{store}.keys", lambda *_, **__: iter(()))
     with pytest.raises(AirflowFailException) as raised:
-        task_class(task_id="task", sites="site-00001", **given).execute(
+        task_class(task_id="task", sites="site-00001", **arguments).execute(
             run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z")
         )
     message = str(raised.value)

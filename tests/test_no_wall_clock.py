@@ -1,4 +1,4 @@
-"""No test ends, or fails, because the machine is busy: what limits or asserts an elapsed wall time is listed here."""
+"""No test fails because the machine is busy: code that limits or asserts a wall time must be listed here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from processes import HUNG_AFTER
 ROOT = Path(__file__).parents[1]
 FILES = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("scripts/*.py")]
 CLOCKS = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time", "time_ns"}
-# Methods whose first argument is a number of seconds after which they give up.
+# Methods whose first argument is a time-out in seconds.
 GIVE_UP = {"communicate", "exception", "join", "result", "wait"}
-# Arguments that are such a number.
+# Arguments that are a time-out.
 LIMITS = {"timeout", "within", "deadline", "patience"}
-# Callables whose arguments of these names belong to the provider, and run on the test's own clock.
+# Callables whose arguments of these names belong to the provider and use the test's clock.
 OWN = {"StemStreamsSensor", "StemStreamsTrigger", "dict", "replace", "trigger", "wait", "widgets", "sensor_in_dag"}
 
 _EXPRESSIONS = (ast.Attribute, ast.BinOp, ast.Compare, ast.Constant, ast.IfExp, ast.Name, ast.UnaryOp)
@@ -25,10 +25,10 @@ NUMERIC = (*_EXPRESSIONS, ast.expr_context, ast.cmpop, ast.operator, ast.unaryop
 ALLOWED = {
     "scripts/airflow_api.py:": "Components of Airflow that wait for each other on SQLite go on once one gives up.",
     "scripts/airflow_cluster.py:main": "The pace of a loop.",
-    "scripts/demo.py:end": "Seconds in which a program may end in its own way before it is killed.",
-    "scripts/s3_server.py:stop": "What is acknowledged is on disk, so that it may be killed after two seconds.",
+    "scripts/demo.py:end": "Seconds in which a program may shut down before it is killed.",
+    "scripts/s3_server.py:stop": "Acknowledged data is on disk, so it may be killed after two seconds.",
     "tests/api/conftest.py:answer": "The pace of a drip.",
-    "tests/api/test_transport.py:test_no_text_log_or_traceback_holds_it": "The client's timeout: no answer ever comes.",
+    "tests/api/test_transport.py:test_no_message_or_log_contains_it": "The client's timeout: no answer ever comes.",
     "tests/campaigns/test_the_key.py:run": "The pace of a loop.",
     "tests/api/test_transport.py:test_a_hung_socket_raises_in_time": "The client's timeout: the answer never comes.",
     "tests/api/test_key.py:test_no_view_of_a_config_shows_the_key": "A field of a configuration that is not used.",
@@ -36,15 +36,15 @@ ALLOWED = {
     "tests/api/test_transport.py:test_a_slow_drip_of_the_proxy_itself_ends": "The client's timeout: it never ends.",
     "tests/api/test_transport.py:test_without_end_are_a_timeout": "The client's timeout: the answer never ends.",
     "tests/api/test_transport.py:test_a_slow_drip_raises_in_time": "The client's timeout: the answer never ends.",
-    "tests/api/test_transport.py:test_a_refusal_counts_though_its_body_drips": "Seconds of a clock that counts reads.",
-    "tests/api/test_transport.py:test_https_to_a_server_without_it": "The client's timeout: no handshake ever comes.",
+    "tests/api/test_transport.py:test_an_error_status_counts_with_a_slow_body": "Seconds of a clock that counts reads.",
+    "tests/api/test_transport.py:test_https_to_a_server_without_tls": "The client's timeout: no handshake ever comes.",
     "tests/cluster/dags/waiting.py:": "The argument of a sensor in a DAG.",
     "tests/cluster/test_cluster.py:run": "The pace of a gauge.",
 }
 
 
 def is_short(node: ast.expr) -> bool:
-    """Whether an expression is a number of seconds with a literal above zero in it; a generous cap is a name."""
+    """Return whether an expression is a number of seconds with a literal above zero; generous limits are names."""
     parts = list(ast.walk(node))
     if not all(isinstance(one, NUMERIC) for one in parts):
         return False
@@ -84,7 +84,7 @@ def moments(scope: ast.AST) -> set[str]:
 def bounds_time_above(node: ast.Compare, names: set[str]) -> bool:
     sides = [node.left, *node.comparators]
     for left, operator, right in zip(sides, node.ops, sides[1:], strict=False):
-        # Two readings are the time and a deadline, which is checked where it is made.
+        # Two readings are the time and a deadline, which is checked at its assignment.
         match operator, reads_clock(left, names), reads_clock(right, names):
             case (ast.Lt() | ast.LtE(), True, False) | (ast.Gt() | ast.GtE(), False, True):
                 return True
@@ -170,11 +170,11 @@ def test_a_limit_is_found(code: str) -> None:
         "', '.join(names)",
     ],
 )
-def test_what_a_busy_machine_does_not_change_is_no_limit(code: str) -> None:
+def test_code_that_a_busy_machine_does_not_change_is_not_a_limit(code: str) -> None:
     assert limits(ast.parse(code)) == set()
 
 
-def test_the_limit_of_a_test_ends_only_what_hangs(request: pytest.FixtureRequest) -> None:
+def test_the_time_limit_of_tests_ends_only_tests_that_hang(request: pytest.FixtureRequest) -> None:
     assert float(request.config.getini("timeout")) >= 2 * HUNG_AFTER
 
 

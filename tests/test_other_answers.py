@@ -1,4 +1,4 @@
-"""Answers to another question are errors, and intervals that are not over are missing, wherever streams are read."""
+"""Responses to another request are errors, and intervals that have not ended are missing, in every reader."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def poke(**arguments):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_an_answer_to_another_question_is_an_error(name, stem, lake):
+def test_a_response_to_another_request_is_an_error(name, stem, lake):
     change, message = WRONG[name]
     answering(stem, change)
     for read in (lambda: StemHook().get_streams(SITE, *DAY), lambda: land(lake), poke):
@@ -73,7 +73,7 @@ def test_an_answer_to_another_question_is_an_error(name, stem, lake):
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_an_answer_without_rows_is_missing_rows(name, stem, lake):
+def test_rows_that_a_response_lacks_are_missing(name, stem, lake):
     answering(stem, MISSING[name])
     assert StemHook().get_streams(SITE, *DAY).num_rows == 0
     receipt = land(lake)
@@ -84,8 +84,8 @@ def test_an_answer_without_rows_is_missing_rows(name, stem, lake):
     assert done.xcom_value["missing"] == 96
 
 
-def test_a_record_of_another_site_is_no_account_of_this_one(stem, lake):
-    """The streams lack their first rows, so the site is read; another's would begin later, or lack the type."""
+def test_a_record_of_another_site_is_an_error(stem, lake):
+    """The streams lack their first rows, so the site record is read. Another site's record may have later starts."""
 
     def rewrite(request, payload):
         if request.path.endswith("/streams"):
@@ -95,12 +95,12 @@ def test_a_record_of_another_site_is_no_account_of_this_one(stem, lake):
 
     stem.rewrite = rewrite
     for read in (lambda: StemHook().get_streams(SITE, *DAY), lambda: land(lake), poke):
-        with pytest.raises(StemDataError, match=re.escape("the answer is for id 'site-00002', asked for was")):
+        with pytest.raises(StemDataError, match=re.escape("The response is for id 'site-00002' instead of")):
             read()
 
 
 @pytest.mark.parametrize("resolution", [900, 3600])
-def test_an_interval_that_is_not_over_is_missing(resolution, stem, lake, monkeypatch):
+def test_an_interval_that_has_not_ended_is_missing(resolution, stem, lake, monkeypatch):
     end = datetime.fromtimestamp(datetime.now(UTC).timestamp() // 3600 * 3600, UTC)
 
     class TenMinutesBefore(datetime):
@@ -126,7 +126,7 @@ def test_an_interval_that_is_not_over_is_missing(resolution, stem, lake, monkeyp
 
 @pytest.mark.parametrize("start_times", ["null", "missing"])
 @pytest.mark.parametrize("batches", [None, 3])
-def test_sites_whose_start_times_are_not_told_are_listed(start_times, batches, stem_simulator_factory, monkeypatch):
+def test_sites_without_start_times_are_listed(start_times, batches, stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(start_times=start_times)
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
     listed = StemSiteListOperator(task_id="list", stream_types=["INTERVAL_REVENUE"], batches=batches).execute(
@@ -137,12 +137,12 @@ def test_sites_whose_start_times_are_not_told_are_listed(start_times, batches, s
     assert {json.dumps(record["stream_start_times"]) for record in records} == {"null"}
 
 
-def test_sites_that_are_told_to_have_none_of_the_types_are_left_out(stem):
+def test_sites_that_have_none_of_the_types_are_not_listed(stem):
     times = [None, {"CONVERTER": "2020-01-01T00:00:01Z"}, {"CONVERTER": None}, {}, {"MONITOR": None}, {"NEW": None}]
 
     def rewrite(request, payload):
-        for site, told in zip(payload["sites"], times, strict=False):
-            site["stream_start_times"] = told
+        for site, start_times in zip(payload["sites"], times, strict=False):
+            site["stream_start_times"] = start_times
         return payload
 
     stem.rewrite = rewrite

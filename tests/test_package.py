@@ -23,7 +23,7 @@ def modules_after(statement):
     return set(printed_by(f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"))
 
 
-def test_the_package_root_is_light():
+def test_importing_the_package_root_is_fast():
     loaded = modules_after("import airflow_provider_stem; airflow_provider_stem.get_provider_info()")
     assert {name for name in loaded if name.startswith("airflow_provider_stem")} == {
         "airflow_provider_stem",
@@ -39,7 +39,7 @@ def test_the_package_root_is_light():
         (["sensors", "triggers"], "BaseSensorOperator, BaseHook, conf; import airflow.triggers.base"),
     ],
 )
-def test_importing_what_a_dag_uses_loads_nothing_that_only_a_task_needs(modules, airflows):
+def test_importing_what_a_dag_uses_does_not_load_what_only_a_task_needs(modules, airflows):
     before = modules_after(f"from airflow.providers.common.compat.sdk import {airflows}")
     after = modules_after("import " + ", ".join(f"airflow_provider_stem.{module}" for module in modules))
     heavy = {"boto3", "botocore", "pyarrow", "pandas", "numpy", "requests", "urllib3", "tenacity", "fastapi"}
@@ -63,7 +63,7 @@ def test_the_public_surface_is_what_the_documentation_says():
 
 
 @pytest.mark.parametrize("layer", ["api", "streams", "simulator"])
-def test_the_inner_layers_know_nothing_of_airflow(layer):
+def test_the_inner_layers_do_not_import_airflow(layer):
     for path in (PACKAGE / layer).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -71,7 +71,7 @@ def test_the_inner_layers_know_nothing_of_airflow(layer):
             assert not [name for name in names if name.partition(".")[0] == "airflow"], path
 
 
-def test_the_simulator_knows_nothing_of_the_client():
+def test_the_simulator_does_not_import_the_client():
     for path in (PACKAGE / "simulator").rglob("*.py"):
         text = path.read_text()
         assert not re.search(r"airflow_provider_stem\.(api|streams|hooks|operators|errors)", text), path
@@ -117,7 +117,7 @@ print(form.model_dump_json())
 
 def test_the_connection_form_of_airflow_3_shows_our_fields():
     pytest.importorskip("airflow.api_fastapi.core_api.services.ui.connections")
-    # As the API server asks: on Airflow 3.1 whoever asked for hooks first would change the answer.
+    # As the API server calls it: on Airflow 3.1 the first call changes the result of later ones.
     form = printed_by(FORM)
     assert form["hook_name"] == "Stem"
     if form["extra_fields"] is None and version("apache-airflow").startswith("3.0."):
@@ -127,13 +127,13 @@ def test_the_connection_form_of_airflow_3_shows_our_fields():
 
 
 def test_every_parameter_is_read():
-    """A parameter of an operator, a sensor, a trigger or the hook that nothing reads is a defect."""
+    """A parameter of an operator, a sensor, a trigger or the hook that is never read is a defect."""
     mixed_in = ast.parse((PACKAGE / "_mapping.py").read_text())
     of_airflow = {"start_from_trigger", "start_trigger_args", "_expand_called", "__class__"}
     for name in ("operators.py", "hooks.py", "sensors.py", "triggers.py"):
         tree = ast.parse((PACKAGE / name).read_text())
         for cls in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
-            # What is only written down, for a trigger to be made again, is not read.
+            # Serializing a trigger does not count as reading its parameters.
             cls.body = [node for node in cls.body if getattr(node, "name", "") != "serialize"]
             nodes = [node for part in (cls, mixed_in) for node in ast.walk(part) if isinstance(node, ast.Attribute)]
             read = {node.attr for node in nodes if isinstance(node.ctx, ast.Load)}

@@ -1,4 +1,4 @@
-"""The programs of tests end with whoever started them, however that one ends."""
+"""Programs that tests start end with the process that started them, in whatever way it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import until
 
 SCRIPTS = str(Path(processes.__file__).parent)
 
-# It says that it is there, and what it is asked to end by.
+# It prints that it has started, and the signal that ends it.
 SERVER = """
 import pathlib, signal, sys, time
 def ended(*_):
@@ -45,7 +45,7 @@ def at_work_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def test_a_program_ends_with_a_caller_that_is_killed(tmp_path):
+def test_a_program_ends_if_its_caller_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", CALLER, SCRIPTS, SERVER], cwd=tmp_path) as caller:
         until((tmp_path / "began").exists)
         assert len(at_work_in(tmp_path)) == 3
@@ -55,7 +55,7 @@ def test_a_program_ends_with_a_caller_that_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("patience", [0, HUNG_AFTER])
-def test_a_program_ends_in_its_own_way_where_it_may(patience, tmp_path):
+def test_a_program_may_shut_down_before_it_is_killed(patience, tmp_path):
     log = tmp_path / "log"
     server = Guarded([sys.executable, "-c", SERVER], log=log, environment=os.environ, folder=tmp_path)
     until((tmp_path / "began").exists)

@@ -1,4 +1,4 @@
-"""What each kind of window costs, counted at the server: the fewest requests that the API's rules allow."""
+"""The number of requests for each kind of window, counted at the server: the minimum that the API allows."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def records(stem):
 
 @pytest.fixture
 def cost(stem, lake):
-    """Land a window and give the number of requests that the server saw."""
+    """Land a window, and return the number of requests that the server received."""
 
-    def landed(sites, start=BEGIN, end=BEGIN + DAY, **given):
-        arguments = {"stream_types": ALL_TYPES, "s3_bucket": lake.bucket, **given}
+    def landed(sites, start=BEGIN, end=BEGIN + DAY, **changed):
+        arguments = {"stream_types": ALL_TYPES, "s3_bucket": lake.bucket, **changed}
         task = StemStreamsToS3Operator(task_id="land", sites=sites, start=start, end=end, **arguments)
         receipt = task.execute(run_context())
         assert receipt["requests"] == len(stem.requests)
@@ -68,7 +68,7 @@ def starts(record):
         (timedelta(days=2 * 365), 3),
     ],
 )
-def test_a_window_takes_as_many_as_the_year_fits_into_it(length, requests, records, cost):
+def test_a_window_takes_one_request_per_year(length, requests, records, cost):
     end = datetime.fromisoformat("2026-01-01T00:00Z")
     assert cost(complete(records), end - length, end) == requests
     assert starts(complete(records))[-1] < end - length
@@ -83,7 +83,7 @@ def test_the_padding_is_two_intervals_of_any_resolution(resolution, records, cos
     assert cost(complete(records), BEGIN, BEGIN + longer, resolution=resolution) == 2
 
 
-def test_ten_years_take_eleven(stem, records, cost):
+def test_ten_years_take_eleven_requests(stem, records, cost):
     site = min(records, key=lambda record: starts(record)[0])
     first = min(site["stream_start_times"], key=site["stream_start_times"].get)
     begin = datetime.fromisoformat("2025-12-31T00:00Z") - 10 * timedelta(days=365)
@@ -93,17 +93,17 @@ def test_ten_years_take_eleven(stem, records, cost):
 
 
 @pytest.mark.parametrize(
-    "given", [{"partition": "hour"}, {"partition": "day"}, {"lookback": 2 * DAY, "partition": "day"}]
+    "changed", [{"partition": "hour"}, {"partition": "day"}, {"lookback": 2 * DAY, "partition": "day"}]
 )
-def test_neither_objects_nor_a_look_back_cost_any(given, records, cost):
-    assert cost(complete(records), **given, s3_key="{start}.parquet") == 1
+def test_objects_and_a_look_back_cost_no_requests(changed, records, cost):
+    assert cost(complete(records), **changed, s3_key="{start}.parquet") == 1
 
 
-def test_many_sites_take_one_each(records, cost):
+def test_many_sites_take_one_request_each(records, cost):
     assert cost(records) == len(records) == 20
 
 
-def test_a_window_without_an_interval_takes_none(stem, lake):
+def test_a_window_without_an_interval_takes_no_request(stem, lake):
     task = StemStreamsToS3Operator(
         task_id="land", sites="site-00001", start=BEGIN + timedelta(minutes=1), end=BEGIN + timedelta(minutes=14)
     )
@@ -112,7 +112,7 @@ def test_a_window_without_an_interval_takes_none(stem, lake):
     assert stem.requests == []
 
 
-def test_a_known_site_is_not_asked_for_what_it_lacks_or_for_what_was_before_it(records, cost, stem):
+def test_types_that_a_site_lacks_and_times_before_its_streams_are_not_requested(records, cost, stem):
     assert cost(lacking(records)) == 1
     [asked] = [request.query["stream_type"] for request in stem.requests]
     assert set(asked[0].split(",")) == {"CONVERTER", "MONITOR"} & set(lacking(records)["stream_start_times"])
@@ -121,23 +121,23 @@ def test_a_known_site_is_not_asked_for_what_it_lacks_or_for_what_was_before_it(r
     assert cost(complete(records), early, early + DAY) == 0
 
 
-def test_years_before_a_known_stream_take_none(records, cost):
+def test_years_before_a_known_stream_take_no_request(records, cost):
     site = complete(records)
     newest, begin = newest_of(site)
     assert cost(site, begin - timedelta(days=3650), begin + 30 * DAY, stream_types=[newest]) == 1
 
 
-def test_an_id_alone_costs_a_look_at_the_site_only_where_something_lacks(records, cost, stem):
+def test_without_a_record_the_site_is_read_only_if_rows_are_missing(records, cost, stem):
     assert cost(complete(records)["site_id"]) == 1
     stem.reset_requests()
-    assert cost(lacking(records)["site_id"]) == 3  # refused, the site, what it has
+    assert cost(lacking(records)["site_id"]) == 3  # rejected, the site, the types that it has
     stem.reset_requests()
     site = complete(records)
     newest, begin = newest_of(site)
     assert cost(site["site_id"], begin - DAY, begin + DAY, stream_types=[newest]) == 2
 
 
-def test_a_server_that_refuses_the_future_costs_one_more_a_run(stem_simulator_factory, lake, monkeypatch):
+def test_a_server_that_rejects_the_future_costs_one_more_request_per_run(stem_simulator_factory, lake, monkeypatch):
     now = datetime.now(UTC)
     now = now.replace(minute=now.minute // 15 * 15, second=0, microsecond=0)
     sim = stem_simulator_factory(future="refuse", sites=20)
@@ -155,7 +155,7 @@ def test_a_server_that_refuses_the_future_costs_one_more_a_run(stem_simulator_fa
 
 
 @pytest.mark.parametrize(("sites", "requests"), [(99, 1), (100, 1), (101, 2), (250, 3)])
-def test_a_listing_takes_its_pages_and_one_that_ends_it(sites, requests, stem_simulator_factory, monkeypatch):
+def test_a_listing_takes_one_request_per_page_and_one_for_its_end(sites, requests, stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(sites=sites, clients=1)
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
     client = sim.fleet.clients[0].id

@@ -32,7 +32,7 @@ def chained(outer, inner):
     return outer
 
 
-def test_it_is_there_exactly_where_airflow_has_retry_policies():
+def test_the_policy_exists_exactly_if_airflow_has_retry_policies():
     from airflow import __version__
 
     has = tuple(int(part) for part in __version__.split(".")[:2]) >= (3, 3)
@@ -59,7 +59,7 @@ def test_it_is_there_exactly_where_airflow_has_retry_policies():
     ],
     ids=lambda value: None if isinstance(value, BaseException) else str(value),
 )
-def test_each_error_gets_what_can_help(error, action, delay):
+def test_each_error_has_the_right_decision(error, action, delay):
     decision = StemRetryPolicy().evaluate(error, try_number=1, max_tries=5)
     assert decision.action.value == action
     assert (decision.retry_delay and decision.retry_delay.total_seconds()) == delay
@@ -74,14 +74,14 @@ def test_no_wait_is_longer_than_an_hour(asked):
 
 
 @with_policies
-def test_a_circle_of_causes_ends():
+def test_a_cycle_of_causes_ends():
     error, other = RuntimeError("a"), RuntimeError("b")
     error.__cause__, other.__cause__ = other, error
     assert StemRetryPolicy().evaluate(error, 1, 1).action.value == "default"
 
 
 @with_policies
-def test_a_short_word_of_the_server_is_lengthened_and_survives_json():
+def test_a_short_retry_after_is_extended_to_the_minimum_also_after_serialization():
     policy = StemRetryPolicy.deserialize(json.loads(json.dumps(StemRetryPolicy(timedelta(minutes=2)).serialize())))
     for asked, waited in ((30.0, 120.0), (200.0, 200.0)):
         decision = policy.evaluate(StemRateLimitError(429, "slow", URL, asked), 1, 5)
@@ -90,13 +90,13 @@ def test_a_short_word_of_the_server_is_lengthened_and_survives_json():
 
 @with_policies
 @pytest.mark.parametrize("wrong", [5, "1m", timedelta(0), timedelta(seconds=-1), timedelta(hours=1, seconds=1)])
-def test_a_wrong_delay_is_refused(wrong):
+def test_a_wrong_delay_is_rejected(wrong):
     with pytest.raises(StemConfigError, match="min_delay"):
         StemRetryPolicy(wrong)
 
 
 @with_policies
-def test_an_operator_takes_it(stem_simulator):
+def test_an_operator_accepts_the_policy(stem_simulator):
     from airflow_provider_stem.operators import StemStreamsToS3Operator
 
     operator = StemStreamsToS3Operator(task_id="land", sites="site-00001", retry_policy=StemRetryPolicy())

@@ -1,4 +1,4 @@
-"""What the operator asks of S3, and what it does where a store forbids it, ignores it or answers wrongly."""
+"""The operator's requests to S3, and stores that forbid them, ignore them or answer wrongly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Store(FaultyProxy):
         return answered
 
     def put(self, target, body, fields):
-        """Store a body whatever is there, as a store without conditions does."""
+        """Store a body unconditionally, like a store without conditional writes."""
         bucket, _, key = target.partition("?")[0].removeprefix("/").partition("/")
         metadata = {
             name.removeprefix("x-amz-meta-"): value for name, value in fields.items() if name.startswith("x-amz-meta-")
@@ -74,7 +74,9 @@ def writes(store):
 
 @pytest.mark.parametrize("if_exists", ["merge", "fail"])
 @pytest.mark.parametrize("ignored", [("If-None-Match",), ("If-Match",), ("If-None-Match", "If-Match")])
-def test_a_store_that_ignores_conditions_is_an_error_before_the_api_is_asked(if_exists, ignored, store, stem, lake):
+def test_a_store_that_ignores_conditions_is_an_error_before_any_request_to_the_api(
+    if_exists, ignored, store, stem, lake
+):
     store.ignores = tuple(name.lower() for name in ignored)
     with pytest.raises(AirflowFailException, match=rf"does not honour {ignored[0]}.*allow_unconditional_writes"):
         land(lake, if_exists=if_exists)
@@ -83,7 +85,7 @@ def test_a_store_that_ignores_conditions_is_an_error_before_the_api_is_asked(if_
 
 
 @pytest.mark.parametrize("how", ["replace", "configuration"])
-def test_such_a_store_can_be_written_to_all_the_same(how, store, stem, lake, monkeypatch, caplog):
+def test_such_a_store_can_be_allowed(how, store, stem, lake, monkeypatch, caplog):
     store.ignores = ("if-none-match", "if-match")
     arguments = {"if_exists": "replace"} if how == "replace" else {}
     if how == "configuration":
@@ -96,7 +98,7 @@ def test_such_a_store_can_be_written_to_all_the_same(how, store, stem, lake, mon
 
 
 @pytest.mark.parametrize("status", [400, 405, 501])
-def test_a_store_that_rejects_conditions_is_one_of_them(status, store, stem, lake, monkeypatch):
+def test_a_store_that_rejects_conditions_counts_as_one_that_ignores_them(status, store, stem, lake, monkeypatch):
     original = store._answer_from_behind
 
     def without_conditions(head, body):
@@ -116,7 +118,7 @@ def test_a_store_that_rejects_conditions_is_one_of_them(status, store, stem, lak
 
 
 @pytest.mark.parametrize("status", [409, 412])
-def test_a_conflict_is_looked_at_again(status, store, stem, lake):
+def test_a_conflict_is_resolved_by_reading_the_object_again(status, store, stem, lake):
     land(lake)
     store.go_wrong(
         answer(status, b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
@@ -127,7 +129,7 @@ def test_a_conflict_is_looked_at_again(status, store, stem, lake):
 
 
 @pytest.mark.parametrize("if_exists", ["merge", "replace", "fail"])
-def test_a_conflict_on_a_new_object_is_looked_at_again(if_exists, store, stem, lake):
+def test_a_conflict_on_a_new_object_is_resolved_by_reading_it(if_exists, store, stem, lake):
     store.go_wrong(
         answer(409, b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
         lambda exchange: exchange.method == "PUT" and len(writes(store)) == 1 and ".stem-probe" not in exchange.target,
@@ -136,12 +138,12 @@ def test_a_conflict_on_a_new_object_is_looked_at_again(if_exists, store, stem, l
     assert landed_rows(lake.table()) == expected_rows(stem, SITES, ["MONITOR"], 900, *DAY)
 
 
-def test_nothing_is_left_of_the_probe(store, stem, lake):
+def test_the_probe_is_deleted(store, stem, lake):
     land(lake)
     assert list(lake.objects()) == ["x/20250701T000000Z_all.parquet"]
 
 
-def test_a_probe_that_cannot_be_deleted_does_no_harm(store, stem, lake):
+def test_a_probe_that_cannot_be_deleted_is_not_an_error(store, stem, lake):
     store.go_wrong(DENIED, lambda exchange: exchange.method == "DELETE")
     for _ in range(3):
         land(lake)
@@ -149,15 +151,15 @@ def test_a_probe_that_cannot_be_deleted_does_no_harm(store, stem, lake):
     assert re.fullmatch(r"x/\.stem-probe-[0-9a-f]{8}", probe)
 
 
-# --- what a bucket demands --------------------------------------------------------------------------------------------
+# --- what a bucket requires -------------------------------------------------------------------------------------------
 
 
-def test_extra_arguments_go_to_each_put(store, stem, lake):
+def test_extra_arguments_are_sent_with_each_put(store, stem, lake):
     receipt = land(
         lake, s3_extra_args={"StorageClass": "STANDARD_IA", "Metadata": {"team": "energy"}, "ACL": "private"}
     )
     puts = [head for head in store.heads if "x-amz-storage-class" in head]
-    assert len(puts) == 4  # three of the probe
+    assert len(puts) == 4  # three are of the probe
     assert {head["x-amz-acl"] for head in puts} == {"private"}
     metadata = lake.client.head_object(Bucket=lake.bucket, Key="x/20250701T000000Z_all.parquet")["Metadata"]
     assert metadata["team"] == "energy"
@@ -165,7 +167,7 @@ def test_extra_arguments_go_to_each_put(store, stem, lake):
     assert instant(metadata["read-at"]) == instant(receipt["objects"][0]["read_at"])
 
 
-def test_a_key_of_the_customer_is_sent_with_reads_too(store, stem, lake):
+def test_a_customer_provided_key_is_sent_with_reads_too(store, stem, lake):
     key = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "0" * 32}
     land(lake, s3_extra_args=key)
     store.heads.clear()
@@ -174,7 +176,7 @@ def test_a_key_of_the_customer_is_sent_with_reads_too(store, stem, lake):
     assert len(encrypted) == 6  # three of the probe, HEAD, GET, PUT
 
 
-def test_a_bucket_that_demands_encryption_is_reported_before_the_api_is_asked(store, stem, lake):
+def test_a_bucket_that_requires_encryption_is_reported_before_any_request_to_the_api(store, stem, lake):
     demands = "x-amz-server-side-encryption"
     original = store._answer_from_behind
 
@@ -197,13 +199,13 @@ def test_a_bucket_that_demands_encryption_is_reported_before_the_api_is_asked(st
         ({"StorageClass": 7}, "s3_extra_args is invalid. Correct it: .*StorageClass"),
     ],
 )
-def test_arguments_that_boto3_does_not_take_are_named_before_the_api_is_asked(arguments, message, store, stem, lake):
+def test_arguments_that_boto3_rejects_are_named_before_any_request_to_the_api(arguments, message, store, stem, lake):
     with pytest.raises(AirflowFailException, match=message):
         land(lake, s3_extra_args=arguments)
     assert stem.requests == []
 
 
-def test_arguments_that_s3_does_not_take_fail_at_once(store, stem, lake):
+def test_arguments_that_s3_rejects_fail_without_retries(store, stem, lake):
     store.go_wrong(
         answer(400, b"<Error><Code>KMS.NotFoundException</Code><Message>no such key</Message></Error>"),
         lambda exchange: exchange.method == "PUT",
@@ -213,7 +215,7 @@ def test_arguments_that_s3_does_not_take_fail_at_once(store, stem, lake):
     assert stem.requests == []
 
 
-def test_a_put_that_is_forbidden_only_for_the_object_fails_at_once(store, stem, lake):
+def test_a_put_that_is_forbidden_only_for_the_object_fails_without_retries(store, stem, lake):
     store.go_wrong(DENIED, lambda exchange: exchange.method == "PUT" and ".stem-probe" not in exchange.target)
     with pytest.raises(AirflowFailException, match="Access denied"):
         land(lake)
@@ -232,7 +234,7 @@ def test_a_role_that_may_not_list_writes_new_objects_and_merges_with_old_ones(st
 
 
 @pytest.mark.parametrize(("batch", "is_error"), [("001-of-002", True), ("west", False), (None, False)])
-def test_where_listing_is_forbidden_another_number_of_batches_cannot_be_ruled_out(batch, is_error, store, stem, lake):
+def test_forbidden_listing_is_an_error_only_if_batches_are_numbered(batch, is_error, store, stem, lake):
     store.go_wrong(DENIED, lambda exchange: "list-type=2" in exchange.target)
     if is_error:
         with pytest.raises(AirflowFailException, match="Access denied"):
@@ -242,7 +244,7 @@ def test_where_listing_is_forbidden_another_number_of_batches_cannot_be_ruled_ou
         assert land(lake, batch=batch)["inserted"] == 192
 
 
-def test_an_object_that_may_not_be_read_fails_at_once(store, stem, lake):
+def test_an_object_that_may_not_be_read_fails_without_retries(store, stem, lake):
     land(lake)
     store.go_wrong(DENIED, lambda exchange: exchange.method == "GET")
     with pytest.raises(AirflowFailException, match="Access denied"):
@@ -319,18 +321,18 @@ def test_a_store_without_etags_is_an_error(method, store, stem, lake):
 
 
 @pytest.mark.parametrize("token", [b"<NextContinuationToken>again</NextContinuationToken>", b""])
-def test_a_listing_of_the_store_without_an_end_is_an_error(token, store, stem, lake):
+def test_an_endless_listing_of_the_store_is_an_error(token, store, stem, lake):
     page = b"<ListBucketResult><IsTruncated>true</IsTruncated>" + token + b"</ListBucketResult>"
     store.go_wrong(
         answer(200, page, {"Content-Type": "application/xml"}),
         lambda exchange: exchange.method == "GET" and "list-type=2" in exchange.target,
     )
-    with pytest.raises(StemTransportError, match="without an end. Check the store"):
+    with pytest.raises(StemTransportError, match="never ends. Check the store"):
         land(lake)
     assert stem.requests == []
 
 
-def test_a_store_whose_head_stays_behind_is_named(store, stem, lake):
+def test_a_store_whose_head_is_outdated_is_named(store, stem, lake):
     land(lake)
     store.go_wrong(
         altered(lambda head, body: (re.sub(rb'(?i)\r\netag: "', b'\r\netag: "f', head), body)),
@@ -340,7 +342,7 @@ def test_a_store_whose_head_stays_behind_is_named(store, stem, lake):
         land(lake)
 
 
-def test_an_object_that_is_later_than_the_stores_clock_is_left_alone(store, stem, lake):
+def test_an_object_that_is_later_than_the_stores_clock_is_not_overwritten(store, stem, lake):
     land(lake)
     [key] = lake.objects()
     lake.client.copy_object(
@@ -372,7 +374,7 @@ def test_an_object_that_is_later_than_the_stores_clock_is_left_alone(store, stem
     ],
 )
 @pytest.mark.parametrize("s3_key", [None, "y/{batch}/{start}.{extension}", "z/{start}-{batch}-{batch}"])
-def test_another_number_of_batches_is_refused(before, after, s3_key, stem, lake):
+def test_another_number_of_batches_is_an_error(before, after, s3_key, stem, lake):
     from airflow_provider_stem.operators import DEFAULT_KEY
 
     land(lake, s3_key=s3_key or DEFAULT_KEY, **before)
@@ -392,7 +394,7 @@ def test_another_number_of_batches_is_refused(before, after, s3_key, stem, lake)
         ({"batch": "001-of-002"}, {"batch": "west"}),
     ],
 )
-def test_the_same_number_of_batches_is_not(before, after, stem, lake):
+def test_the_same_number_of_batches_is_not_an_error(before, after, stem, lake):
     land(lake, **before)
     land(lake, **after)
     assert len(lake.objects()) == 2

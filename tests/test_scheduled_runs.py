@@ -1,4 +1,4 @@
-"""Every kind of run, made by a real scheduler: which window operator and sensor read, or how they fail."""
+"""Every kind of run in a real scheduler: which window the operator and the sensor read, or how they fail."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ API_KEY = "the-key-of-the-scheduled-runs"
 FIRST = datetime(2025, 7, 1, tzinfo=UTC)
 DATED = FIRST + timedelta(hours=5, minutes=20)
 DEFAULT = timedelta(hours=2)
-OVER = {"success", "failed", "skipped", "upstream_failed", "up_for_retry"}  # another attempt is an hour away
-# What tasks spend most of their time on.
+OVER = {"success", "failed", "skipped", "upstream_failed", "up_for_retry"}  # the next attempt is an hour away
+# Most of a task's time is spent on these imports.
 IMPORTS = [
     "airflow.providers.amazon.aws.hooks.s3",
     "airflow_provider_stem.sensors",
@@ -96,12 +96,12 @@ class Kind:
     """
     A kind of run.
 
-    :param windows: what its runs read, in their order.
-    :param with_default: likewise with ``default_interval``, where the DAG has tasks with it.
-    :param since: the first Airflow that has it.
-    :param broken: Airflow that cannot make such a run.
-    :param in_triggerer: whether the DAG has a sensor too that starts in the triggerer.
-    :param refused_in_triggerer: whether that one cannot know the window.
+    :param windows: windows that its runs read, in order.
+    :param with_default: the same with ``default_interval``, if the DAG has tasks with it.
+    :param since: the first version of Airflow that has it.
+    :param broken: whether this version of Airflow cannot make such a run.
+    :param in_triggerer: whether the DAG also has a sensor that starts in the triggerer.
+    :param rejected_in_triggerer: whether that sensor cannot resolve the window.
     """
 
     name: str
@@ -111,10 +111,10 @@ class Kind:
     broken: tuple[int, int] | None = None
     resolution: int = 900
     in_triggerer: bool = False
-    refused_in_triggerer: bool = False
+    rejected_in_triggerer: bool = False
 
 
-IS_2 = AIRFLOW < (3, 0)  # there every schedule has data intervals
+IS_2 = AIRFLOW < (3, 0)  # in Airflow 2 every schedule has data intervals
 KINDS = [
     Kind("cron_data_interval", [hours(4, 5), hours(5, 6)], in_triggerer=True),
     Kind("cron_trigger_interval", [hours(0, 6)]),
@@ -139,13 +139,13 @@ KINDS = [
     ),
     Kind("manual_rest_conf", [hours(7, 9)]),
     Kind("manual_cli", [None], [up_to_when_due]),
-    # On Airflow 3 the command infers the interval from the present, whatever the logical date.
+    # On Airflow 3 the command infers the interval from the current time, not from the logical date.
     Kind("manual_cli_dated", [None], [hours(3.25, 5.25) if IS_2 else up_to_when_due]),
     Kind("manual_cli_data_interval_dated", [hours(4, 5) if IS_2 else last_hour], broken=(3, 0)),
     Kind("backfill_cli", [hours(8, 9), hours(9, 10)]),
     Kind("backfill_rest", [hours(8, 9), hours(9, 10)], since=(3, 0)),
-    Kind("assets", [hours(10, 12)], in_triggerer=True, refused_in_triggerer=True),
-    # Airflow 3.0 withholds the events of an alias from the runs that they start.
+    Kind("assets", [hours(10, 12)], in_triggerer=True, rejected_in_triggerer=True),
+    # In Airflow 3.0 runs do not see the events of an alias that started them.
     Kind("asset_alias", [None] if AIRFLOW == (3, 0) else [hours(12, 13)]),
     Kind("cron_partition", [None], [hours(6, 8)], since=(3, 2), in_triggerer=True),
     Kind("asset_of_cron_partition", [hours(6, 8)], since=(3, 2)),
@@ -156,7 +156,7 @@ HERE = [kind for kind in KINDS if kind.since <= AIRFLOW != kind.broken]
 PRODUCERS = ["produces_earlier", "produces_later", "produces_alias"] + ["produces_partitions"] * (AIRFLOW >= (3, 3))
 EXAMPLES = ["stem_streams_to_s3", "stem_energy_from_asset", "stem_completeness"]
 EXAMPLE_PREFIX = "stem/stem_streams_to_s3/land_streams/"
-# The examples' five minutes are right for an API that is down, not for SQLite on a busy machine. No other task retries.
+# The examples' retry delay of five minutes suits an API that is down, not SQLite on a busy machine.
 POLICY = """
 from datetime import timedelta
 
@@ -165,16 +165,16 @@ def task_policy(task):
         task.retry_delay = timedelta(seconds=2)
 """
 HEARTBEATS = 100
-"""Heartbeats of the scheduler without a change of any task, after which nothing more is expected."""
+"""After this number of scheduler heartbeats without a change of any task, the wait ends."""
 DECOY = f"{EXAMPLE_PREFIX}left_by_another_run.parquet"
 
 
 class Runs:
     """
-    What one Airflow made of all kinds at once.
+    The runs of all kinds in one Airflow.
 
-    ``of`` has the runs by DAG, each with its ``tasks``, these with ``told``: what they returned, else their log.
-    An example that is scheduled has more than one where its hour comes meanwhile, and the first is looked at.
+    ``of`` has the runs by DAG, each with its ``tasks``. A task's ``output`` is its return value, else its log.
+    A scheduled example may have several runs. The tests use the first.
     """
 
     def __init__(self, airflow, lake, examples, sim):
@@ -183,7 +183,7 @@ class Runs:
         self.of: dict[str, list[Run]] = {dag_id: [] for dag_id in known}
 
     def start(self):
-        """Start what the scheduler does not start by itself."""
+        """Start the runs that the scheduler does not start."""
         airflow = self.airflow
         airflow.wait_for_dags(*(kind.name for kind in HERE), *PRODUCERS, *EXAMPLES)
         first, last = FIRST + timedelta(hours=8), FIRST + timedelta(hours=9)
@@ -206,7 +206,7 @@ class Runs:
             airflow.backfill("backfill_cli", first, last)
 
     def wait(self):
-        """Return when all runs are over, or when they have stopped before: the tests then show what is missing."""
+        """Wait until all runs have ended, or nothing changes any more; the tests then show what is missing."""
         wanted = {kind.name: len(kind.windows) for kind in HERE} | dict.fromkeys([*PRODUCERS, *EXAMPLES], 1)
         goes_on = True
         states: set[tuple[Any, ...]] = set()
@@ -214,7 +214,7 @@ class Runs:
 
         def over():
             nonlocal goes_on, states
-            time.sleep(2)  # the API server is busy enough
+            time.sleep(2)  # do not overload the API server
             done = dict.fromkeys(wanted, 0)
             tasks = sorted(self.airflow.tasks("~", "~"), key=_run_of)
             for (dag_id, _), members in groupby(tasks, _run_of):
@@ -226,7 +226,7 @@ class Runs:
             before, states = states, {tuple(task[key] for key in keys) for task in tasks}
             if states != before:
                 idle.clear()
-            # Counted in heartbeats, which come later, too, where the machine is busy.
+            # Counted in heartbeats, which are also later if the machine is busy.
             idle.add(self.airflow.health()["scheduler"]["latest_scheduler_heartbeat"])
             is_over = all(done[dag_id] >= number for dag_id, number in wanted.items()) and not self.without_energy()
             return is_over or len(idle) > HEARTBEATS
@@ -234,15 +234,15 @@ class Runs:
         self.airflow.wait_until(over, "the end of all runs")
 
     def without_energy(self):
-        """Give the objects of the first example that the second one has not read."""
+        """Return the objects of the first example that the second one has not read."""
         landed = self.examples.objects()
         return {key for key in landed if key.startswith(EXAMPLE_PREFIX) and f"energy/{key}" not in landed} - {DECOY}
 
     def gather(self):
-        """Keep all that the tests ask for."""
+        """Read everything that the tests need from Airflow."""
         tasks = self.airflow.tasks("~", "~")
         for run in sorted(self.airflow.runs("~"), key=due):
-            members = [self._told(task) for task in tasks if _run_of(task) == _run_of(run)]
+            members = [self._with_output(task) for task in tasks if _run_of(task) == _run_of(run)]
             self.of[run["dag_id"]].append({**run, "tasks": members})
         self.events = self.airflow.asset_events()
         self.landed = {
@@ -250,12 +250,12 @@ class Runs:
             for key, body in self.lake.objects().items()
         }
 
-    def _told(self, task):
+    def _with_output(self, task):
         at = (*_run_of(task), task["task_id"])
-        give = {"success": self.airflow.xcom, "failed": self.airflow.log}.get(task["state"])
-        told = give and give(*at, map_index=task["map_index"])
+        read = {"success": self.airflow.xcom, "failed": self.airflow.log}.get(task["state"])
+        output = read and read(*at, map_index=task["map_index"])
         links = self.airflow.links(*at, map_index=task["map_index"]) if task["task_id"] == "land_streams" else {}
-        return {**task, "told": told, "links": links}
+        return {**task, "output": output, "links": links}
 
 
 def _run_of(task_or_run):
@@ -264,7 +264,7 @@ def _run_of(task_or_run):
 
 @pytest.fixture(scope="session")
 def runs(s3_server, tmp_path_factory, request):
-    """All runs, when they are over and their Airflow is gone."""
+    """All runs, after they have ended and their Airflow has stopped."""
     from airflow_provider_stem.simulator import Settings, Simulator
 
     lake, examples, home = Lake(s3_server), Lake(s3_server, "stem-telemetry"), tmp_path_factory.mktemp("airflow")
@@ -304,7 +304,7 @@ def runs(s3_server, tmp_path_factory, request):
 
 
 def table(runs):
-    """What was read, line by line."""
+    """Return the windows that were read, one per line."""
     lines: list[tuple[str, ...]] = [("kind of run", "operator", "sensor", "sensor from the triggerer")]
     for kind in HERE:
         for run in runs.of[kind.name][: len(kind.windows)] or [{"tasks": []}]:
@@ -339,12 +339,12 @@ def tasks_of(run, task_id):
     return [task for task in run["tasks"] if task["task_id"] == task_id]
 
 
-def told_by(run, task_id):
-    return [task["told"] for task in tasks_of(run, task_id)]
+def outputs_of(run, task_id):
+    return [task["output"] for task in tasks_of(run, task_id)]
 
 
 def landed_by(run):
-    return [one for receipt in told_by(run, "land_streams") if receipt for one in receipt["objects"]]
+    return [one for receipt in outputs_of(run, "land_streams") if receipt for one in receipt["objects"]]
 
 
 def energy_of(uri):
@@ -352,7 +352,7 @@ def energy_of(uri):
 
 
 def window_of(task):
-    return Window(*(datetime.fromisoformat(task["told"]["window"][bound]) for bound in ("start", "end")))
+    return Window(*(datetime.fromisoformat(task["output"]["window"][bound]) for bound in ("start", "end")))
 
 
 def cases(kinds):
@@ -368,7 +368,7 @@ def cases(kinds):
 
 
 def look_up(runs, kind, number, suffix):
-    """Give a run, and what it must read."""
+    """Return a run, and the window that it must read."""
     if kind not in HERE:
         pytest.skip(lacking(kind))
     assert len(runs.of[kind.name]) > number, f"{len(runs.of[kind.name])} runs"
@@ -381,18 +381,18 @@ def check(tasks, expected):
     assert tasks
     for task in tasks:
         if expected is None:
-            check_refused(task, "CronDataIntervalTimetable", "default_interval")
+            check_failed(task, "CronDataIntervalTimetable", "default_interval")
         elif expected.start == expected.end:
             assert task["state"] == "skipped"
         else:
-            assert (task["state"], task["try_number"]) == ("success", 1), task["told"]
+            assert (task["state"], task["try_number"]) == ("success", 1), task["output"]
             assert window_of(task) == expected
 
 
-def check_refused(task, *remedies):
-    """Two attempts are left, and not taken."""
+def check_failed(task, *remedies):
+    """Check that a task failed without its two retries."""
     assert (task["state"], task["try_number"], task["max_tries"]) == ("failed", 1, 2)
-    assert all(remedy in task["told"] for remedy in remedies)
+    assert all(remedy in task["output"] for remedy in remedies)
 
 
 def rows_of(runs, kind, window):
@@ -407,7 +407,7 @@ def test_the_operator_lands_exactly_the_window_of_the_run(kind, number, suffix, 
     run, expected = look_up(runs, kind, number, suffix)
     tasks = tasks_of(run, f"land{suffix}")
     check(tasks, expected)
-    objects = [one["uri"] for task in tasks if task["state"] == "success" for one in task["told"]["objects"]]
+    objects = [one["uri"] for task in tasks if task["state"] == "success" for one in task["output"]["objects"]]
     assert sorted(row for uri in objects for row in runs.landed[uri]) == rows_of(runs, kind, expected)
     if expected is None:
         assert not any(f"/{kind.name}/land{suffix}/" in uri for uri in runs.landed)
@@ -418,53 +418,53 @@ def test_the_sensor_waits_for_the_same_window(kind, number, suffix, runs):
     run, expected = look_up(runs, kind, number, suffix)
     tasks = tasks_of(run, f"wait{suffix}")
     check(tasks, expected)
-    reports = [task["told"] for task in tasks if task["state"] == "success"]
+    reports = [task["output"] for task in tasks if task["state"] == "success"]
     assert sum(report["expected"] for report in reports) == len(rows_of(runs, kind, expected))
     assert not any(report["missing"] for report in reports)
 
 
 @pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow starts tasks with templates in the triggerer from 3.3 on")
 @cases([kind for kind in KINDS if kind.in_triggerer])
-def test_the_sensor_that_starts_in_the_triggerer_knows_its_run(kind, number, suffix, runs):
+def test_a_sensor_that_starts_in_the_triggerer_resolves_the_window_of_its_run(kind, number, suffix, runs):
     run, expected = look_up(runs, kind, number, suffix)
     tasks = tasks_of(run, f"wait_in_triggerer{suffix}")
-    if kind.refused_in_triggerer:
-        check_refused(tasks[0], "start_from_trigger")
+    if kind.rejected_in_triggerer:
+        check_failed(tasks[0], "start_from_trigger")
     else:
         check(tasks, expected)
 
 
 @pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow has partition keys for events from 3.3 on")
-def test_events_with_partition_keys_start_no_dag_that_is_scheduled_on_the_asset_alone(runs):
+def test_events_with_partition_keys_do_not_start_a_dag_scheduled_on_the_plain_asset(runs):
     (event,) = events_of(runs, "produces_partitions")
     assert event["partition_key"]
     assert [run["dag_id"] for run in event["created_dagruns"]] == ["partitioned_asset"]
     assert runs.of["asset_with_partition_events"] == []
 
 
-def test_an_event_tells_what_was_landed(runs):
+def test_an_event_lists_what_was_landed(runs):
     for dag_id in ("cron_data_interval", *PRODUCERS):
-        receipts = [task["told"] for run in runs.of[dag_id] for task in tasks_of(run, "land")]
+        receipts = [task["output"] for run in runs.of[dag_id] for task in tasks_of(run, "land")]
         events = [SimpleNamespace(extra=event["extra"]) for event in events_of(runs, dag_id)]
-        told = list(event_extras({"triggering_asset_events": {dag_id: events}}))
-        assert len(told) == len(receipts) >= 1
+        extras = list(event_extras({"triggering_asset_events": {dag_id: events}}))
+        assert len(extras) == len(receipts) >= 1
         for receipt in receipts:
-            assert {name: receipt[name] for name in ("window", "objects", "rows")} in told
+            assert {name: receipt[name] for name in ("window", "objects", "rows")} in extras
 
 
-def test_an_alias_stands_for_the_place_of_what_was_landed(runs):
+def test_an_alias_resolves_to_the_prefix_of_the_landed_objects(runs):
     (event,) = events_of(runs, "produces_alias")
     assert event["dataset_uri" if IS_2 else "uri"] == f"s3://{runs.lake.bucket}/stem/produces_alias/land"
 
 
-def test_the_second_example_loads_what_the_events_of_the_first_tell_of_and_nothing_else(runs):
+def test_the_second_example_loads_only_objects_in_the_events_of_the_first(runs):
     run, *later = runs.of["stem_streams_to_s3"]
     landed = {one["uri"] for one in landed_by(run)}
-    assert len(landed) == len(tasks_of(run, "land_streams")) == len(SITES)  # each in a batch of its own
+    assert len(landed) == len(tasks_of(run, "land_streams")) == len(SITES)  # each in its own batch
     assert all(window_of(task) == data_interval(run) for task in tasks_of(run, "land_streams"))
 
     bucket, others = f"s3://{runs.examples.bucket}/", {energy_of(one["uri"]) for r in later for one in landed_by(r)}
-    sums = [one for r in runs.of["stem_energy_from_asset"] for one in told_by(r, "sum_up") if one]
+    sums = [one for r in runs.of["stem_energy_from_asset"] for one in outputs_of(r, "sum_up") if one]
     energy = {one["uri"]: one for one in sums if one["uri"] not in others}
     assert energy.keys() == {energy_of(uri) for uri in landed}
     bodies = {bucket + key: body for key, body in runs.examples.objects().items() if "energy/" in key}
@@ -475,30 +475,30 @@ def test_the_second_example_loads_what_the_events_of_the_first_tell_of_and_nothi
     types, bounds = ["CONVERTER", "INTERVAL_REVENUE", "MONITOR"], (run["data_interval_start"], run["data_interval_end"])
     for site, stream_type, _, _, _, kw in expected_rows(runs.sim, SITES, types, 900, *bounds):
         by_stream.setdefault((site, stream_type), []).append(kw)
-    told = {(one["site_id"], one["stream_type"]): one for table in kept.values() for one in table.to_pylist()}
-    assert told.keys() == by_stream.keys()
+    loaded = {(one["site_id"], one["stream_type"]): one for table in kept.values() for one in table.to_pylist()}
+    assert loaded.keys() == by_stream.keys()
     for stream, values in by_stream.items():
-        assert told[stream]["kwh_import_sum"] == pytest.approx(sum(max(kw, 0.0) for kw in values) / 4)
-        assert told[stream]["kwh_export_sum"] == pytest.approx(-sum(min(kw, 0.0) for kw in values) / 4)
-        assert (told[stream]["peak_kw_max"], told[stream]["peak_kw_count"]) == (max(values), 96)
+        assert loaded[stream]["kwh_import_sum"] == pytest.approx(sum(max(kw, 0.0) for kw in values) / 4)
+        assert loaded[stream]["kwh_export_sum"] == pytest.approx(-sum(min(kw, 0.0) for kw in values) / 4)
+        assert (loaded[stream]["peak_kw_max"], loaded[stream]["peak_kw_count"]) == (max(values), 96)
 
 
-def test_the_third_example_publishes_what_the_warehouse_tells(runs):
+def test_the_third_example_publishes_the_rows_of_the_warehouse(runs):
     run = runs.of["stem_completeness"][0]
-    (told,) = told_by(run, "publish_page")
+    (published,) = outputs_of(run, "publish_page")
     page = runs.examples.objects()["stem/completeness.html"]
-    assert told == {
+    assert published == {
         "uri": f"s3://{runs.examples.bucket}/stem/completeness.html", "bytes": len(page),
         "sites": 1, "streams": 1, "expected": 96, "received": 90, "missing": 6, "late": 0,
     }  # fmt: skip
     assert b"1 site, 1 stream. 6.25 % of 96 expected intervals are missing, 0 came late." in page
 
 
-def test_a_task_links_to_what_it_landed_and_is_named_after_its_batch(runs):
+def test_a_task_links_to_its_objects_and_is_named_after_its_batch(runs):
     run = runs.of["stem_streams_to_s3"][0]
     for task in tasks_of(run, "land_streams"):
-        assert task["rendered_map_index"] == task["told"]["objects"][0]["uri"].partition("900s_")[2].partition(".")[0]
-        address = task["told"]["objects"][0]["uri"].replace("s3:/", runs.examples.client.meta.endpoint_url)
+        assert task["rendered_map_index"] == task["output"]["objects"][0]["uri"].partition("900s_")[2].partition(".")[0]
+        address = task["output"]["objects"][0]["uri"].replace("s3:/", runs.examples.client.meta.endpoint_url)
         assert unquote(task["links"]["Landed objects"]) == unquote(address)
 
 

@@ -1,4 +1,4 @@
-"""Windows of consecutive runs of a cron schedule tile, or the interval is refused; run times are Airflow's own."""
+"""Windows of consecutive runs of a cron schedule are adjacent, or the interval is an error; run times are Airflow's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RESTRICTION = TimeRestriction(earliest=None, latest=None, catchup=True)
 
 
 def runs(timetable, first, last):
-    """Return the data intervals of a timetable's runs, as the scheduler makes them."""
+    """Return the data intervals of a timetable's runs, as the scheduler creates them."""
     interval, made = DataInterval.exact(first), []
     while interval.end < last:
         interval = timetable.next_dagrun_info(
@@ -52,7 +52,7 @@ def window(timetable, interval, default_interval=None, **more):
 
 
 def periods(every, zone):
-    """Return the year, or for frequent runs the days on which the zone's clocks change, and one on which none does."""
+    """Return the year, or for frequent runs the days on which the zone's clocks change and one other day."""
     if every >= DAY:
         return [(pendulum.datetime(2024, 12, 1), pendulum.datetime(2026, 2, 1))]
     days = [pendulum.datetime(2025, 1, 1, tz=zone).add(days=number) for number in range(365)]
@@ -77,9 +77,9 @@ def periods(every, zone):
         ("30 2 * * *", relativedelta(days=1)),
     ],
 )
-@pytest.mark.parametrize("given", ["default_interval", "CronTriggerTimetable"])
-def test_windows_tile_when_the_clocks_change(zone, cron, interval, given):
-    by_default = given == "default_interval"
+@pytest.mark.parametrize("source", ["default_interval", "CronTriggerTimetable"])
+def test_windows_are_adjacent_when_the_clocks_change(zone, cron, interval, source):
+    by_default = source == "default_interval"
     if by_default and isinstance(interval, relativedelta):
         pytest.skip("default_interval is a timedelta")
     timetable = CronTriggerTimetable(cron, timezone=zone, interval=timedelta() if by_default else interval)
@@ -107,7 +107,7 @@ def test_windows_tile_when_the_clocks_change(zone, cron, interval, given):
         ("0 6,20 * * *", timedelta(hours=12)),
     ],
 )
-def test_an_interval_that_can_not_tile_is_refused_from_the_first_run_on(zone, cron, interval):
+def test_an_interval_that_does_not_fit_is_an_error_in_every_run(zone, cron, interval):
     for by_default in (True, False):
         timetable = CronTriggerTimetable(cron, timezone=zone, interval=timedelta() if by_default else interval)
         for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 3, 1)):
@@ -118,13 +118,13 @@ def test_an_interval_that_can_not_tile_is_refused_from_the_first_run_on(zone, cr
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC"])
-def test_a_shorter_interval_is_taken_as_it_is(zone):
+def test_a_shorter_interval_is_used_as_it_is(zone):
     timetable = CronTriggerTimetable("0 6 * * *", timezone=zone)
     for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 12, 31)):
         assert window(timetable, run, 2 * HOUR) == (run.end.subtract(hours=2), run.end)
 
 
-def test_a_longer_interval_leaves_nothing_out():
+def test_a_longer_interval_leaves_no_time_out():
     timetable = CronTriggerTimetable("0 0 * * *", timezone="Europe/Berlin")
     for interval in (DAY + HOUR / 2, 3 * DAY):
         made = [
@@ -144,7 +144,7 @@ def test_the_days_on_which_the_clocks_change_have_23_and_25_hours():
     assert sorted({end - start for start, end in made}) == [23 * HOUR, 24 * HOUR, 25 * HOUR]
 
 
-def test_a_run_by_hand_between_two_times_of_the_schedule_reads_the_interval_before_it():
+def test_a_manual_run_between_two_scheduled_times_reads_the_interval_before_it():
     timetable = CronTriggerTimetable("0 0 * * *", timezone="Europe/Berlin")
     moment = datetime(2025, 10, 26, 12, 34, tzinfo=UTC)
     run = SimpleNamespace(run_after=moment)
@@ -152,15 +152,15 @@ def test_a_run_by_hand_between_two_times_of_the_schedule_reads_the_interval_befo
     assert got == (moment - DAY, moment)
 
 
-def test_a_data_interval_of_ones_own_is_kept():
+def test_a_custom_data_interval_is_kept():
     timetable = CronTriggerTimetable("0 0 * * *", timezone="Europe/Berlin", interval=DAY)
     end = pendulum.datetime(2025, 10, 27, tz="Europe/Berlin")
-    given = DataInterval(end.subtract(hours=7), end)
-    assert window(timetable, given) == (given.start, given.end)
+    interval = DataInterval(end.subtract(hours=7), end)
+    assert window(timetable, interval) == (interval.start, interval.end)
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Lord_Howe"])
-def test_partitions_of_a_cron_schedule_tile_too(zone):
+def test_partitions_of_a_cron_schedule_are_adjacent_too(zone):
     timetable = CronTriggerTimetable("0 0 * * *", timezone=zone)
     made = []
     for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 12, 31)):
@@ -186,7 +186,7 @@ def test_several_cron_expressions_are_one_schedule():
     assert all(earlier == start for (_, earlier), (start, _) in pairwise(made))
 
 
-def test_the_timetables_of_airflows_sdk_are_understood():
+def test_the_timetables_of_airflows_sdk_are_supported():
     sdk = pytest.importorskip("airflow.sdk")
     if not hasattr(sdk, "CronTriggerTimetable"):
         pytest.skip("before Airflow 3.2")

@@ -25,7 +25,7 @@ NEVER = instant("2100-01-01T00:00Z")
 
 
 def never_whole(row):
-    """Let one interval never come, in the middle of the window: so the site need not be read."""
+    """Withhold one interval in the middle of the window, so that the site record need not be read."""
     return NEVER if row.endswith("00:45") else None
 
 
@@ -37,7 +37,7 @@ def server():
 
 @pytest.fixture
 def sim(server, monkeypatch):
-    """A simulator without a past, as a connection whose requests have one attempt."""
+    """A simulator without recorded requests, as a connection whose requests have one attempt."""
     server.clear_faults()
     server.rewrite = None
     server.reset_requests()
@@ -46,8 +46,8 @@ def sim(server, monkeypatch):
 
 
 def connect(sim, monkeypatch):
-    given = {**json.loads(sim.connection), "extra": {"max_attempts": 1}}
-    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(given))
+    connection = {**json.loads(sim.connection), "extra": {"max_attempts": 1}}
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def clock(sim, monkeypatch):
 
 @pytest.fixture(params=MODES)
 def wait(request, clock, monkeypatch):
-    """``wait(**arguments)`` runs a sensor to its end, in each mode."""
+    """``wait(**arguments)``: run a sensor to its end, in each mode."""
     return Waiting(request.param, clock, monkeypatch)
 
 
@@ -82,15 +82,15 @@ def _instant(seconds):
     return instant("1970-01-01T00:00Z") + timedelta(seconds=int(seconds))
 
 
-# --- what is there, and what comes ------------------------------------------------------------------------------------
+# --- available and missing intervals ----------------------------------------------------------------------------------
 
 
-def test_what_is_there_ends_the_wait_at_once(wait, sim, clock):
+def test_the_sensor_ends_at_once_if_everything_is_available(wait, sim, clock):
     sites = ["site-00001", {"site_id": "site-00002"}, record(sim, "site-00003")]
     assert wait(sites=sites, stream_types=ALL_TYPES) == report(4 * 8, sites=3)
     assert wait.executions == 1
     assert clock.sleeps == []
-    # The third lacks a type, which its record tells.
+    # The third site lacks a type, as its record shows.
     assert asked(sim) == [
         ("site-00001", "CONVERTER,INTERVAL_REVENUE,MONITOR", "00:00", "01:00"),
         ("site-00002", "CONVERTER,INTERVAL_REVENUE,MONITOR", "00:00", "01:00"),
@@ -98,7 +98,7 @@ def test_what_is_there_ends_the_wait_at_once(wait, sim, clock):
     ]
 
 
-def test_only_what_is_missing_is_asked_for_again(wait, sim):
+def test_only_missing_intervals_are_requested_again(wait, sim):
     late = {
         "site-00002/MONITOR/00:30": instant("2025-07-01T02:15Z"),
         "site-00002/MONITOR/01:00": instant("2025-07-01T02:25Z"),
@@ -108,7 +108,7 @@ def test_only_what_is_missing_is_asked_for_again(wait, sim):
     arrivals = Arrivals(sim, late.get)
     sites = [record(sim, f"site-0000{number}") for number in (1, 2, 3)]
     assert wait(sites=sites, stream_types=["MONITOR", "CONVERTER"]) == report(4 * 6, sites=3)
-    assert arrivals.looks == ["02:00:00", "02:10:00", "02:20:00", "02:30:00"]
+    assert arrivals.pokes == ["02:00:00", "02:10:00", "02:20:00", "02:30:00"]
     everything = [(f"site-0000{number}", "CONVERTER,MONITOR", "00:00", "01:00") for number in (1, 2, 3)]
     again = [
         [("site-00002", "CONVERTER,MONITOR", "00:15", "01:00"), ("site-00003", "CONVERTER", "00:00", "01:00")],
@@ -116,13 +116,13 @@ def test_only_what_is_missing_is_asked_for_again(wait, sim):
         [("site-00002", "MONITOR", "00:45", "01:00"), ("site-00003", "CONVERTER", "00:00", "01:00")],
     ]
     if wait.mode == "reschedule":
-        # Nothing can be kept between the executions.
+        # No progress is kept between the executions.
         again = [everything] * 3
     assert asked(sim) == sorted(sum(again, everything))
     assert wait.executions == (4 if wait.mode.startswith("reschedule") else 1)
 
 
-def test_a_site_is_read_once_to_learn_what_it_lacks(wait, sim):
+def test_a_site_record_is_read_once_if_intervals_are_missing(wait, sim):
     late = {"site-00003/MONITOR/00:15": instant("2025-07-01T02:15Z")}
     Arrivals(sim, late.get)
     assert wait(sites="site-00003", stream_types=["MONITOR", "INTERVAL_REVENUE"]) == report(4)
@@ -135,7 +135,7 @@ def test_a_site_is_read_once_to_learn_what_it_lacks(wait, sim):
     assert asked(sim) == sorted(first * 3 if wait.mode == "reschedule" else [*first, *again, *again])
 
 
-def test_a_site_without_any_of_the_types_does_not_hold_the_wait(wait, sim):
+def test_a_site_without_any_of_the_types_counts_as_complete(wait, sim):
     assert wait(sites=["site-00003"], stream_types=["INTERVAL_REVENUE"]) == report(0)
     assert wait(sites=[record(sim, "site-00003")], stream_types=["INTERVAL_REVENUE"]) == report(0)
 
@@ -145,11 +145,11 @@ def test_another_resolution(wait, sim, resolution):
     late = {"site-00001/MONITOR/01:00": instant("2025-07-01T02:05Z")}
     arrivals = Arrivals(sim, late.get)
     assert wait(resolution=resolution) == report(3600 // resolution, resolution=resolution)
-    assert arrivals.looks == ["02:00:00", "02:10:00"]
+    assert arrivals.pokes == ["02:00:00", "02:10:00"]
 
 
 @pytest.mark.parametrize("form", ["id", "record"])
-def test_a_stream_that_begins_inside_the_window_is_expected_from_there_and_one_that_begins_later_not(wait, sim, form):
+def test_a_stream_is_expected_from_its_start_on(wait, sim, form):
     begins = {"MONITOR": "2025-07-01T00:30:01Z", "CONVERTER": "2025-07-02T00:00:01Z"}
 
     class Begun(Arrivals):
@@ -168,14 +168,14 @@ def test_a_stream_that_begins_inside_the_window_is_expected_from_there_and_one_t
     assert wait(sites=sites, stream_types=["MONITOR", "CONVERTER"]) == report(2)
 
 
-# --- how much is enough -----------------------------------------------------------------------------------------------
+# --- min_completeness -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("of", "there", "share"),
     [(25, 7, 0.28), (25, 7, 0.2800000001), (25, 25, 1.0), (25, 24, 0.96), (25, 24, 1.0), (50, 29, 0.58), (25, 1, 1)],
 )
-def test_the_share_that_is_enough_is_met_exactly(wait, sim, of, there, share):
+def test_min_completeness_is_exact(wait, sim, of, there, share):
     start = instant("2025-07-01T00:00Z")
     window = (start.isoformat(), (start + timedelta(minutes=15 * of)).isoformat())
     wait.clock.set(instant("2025-07-02T00:00Z"))
@@ -192,94 +192,94 @@ def test_the_share_that_is_enough_is_met_exactly(wait, sim, of, there, share):
             wait(**arguments)
 
 
-def test_the_share_is_one_of_all_sites_together(wait, sim):
+def test_min_completeness_applies_to_all_sites_together(wait, sim):
     Arrivals(sim, lambda row: NEVER if row.startswith("site-00002") else None)
     sites = ["site-00001", "site-00002", "site-00003", "site-00004"]
     assert wait(sites=sites, min_completeness=0.75) == report(16, 4, sites=4)
 
 
-# --- when it begins ---------------------------------------------------------------------------------------------------
+# --- the first request ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settle", [None, timedelta(minutes=45)])
-def test_nothing_is_asked_before_the_window_is_over_and_has_settled(wait, sim, settle):
+def test_there_is_no_request_before_the_window_has_ended_and_settled(wait, sim, settle):
     wait.clock.sims = ()
-    sim.now = instant("2025-07-01T12:00Z")  # the server has everything all the time
+    sim.now = instant("2025-07-01T12:00Z")  # the server always has everything
     seen = []
     Arrivals(sim, lambda _: seen.append(wait.clock.now))
     window = ("2025-07-01T02:00Z", "2025-07-01T03:00Z")
     assert wait(wait.context(*window), settle=settle, poke_interval=420) == report(4, window=window)
     [moment] = set(seen)
     begun = instant(window[1]) + (settle or timedelta())
-    # Deferred it is asked for on the dot, else with the first poke after it.
+    # The trigger sends the request at that moment, the other modes with the next poke.
     assert begun <= moment <= begun + timedelta(seconds=0 if wait.mode == "deferred" else 420)
     assert len(asked(sim)) == 1
 
 
-def test_a_window_that_ends_now_is_asked_for_now(wait, sim):
+def test_a_window_that_ends_now_is_requested_now(wait, sim):
     wait.clock.set(instant("2025-07-01T03:00Z"))
     assert wait(wait.context("2025-07-01T02:00Z", "2025-07-01T03:00Z"))["missing"] == 0
     assert len(asked(sim)) == 1
     assert wait.clock.sleeps == []
 
 
-def test_a_server_that_is_late_and_refuses_the_future(wait, stem_simulator_factory, monkeypatch):
+def test_a_server_whose_clock_is_behind_and_that_rejects_the_future(wait, stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(future="refuse", settle=300.0)
     connect(sim, monkeypatch)
     wait.clock.sims = (sim,)
     wait.clock.set(instant("2025-07-01T03:00Z"))
     arrivals = Arrivals(sim)
     assert wait(wait.context("2025-07-01T02:00Z", "2025-07-01T03:00Z"), poke_interval=120)["missing"] == 0
-    assert arrivals.looks[-1] == "03:06:00"
+    assert arrivals.pokes[-1] == "03:06:00"
 
 
-# --- how often, and how long ------------------------------------------------------------------------------------------
+# --- poke_interval and timeout ----------------------------------------------------------------------------------------
 
 
-def test_the_poke_interval_lies_between_two_looks(wait, sim):
-    # Half of the window is enough, and comes.
+def test_the_poke_interval_is_the_time_between_two_pokes(wait, sim):
+    # Half of the window is enough, and arrives.
     arrivals = Arrivals(sim, lambda row: instant("2025-07-01T03:00Z") if row[-5:] < "00:45" else NEVER)
     assert wait(poke_interval=timedelta(minutes=17), min_completeness=0.5) == report(4, 2)
-    assert arrivals.looks == ["02:00:00", "02:17:00", "02:34:00", "02:51:00", "03:08:00"]
+    assert arrivals.pokes == ["02:00:00", "02:17:00", "02:34:00", "02:51:00", "03:08:00"]
 
 
-def test_a_time_out_ends_the_wait_in_each_mode_alike(wait, sim):
+def test_a_time_out_is_the_same_in_each_mode(wait, sim):
     Arrivals(sim, never_whole)
     with pytest.raises(AirflowSensorTimeout) as error:
         wait()
     assert type(error.value) is AirflowSensorTimeout
-    # A poke is the last one where the time is over after it; a trigger looks once more when it is.
+    # The last poke is the one after which the time has passed; a trigger pokes once more at that moment.
     ended = wait.clock.now - instant("2025-07-01T02:00Z") - timedelta(seconds=RUN)
     assert timedelta() <= ended <= timedelta(seconds=600)
     if wait.mode == "deferred":
-        assert "3 of 4 intervals are there, 1 of 1 sites are incomplete" in str(error.value)
+        assert "3 of 4 intervals received, 1 of 1 sites incomplete" in str(error.value)
         assert not ended
 
 
-def test_a_time_out_comes_also_where_the_window_is_never_over(wait, sim):
+def test_a_window_that_never_ends_times_out_too(wait, sim):
     with pytest.raises(AirflowSensorTimeout) as error:
         wait(wait.context("2025-07-01T00:00Z", "2025-07-05T00:00Z"), sites=["site-00001", "site-00002"])
     assert asked(sim) == []
     if wait.mode == "deferred":
-        assert "2 of 2 sites are incomplete" in str(error.value)
+        assert "2 of 2 sites incomplete" in str(error.value)
 
 
 @pytest.mark.parametrize("flag", ["soft_fail", "never_fail"])
-def test_a_time_out_skips_where_that_is_wanted(wait, sim, flag):
+def test_a_time_out_skips_with_soft_fail_and_never_fail(wait, sim, flag):
     Arrivals(sim, never_whole)
     with pytest.raises(AirflowSkipException):
         wait(**{flag: True})
     assert wait.clock.now >= instant("2025-07-01T02:00Z") + timedelta(seconds=RUN)
 
 
-def test_deferred_pauses_grow_as_far_as_the_longest(sim, clock, monkeypatch):
+def test_deferred_pauses_grow_up_to_max_wait(sim, clock, monkeypatch):
     arrivals = Arrivals(sim, lambda _: instant("2025-07-01T02:50Z"))
     wait = Waiting("deferred", clock, monkeypatch)
     wait(poke_interval=60, exponential_backoff=True, max_wait=timedelta(minutes=20))
-    assert arrivals.looks == ["02:00:00", "02:01:00", "02:03:00", "02:07:00", "02:15:00", "02:31:00", "02:51:00"]
+    assert arrivals.pokes == ["02:00:00", "02:01:00", "02:03:00", "02:07:00", "02:15:00", "02:31:00", "02:51:00"]
 
 
-def test_pauses_that_grow_without_an_end_still_end_with_the_time_out(wait, sim):
+def test_pauses_that_grow_without_a_limit_end_with_the_time_out(wait, sim):
     Arrivals(sim, never_whole)
     with pytest.raises(AirflowSensorTimeout):
         wait(poke_interval=60, exponential_backoff=True)
@@ -287,7 +287,7 @@ def test_pauses_that_grow_without_an_end_still_end_with_the_time_out(wait, sim):
 
 
 @pytest.mark.parametrize("timeout", [0, timedelta(0)])
-def test_without_any_time_it_is_looked_all_the_same(wait, sim, timeout):
+def test_there_is_one_poke_even_if_the_timeout_is_zero(wait, sim, timeout):
     assert wait(timeout=timeout) == report(4)
 
 
@@ -323,14 +323,14 @@ def test_airflows_own_limit_of_the_trigger_is_a_time_out_as_well(marker, flags, 
 
 @pytest.mark.parametrize("flags", [{}, {"soft_fail": True}])
 @pytest.mark.parametrize("marker", [{"error": "Trigger failure", "traceback": ["line 1"]}, {}, None])
-def test_a_trigger_that_failed_in_airflows_hands_is_no_time_out(marker, flags):
+def test_a_trigger_failure_in_airflow_is_not_a_time_out(marker, flags):
     sensor = StemStreamsSensor(task_id="wait", sites="site-00001", deferrable=True, **flags)
-    # Another attempt can help, and nothing was late.
-    with pytest.raises(StemError, match="The triggerer could not wait: "):
+    # A retry can help, and nothing was late.
+    with pytest.raises(StemError, match="The trigger failed: .* See the triggerer.s log"):
         sensor.resume_execution("__fail__", marker, run_context(*HOUR))
 
 
-def test_airflows_own_limit_comes_after_the_sensors(sim, clock):
+def test_airflows_time_limit_is_later_than_the_sensors(sim, clock):
     Arrivals(sim, never_whole)
     with pytest.raises(TaskDeferred) as deferred:
         StemStreamsSensor(task_id="wait", sites="site-00001", deferrable=True, timeout=RUN).execute(run_context(*HOUR))
@@ -354,9 +354,9 @@ def flag_names(flags):
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=flag_names)
-@pytest.mark.parametrize("before", [0, 2], ids=["first look", "later look"])
+@pytest.mark.parametrize("before", [0, 2], ids=["first poke", "later poke"])
 @pytest.mark.parametrize("status", FINAL)
-def test_what_no_attempt_can_mend_fails_at_once_and_never_skips_softly(wait, sim, status, before, flags):
+def test_final_errors_fail_without_retries_and_without_a_soft_skip(wait, sim, status, before, flags):
     Arrivals(sim, never_whole)
     sim.fail(status, times=None, after=before, path="/streams")
     with pytest.raises(AirflowSkipException if "never_fail" in flags else AirflowFailException) as error:
@@ -367,9 +367,9 @@ def test_what_no_attempt_can_mend_fails_at_once_and_never_skips_softly(wait, sim
 
 
 @pytest.mark.parametrize("flags", [{}, {"soft_fail": True}], ids=flag_names)
-@pytest.mark.parametrize("before", [0, 2], ids=["first look", "later look"])
+@pytest.mark.parametrize("before", [0, 2], ids=["first poke", "later poke"])
 @pytest.mark.parametrize(("kind", "expected"), [("reset", StemTransportError), (503, StemServerError)])
-def test_what_may_pass_is_raised_for_airflow_to_retry(wait, sim, kind, expected, before, flags):
+def test_retryable_errors_are_raised_for_airflow_to_retry(wait, sim, kind, expected, before, flags):
     Arrivals(sim, never_whole)
     sim.fail(kind, times=None, after=before)
     with pytest.raises(StemError) as error:
@@ -380,14 +380,14 @@ def test_what_may_pass_is_raised_for_airflow_to_retry(wait, sim, kind, expected,
     assert len(asked(sim)) == before + 1
 
 
-def test_what_may_pass_skips_where_a_task_must_never_fail(wait, sim):
+def test_retryable_errors_skip_with_never_fail(wait, sim):
     sim.fail(503, times=None)
     with pytest.raises(AirflowSkipException):
         wait(never_fail=True)
 
 
-@pytest.mark.parametrize("before", [0, 1], ids=["first look", "later look"])
-def test_what_passes_is_told_and_looked_over_where_that_is_wanted(wait, sim, before, capsys, caplog):
+@pytest.mark.parametrize("before", [0, 1], ids=["first poke", "later poke"])
+def test_retryable_errors_are_logged_and_ignored_with_silent_fail(wait, sim, before, capsys, caplog):
     Arrivals(sim, {"site-00001/MONITOR/00:45": instant("2025-07-01T02:05Z")}.get)
     sim.fail(503, times=2, after=before)
     assert wait(silent_fail=True) == report(4)
@@ -396,7 +396,7 @@ def test_what_passes_is_told_and_looked_over_where_that_is_wanted(wait, sim, bef
     assert "HTTP 503" in capsys.readouterr().out + caplog.text
 
 
-def test_what_was_seen_before_an_error_is_not_asked_for_again(wait, sim):
+def test_intervals_found_before_an_error_are_not_requested_again(wait, sim):
     sites = ["site-00001", "site-00002", "site-00003"]
     sim.fail(503, path="site-00003")
     assert wait(sites=sites, silent_fail=True, max_workers=1) == report(12, sites=3)
@@ -422,18 +422,18 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "wrong extra": (
         lambda m: wrong_connection(m, password="k", extra={"timeout": "soon"}),
         {},
-        "'timeout' of the connection is 'soon'",
+        "'timeout' of the connection must be .*, got 'soon'",
     ),
-    "no sites": (None, {"sites": []}, "sites is empty: give at least one"),
-    "a number": (None, {"sites": 17}, "sites is 17: give a site id"),
+    "no sites": (None, {"sites": []}, "sites is empty. Use at least one"),
+    "a number": (None, {"sites": 17}, "Invalid sites 17. Use a site id"),
     "a wrong record": (None, {"sites": [{"name": "x"}]}, "with a 'site_id'"),
     "no such start": (
         None,
         {"sites": {"site_id": "a", "stream_start_times": {"MONITOR": "soon"}}},
-        "sites holds a wrong record",
+        "sites contains an invalid record",
     ),
-    "a naive end": (None, {"end": "2025-07-01T01:00"}, "end is 2025-07-01.*no time zone"),
-    "no time": (None, {"start": "soon"}, "start is 'soon': give an ISO 8601 time"),
+    "a naive end": (None, {"end": "2025-07-01T01:00"}, "Invalid end .2025-07-01.*no UTC offset"),
+    "no time": (None, {"start": "soon"}, "Invalid start 'soon'. Use an ISO 8601 time"),
     "backwards": (None, {"start": HOUR[1], "end": HOUR[0]}, "is not after start"),
     "zero width": (None, {"context": (HOUR[0], HOUR[0])}, "CronDataIntervalTimetable.*default_interval"),
 }
@@ -441,7 +441,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("flags", FLAGS, ids=flag_names)
 @pytest.mark.parametrize("mistake", WRONG)
-def test_a_mistake_fails_at_once_with_the_remedy_and_without_a_request(wait, sim, monkeypatch, mistake, flags):
+def test_a_wrong_argument_fails_without_retries_or_requests_and_with_the_remedy(wait, sim, monkeypatch, mistake, flags):
     make, arguments, remedy = WRONG[mistake]
     if make:
         make(monkeypatch)
@@ -456,7 +456,7 @@ def test_a_mistake_fails_at_once_with_the_remedy_and_without_a_request(wait, sim
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=flag_names)
-def test_a_connection_that_goes_while_the_sensor_waits(wait, sim, monkeypatch, flags):
+def test_a_connection_that_is_deleted_while_the_sensor_waits(wait, sim, monkeypatch, flags):
     def going(row):
         monkeypatch.delenv("AIRFLOW_CONN_STEM_DEFAULT", raising=False)
         return NEVER
@@ -469,7 +469,7 @@ def test_a_connection_that_goes_while_the_sensor_waits(wait, sim, monkeypatch, f
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=flag_names)
-def test_a_window_without_a_grid_point_skips(wait, sim, flags):
+def test_a_window_without_an_interval_skips(wait, sim, flags):
     with pytest.raises(AirflowSkipException, match="No interval of 900 s ends within"):
         wait(wait.context("2025-07-01T00:01Z", "2025-07-01T00:14Z"), **flags)
     assert sim.requests == []
@@ -498,9 +498,9 @@ def test_soft_and_never_fail_exclude_each_other():
     ],
 )
 @pytest.mark.parametrize("flags", [{}, {"soft_fail": True}], ids=flag_names)
-def test_an_event_that_cannot_be_read_fails_loudly(event, flags):
+def test_an_unknown_event_is_an_error(event, flags):
     sensor = StemStreamsSensor(task_id="wait", sites="s", deferrable=True, **flags)
-    with pytest.raises(StemError, match="The trigger told .*update all components"):
+    with pytest.raises(StemError, match="Unknown event of the trigger: .* Install the same version in all components"):
         sensor.resume_execution("execute_complete", {"event": event}, run_context(*HOUR))
 
 
@@ -514,10 +514,10 @@ def test_the_window_is_the_operators(wait, sim):
     assert wait(context, start="2025-07-01T02:00+02:00", end=instant("2025-07-01T01:14Z")) == report(4)
 
 
-# --- what is kept between executions ----------------------------------------------------------------------------------
+# --- progress between executions --------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_small_and_plain(sim, clock, monkeypatch):
+def test_the_progress_is_small_and_json(sim, clock, monkeypatch):
     Arrivals(sim, lambda row: NEVER if row.startswith("site-00007/MONITOR") else None)
     wait = Waiting("reschedule with a store", clock, monkeypatch)
     with pytest.raises(AirflowSensorTimeout):
@@ -528,7 +528,7 @@ def test_what_is_kept_is_small_and_plain(sim, clock, monkeypatch):
     assert kept["expected"] == 28
 
 
-def test_what_was_kept_of_other_arguments_is_passed_over(sim, clock, monkeypatch):
+def test_progress_of_other_arguments_is_ignored(sim, clock, monkeypatch):
     Arrivals(sim, never_whole)
     wait = Waiting("reschedule with a store", clock, monkeypatch)
     with pytest.raises(AirflowSensorTimeout):
@@ -541,7 +541,7 @@ def test_what_was_kept_of_other_arguments_is_passed_over(sim, clock, monkeypatch
         assert (start, end) == ("00:00", changed.get("end", HOUR[1])[11:16])
 
 
-def test_a_wait_that_has_ended_keeps_nothing_so_that_a_cleared_task_looks_anew(sim, clock, monkeypatch):
+def test_the_progress_is_deleted_at_the_end_so_that_a_cleared_task_starts_again(sim, clock, monkeypatch):
     Arrivals(sim, lambda _: instant("2025-07-01T02:05Z"))
     wait = Waiting("reschedule with a store", clock, monkeypatch)
     assert wait() == report(4)
@@ -552,12 +552,12 @@ def test_a_wait_that_has_ended_keeps_nothing_so_that_a_cleared_task_looks_anew(s
     assert len(asked(sim)) == 1
 
 
-def test_an_older_airflow_is_told_what_deferring_saves(sim, clock, monkeypatch, capsys, caplog):
+def test_an_older_airflow_logs_what_deferring_saves(sim, clock, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     Arrivals(sim, lambda _: instant("2025-07-01T02:05Z"))
     Waiting("reschedule", clock, monkeypatch)()
-    told = capsys.readouterr().out + caplog.text
-    assert "deferrable=True asks only for what is missing" in told
+    logged = capsys.readouterr().out + caplog.text
+    assert "deferrable=True to request only what is missing" in logged
 
 
 def test_a_deferred_sensor_keeps_nothing_in_the_store(sim, clock, monkeypatch):
@@ -573,16 +573,16 @@ def test_a_deferred_sensor_keeps_nothing_in_the_store(sim, clock, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"resolution": 60}, "resolution is 60"),
+        ({"resolution": 60}, "Invalid resolution 60"),
         ({"stream_types": ["VOLTAGE"]}, "VOLTAGE"),
         ({"stream_types": []}, "stream_types"),
-        ({"min_completeness": 0}, "min_completeness is 0"),
-        ({"min_completeness": 98}, "min_completeness is 98.*0.98"),
-        ({"min_completeness": float("nan")}, "min_completeness is nan"),
-        ({"settle": 3600}, "settle is 3600: give a timedelta"),
+        ({"min_completeness": 0}, "min_completeness must be a number > 0 and <= 1, .*got 0"),
+        ({"min_completeness": 98}, "min_completeness must .*such as 0.98, got 98"),
+        ({"min_completeness": float("nan")}, "min_completeness must .*got nan"),
+        ({"settle": 3600}, "settle must be a timedelta .*got 3600"),
         ({"settle": timedelta(hours=-1)}, "settle"),
         ({"default_interval": timedelta()}, "default_interval"),
-        ({"max_workers": 0}, "max_workers is 0"),
+        ({"max_workers": 0}, "max_workers must be an integer >= 1, got 0"),
     ],
 )
 def test_a_wrong_argument_shows_when_the_dag_is_parsed(wrong, says):

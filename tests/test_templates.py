@@ -1,4 +1,4 @@
-"""Foreign text is never rendered as a template, and templates of the DAG file still are: real runs of real DAGs."""
+"""Text from the API is never rendered as a template, templates in the DAG file are: real runs of real DAGs."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ with DAG(
     def second_batch(listed):
         return listed[1]
 
-    # The hour of the window says to the server which task asks.
+    # The server identifies the task by the hour of its window.
     land(0).expand_kwargs(batches)
     land(1).expand_kwargs(batches.map(lambda batch: {"sites": batch["sites"], "batch": batch["batch"]}))
     land(2).expand_kwargs(records.map(lambda record: {"sites": record}))
@@ -108,7 +108,7 @@ with DAG(
 
     group.expand(site=records)
 
-    # Templates that are written in the DAG file are rendered, once.
+    # Templates in the DAG file are rendered once.
     land(20).expand(sites=["{{ params.site }}", "at {{ params.day }}"])
     land(21).expand_kwargs([{"sites": ["{{ params.site }}"], "batch": "at {{ params.day }}"}])
     wait(22, deferrable=False).expand_kwargs([{"sites": ["{{ params.site }}"], "batch": "at {{ params.day }}"}])
@@ -184,7 +184,7 @@ class _HostileApi(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module", params=["", "native"])
 def run(request, s3_server, tmp_path_factory):
-    """The DAG's run, with native rendering and without: what the server was asked, the log, the database."""
+    """The DAG's run, with native rendering and without: the requests, the log, the database."""
     home = tmp_path_factory.mktemp("templates")
     (home / "dags").mkdir()
     (home / "dags" / "templates.py").write_text(DAG)
@@ -232,19 +232,19 @@ def test_templates_of_the_dag_file_are_rendered_once(run, hour):
     assert sorted(unquote(segment) for at, segment in run.streams if at == hour) == RENDERED[hour]
 
 
-def test_each_id_is_one_segment_and_no_segment_is_followed(run):
+def test_each_id_is_one_path_segment(run):
     assert {segment.count("/") for _, segment in run.streams} == {0}
     assert not [path for path in run.asked if "49" in path.partition("?")[0]]
 
 
-def test_batches_are_literal_too(run):
+def test_batches_are_not_rendered(run):
     keys = [key.rpartition("_")[2] for key in run.lake.objects() if "/land_08/" in key]
     assert sorted(keys) == ["%7B%7B 7%2A7 %7D%7D001-of-002.parquet", "%7B%7B 7%2A7 %7D%7D002-of-002.parquet"]
     [key] = [key for key in run.lake.objects() if "/land_21/" in key]
     assert key.endswith("_at 2025-07-01.parquet")
 
 
-def test_the_warehouse_holds_ids_and_names_as_the_api_sent_them(run):
+def test_the_warehouse_has_ids_and_names_as_the_api_sent_them(run):
     with duckdb.connect(str(run.home / "telemetry.duckdb"), read_only=True) as warehouse:
         sites = warehouse.execute("SELECT site_id, name FROM stem.sites ORDER BY ALL").fetchall()
         loaded = warehouse.execute("SELECT DISTINCT site_id FROM stem.streams ORDER BY ALL").fetchall()
@@ -252,9 +252,9 @@ def test_the_warehouse_holds_ids_and_names_as_the_api_sent_them(run):
     assert loaded == sorted((site_id,) for site_id in IDS)
 
 
-def test_no_secret_is_anywhere(run):
+def test_no_secret_is_rendered_or_logged(run):
     database = (run.home / "airflow.db").read_bytes()
-    # Airflow 3.0 itself writes in dag.test() which values it was asked to mask.
+    # Airflow 3.0 logs in dag.test() the values that it is asked to mask.
     log = [line for line in run.log.splitlines() if "MaskSecret(" not in line]
     for secret in (KEY, "the-secret-variable"):
         assert not [line for line in log if secret in line]

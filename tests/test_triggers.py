@@ -37,15 +37,15 @@ NEVER = instant("2100-01-01T00:00Z")
 
 @pytest.fixture
 def sim(stem_simulator_factory, monkeypatch):
-    """A simulator with a key of its own, as a connection whose requests have one attempt."""
+    """A simulator with its own key, as a connection whose requests have one attempt."""
     sim = stem_simulator_factory(api_key=KEY, sites=6)
     connect(sim, monkeypatch)
     return sim
 
 
 def connect(sim, monkeypatch, **extra):
-    given = {**json.loads(sim.connection), "extra": {"max_attempts": 1, **extra}}
-    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(given))
+    connection = {**json.loads(sim.connection), "extra": {"max_attempts": 1, **extra}}
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def until_on_loop(condition):
             await asyncio.sleep(0.005)
 
 
-# --- what is stored ---------------------------------------------------------------------------------------------------
+# --- serialization ----------------------------------------------------------------------------------------------------
 
 EVERYTHING: dict[str, Any] = {
     "sites": ["site-00001", {"site_id": "site-00002", "stream_start_times": {"MONITOR": None}}],
@@ -87,7 +87,7 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def test_every_argument_comes_back_from_the_database():
+def test_every_argument_survives_the_database():
     assert set(EVERYTHING) == set(inspect.signature(StemStreamsTrigger).parameters)
     path, arguments = through_database(StemStreamsTrigger(**EVERYTHING)).serialize()
     assert arguments == EVERYTHING
@@ -96,8 +96,8 @@ def test_every_argument_comes_back_from_the_database():
     assert arguments == StemStreamsTrigger(sites="a").serialize()[1]
 
 
-def test_a_sensor_hands_over_everything(sim, clock):
-    """No argument of the trigger is left at its default by mistake."""
+def test_a_sensor_sets_every_argument_of_its_trigger(sim, clock):
+    """Check that no argument of the trigger is left at its default by mistake."""
     Arrivals(sim, lambda row: NEVER if row.endswith("01:00") else None)
     sensor = StemStreamsSensor(
         task_id="wait",
@@ -117,7 +117,7 @@ def test_a_sensor_hands_over_everything(sim, clock):
     with pytest.raises(TaskDeferred) as deferred:
         sensor.execute(run_context(*HOUR))
     handed = deferred.value.trigger.serialize()[1]
-    assert handed.pop("progress")["looks"] == 1
+    assert handed.pop("progress")["pokes"] == 1
     assert handed == {
         "sites": [{"site_id": "site-00001"}, {"site_id": "site-00002"}],
         "stream_types": ["CONVERTER", "MONITOR"],
@@ -137,7 +137,7 @@ def test_a_sensor_hands_over_everything(sim, clock):
     }
 
 
-def test_no_credential_leaves_the_connection(sim, clock, caplog, capsys):
+def test_no_credential_is_stored_or_logged(sim, clock, caplog, capsys):
     caplog.set_level(logging.DEBUG)
     Arrivals(sim, lambda row: instant("2025-07-01T02:15Z") if row.endswith("01:00") else None)
     sim.fail(503, after=1, times=1)
@@ -159,7 +159,7 @@ def test_no_credential_leaves_the_connection(sim, clock, caplog, capsys):
 
 
 @pytest.mark.parametrize("form", ["site-00001", ["site-00001"], {"site_id": "site-00001"}])
-def test_it_fires_once_when_all_is_there(sim, clock, form):
+def test_it_fires_once_when_everything_is_available(sim, clock, form):
     payload = fire(trigger(sites=form))
     assert payload["status"] == "complete"
     assert payload["report"]["expected"] == 4
@@ -171,18 +171,18 @@ def test_it_fires_once_when_all_is_there(sim, clock, form):
     ("wrong", "name", "says"),
     [
         ({"sites": []}, "StemConfigError", "sites is empty"),
-        ({"start": None}, "StemConfigError", "start is None"),
-        ({"start": "soon"}, "StemConfigError", "start is 'soon'"),
+        ({"start": None}, "StemConfigError", "Invalid start None"),
+        ({"start": "soon"}, "StemConfigError", "Invalid start 'soon'"),
         ({"end": HOUR[0]}, "StemConfigError", "is not after start"),
-        ({"resolution": 60}, "StemConfigError", "resolution is 60"),
+        ({"resolution": 60}, "StemConfigError", "Invalid resolution 60"),
         ({"deadline": "2025-07-01T00:00"}, "StemConfigError", "deadline"),
         ({"stem_conn_id": "missing"}, "StemConfigError", "missing.*Create the connection"),
         ({"sites": ["site-99999"]}, "StemNotFoundError", "404"),
     ],
 )
-def test_what_cannot_come_right_is_one_event_at_once(sim, clock, wrong, name, says, silent_fail):
+def test_a_final_error_is_one_event_at_once(sim, clock, wrong, name, says, silent_fail):
     waiting = trigger(silent_fail=silent_fail)
-    vars(waiting).update(wrong)  # as templates give it, which are rendered when the trigger is made already
+    vars(waiting).update(wrong)  # as templates do, which are rendered after the trigger is created
     payload = fire(waiting)
     assert (payload["status"], payload["error"]) == ("error", name)
     assert clock.sleeps == []
@@ -191,11 +191,11 @@ def test_what_cannot_come_right_is_one_event_at_once(sim, clock, wrong, name, sa
         sensor.resume_execution("execute_complete", {"event": payload}, run_context(*HOUR))
 
 
-def test_a_defect_is_one_event_and_told_in_the_log(sim, clock, monkeypatch, caplog, capsys):
+def test_an_unexpected_error_is_one_event_and_logged(sim, clock, monkeypatch, caplog, capsys):
     def broken(*_):
         raise ZeroDivisionError("nobody thought of this")
 
-    monkeypatch.setattr(Watch, "look_at", broken)
+    monkeypatch.setattr(Watch, "poke_site", broken)
     payload = fire(trigger())
     assert payload == {
         "status": "error",
@@ -210,7 +210,7 @@ def test_a_defect_is_one_event_and_told_in_the_log(sim, clock, monkeypatch, capl
 
 
 @pytest.mark.parametrize("deadline", ["2025-07-01T01:00Z", "2025-07-01T02:00Z"])
-def test_a_deadline_that_passed_while_no_triggerer_ran_leaves_one_look(sim, clock, deadline):
+def test_there_is_one_poke_if_the_deadline_passed_while_no_triggerer_ran(sim, clock, deadline):
     assert fire(trigger(deadline=deadline))["status"] == "complete"
     Arrivals(sim, lambda row: NEVER if row.endswith("01:00") else None)
     asked(sim)
@@ -219,14 +219,14 @@ def test_a_deadline_that_passed_while_no_triggerer_ran_leaves_one_look(sim, cloc
     assert clock.sleeps == []
 
 
-def test_a_window_without_an_interval_is_told(sim, clock):
+def test_a_window_without_an_interval_is_an_event(sim, clock):
     assert fire(trigger(start="2025-07-01T00:01Z", end="2025-07-01T00:02Z")) == {"status": "empty"}
     assert sim.requests == []
 
 
-def test_pauses_double_up_to_the_longest_and_stay_within_what_a_clock_can_show():
+def test_pauses_double_up_to_max_wait_and_stay_in_the_range_of_datetime():
     waiting = trigger(poke_interval=60.0, exponential_backoff=True, max_wait=1000.0)
-    pauses = [waiting._pause_after(looks).total_seconds() for looks in (0, 1, 2, 3, 4, 5, 6, 10_000)]
+    pauses = [waiting._pause_after(pokes).total_seconds() for pokes in (0, 1, 2, 3, 4, 5, 6, 10_000)]
     assert pauses == [0, 60, 120, 240, 480, 960, 1000, 1000]
     steady = trigger(poke_interval=60.0, max_wait=50.0)
     assert steady._pause_after(9).total_seconds() == 50
@@ -234,11 +234,11 @@ def test_pauses_double_up_to_the_longest_and_stay_within_what_a_clock_can_show()
     assert instant("2025-07-01T00:00Z") + endless._pause_after(10_000) > instant("2100-01-01T00:00Z")
 
 
-# --- another triggerer, and none --------------------------------------------------------------------------------------
+# --- restart and cancellation -----------------------------------------------------------------------------------------
 
 
 class Standstill:
-    """Holds whoever sleeps for the ``number``-th time, for good."""
+    """Block the ``number``-th sleep for ever."""
 
     def __init__(self, monkeypatch, number):
         self.left = number
@@ -257,7 +257,7 @@ class Standstill:
 
 
 async def run_until(waiting, condition):
-    """Run a trigger until something is so, then cancel it as a triggerer does that shuts down."""
+    """Run a trigger until a condition is true, then cancel it like a triggerer that shuts down."""
     events = []
 
     async def run():
@@ -272,7 +272,7 @@ async def run_until(waiting, condition):
     assert events == []
 
 
-def test_it_begins_again_in_another_triggerer(sim, clock, monkeypatch):
+def test_it_continues_in_another_triggerer(sim, clock, monkeypatch):
     late = {
         "site-00002/MONITOR/00:45": instant("2025-07-01T02:55Z"),
         "site-00003/MONITOR/00:30": instant("2025-07-01T02:15Z"),
@@ -288,14 +288,14 @@ def test_it_begins_again_in_another_triggerer(sim, clock, monkeypatch):
     with monkeypatch.context() as patched:
         standstill = Standstill(patched, 3)
         asyncio.run(run_until(first, standstill.reached.is_set))
-    assert arrivals.looks[-1] == "02:20:00"
+    assert arrivals.pokes[-1] == "02:20:00"
     assert {site for site, *_ in asked(sim)} == {"site-00002", "site-00003"}
     payload = fire(through_database(first))
     assert payload["status"] == "complete"
     assert payload["report"]["expected"] == 12
-    # It goes on from what the worker knew: the complete site is not asked again.
+    # It continues with the worker's progress: the complete site is not requested again.
     assert {site for site, *_ in asked(sim)} == {"site-00002", "site-00003"}
-    assert arrivals.looks[-1] == "03:00:00"
+    assert arrivals.pokes[-1] == "03:00:00"
 
 
 def test_a_restart_does_not_move_the_deadline(sim, clock, monkeypatch):
@@ -315,7 +315,7 @@ def test_a_restart_does_not_move_the_deadline(sim, clock, monkeypatch):
 
 @pytest.fixture
 def clients(monkeypatch):
-    """The clients that are made."""
+    """The clients that were created."""
     made = []
 
     def client_of(connection, original=StemHook.client_of):
@@ -333,13 +333,13 @@ def closed(client):
 
 
 def all_threads_are_free():
-    """Tell that every thread which the triggers share takes work at once."""
+    """Return whether every thread that the triggers share accepts work."""
     together = threading.Barrier(triggers._THREADS)
     met = [triggers._threads().submit(together.wait, HUNG_AFTER) for _ in range(triggers._THREADS)]
     return sorted(one.result(HUNG_AFTER) for one in met) == list(range(triggers._THREADS))
 
 
-def test_a_cancellation_ends_waits_for_another_attempt_and_closes_the_client(sim, monkeypatch, clients):
+def test_a_cancellation_ends_waits_between_attempts_and_closes_the_client(sim, monkeypatch, clients):
     connect(sim, monkeypatch, max_attempts=5)
     waiting = []
     original = Transport._wait_until_closed
@@ -358,14 +358,14 @@ def test_a_cancellation_ends_waits_for_another_attempt_and_closes_the_client(sim
     assert closed(clients[0])
 
 
-def test_the_client_is_closed_after_each_look(sim, clock, clients):
+def test_the_client_is_closed_after_each_poke(sim, clock, clients):
     Arrivals(sim, lambda row: instant("2025-07-01T02:15Z") if row.endswith("01:00") else None)
     fire(trigger())
     assert len(clients) == 3
     assert all(map(closed, clients))
 
 
-def test_the_first_error_ends_the_others_waits(sim, monkeypatch, clients):
+def test_the_first_error_ends_the_waits_of_other_sites(sim, monkeypatch, clients):
     connect(sim, monkeypatch, max_attempts=5)
     monkeypatch.setattr(transport, "RETRY_AFTER_CAP", math.inf)
     sim.fail(429, path="site-00001", times=None, retry_after=DAY)
@@ -376,16 +376,16 @@ def test_the_first_error_ends_the_others_waits(sim, monkeypatch, clients):
     assert all_threads_are_free()
 
 
-def test_the_first_error_begins_no_further_site(sim, monkeypatch, clients):
-    looked_at: list[str] = []
+def test_after_the_first_error_no_other_site_is_requested(sim, monkeypatch, clients):
+    requested: list[str] = []
 
-    def look_at(self, source, site_id, original=Watch.look_at):
-        if looked_at:  # it may have begun before the error was known
+    def poke_site(self, source, site_id, original=Watch.poke_site):
+        if requested:  # it may have started before the error
             assert clients[0]._transport._closed.wait(HUNG_AFTER)
-        looked_at.append(site_id)
+        requested.append(site_id)
         original(self, source, site_id)
 
-    monkeypatch.setattr(Watch, "look_at", look_at)
+    monkeypatch.setattr(Watch, "poke_site", poke_site)
     sim.fail(404, path="site-00001", times=None)
 
     async def run():
@@ -395,19 +395,19 @@ def test_the_first_error_begins_no_further_site(sim, monkeypatch, clients):
 
     (event,) = asyncio.run(run())
     assert event.payload["error"] == "StemNotFoundError"
-    assert len(looked_at) <= 2
+    assert len(requested) <= 2
 
 
-def test_so_many_sites_are_asked_for_at_a_time(stem_simulator_factory, monkeypatch):
+def test_max_workers_limits_the_sites_that_are_requested_at_a_time(stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(latency=0.02, sites=24)
     connect(sim, monkeypatch)
     together = threading.Barrier(3)
 
-    def look_at(self, source, site_id, original=Watch.look_at):
-        together.wait(HUNG_AFTER)  # goes on only where three are here at once
+    def poke_site(self, source, site_id, original=Watch.poke_site):
+        together.wait(HUNG_AFTER)  # continues only if three are here at once
         original(self, source, site_id)
 
-    monkeypatch.setattr(Watch, "look_at", look_at)
+    monkeypatch.setattr(Watch, "poke_site", poke_site)
     assert fire(trigger(sites=list(sim.fleet.site_ids), max_workers=3))["status"] == "complete"
     assert sim.peak_concurrency <= 3
 
@@ -415,8 +415,8 @@ def test_so_many_sites_are_asked_for_at_a_time(stem_simulator_factory, monkeypat
 # --- the event loop ---------------------------------------------------------------------------------------------------
 
 
-def test_the_event_loop_goes_on_while_an_answer_is_out(sim):
-    """The server answers only once the loop has ticked on, which it never would if the request held it."""
+def test_the_event_loop_runs_during_a_request(sim):
+    """The server answers only after the loop has advanced, so a blocking request would never end."""
     ticked = threading.Event()
 
     def rewrite(request, payload):
@@ -441,8 +441,8 @@ def test_the_event_loop_goes_on_while_an_answer_is_out(sim):
     assert event.payload["status"] == "complete"
 
 
-def test_fifty_waits_share_a_loop_and_never_hold_it(stem_simulator_factory, monkeypatch):
-    """Each answer comes only once the loop has ticked on, which it never would if a wait held it."""
+def test_fifty_triggers_share_a_loop_and_never_block_it(stem_simulator_factory, monkeypatch):
+    """Each response comes only after the loop has advanced, so a trigger that blocks would never end."""
     sim = stem_simulator_factory(sites=4)
     connect(sim, monkeypatch)
     sites = list(sim.fleet.site_ids)
@@ -492,7 +492,7 @@ def sensor_in_dag(**arguments):
 
 
 def started_in_triggerer(dag, run=None, **run_data):
-    """Give the trigger as a triggerer makes it of the DAG in the database, its fields rendered."""
+    """Return the trigger that a triggerer creates from the DAG in the database, with rendered fields."""
     from airflow.executors.workloads.task import TaskInstanceDTO
     from airflow.jobs.triggerer_job_runner import TriggerRunner
     from airflow.serialization.serialized_objects import DagSerialization
@@ -571,7 +571,7 @@ def test_the_window_of_a_task_that_starts_there_is_the_operators(arguments, run)
 @pytest.mark.parametrize(
     ("run", "remedy"),
     [
-        ({"run_type": "asset_triggered"}, "triggerer does not see their events: leave it out, or give start and end"),
+        ({"run_type": "asset_triggered"}, "triggerer cannot read their events. Leave it out, or set start and end"),
         ({}, "CronDataIntervalTimetable"),
         (INTERVAL | {"data_interval_end": HOUR[0]}, "CronDataIntervalTimetable"),
     ],
@@ -605,7 +605,7 @@ def test_sites_of_every_form_can_start_there(sim, sites):
 
 
 @starts_in_triggerer
-def test_what_is_stored_of_such_a_task_holds_no_credential_and_survives(sim):
+def test_the_stored_arguments_of_such_a_task_have_no_credentials_and_survive(sim):
     dag, sensor = sensor_in_dag()
     waiting, arguments = started_in_triggerer(dag, **INTERVAL)
     for text in (str(arguments), repr(waiting), str(sensor.start_trigger_args)):
@@ -615,8 +615,8 @@ def test_what_is_stored_of_such_a_task_holds_no_credential_and_survives(sim):
 
 
 @starts_in_triggerer
-def test_a_task_that_was_to_start_there_still_starts_in_a_worker(sim, clock):
-    """As it does where Airflow runs it in one process."""
+def test_such_a_task_can_also_start_in_a_worker(sim, clock):
+    """Airflow does this when it runs a DAG in one process."""
     _, sensor = sensor_in_dag()
     assert sensor.execute(run_context(*HOUR))["expected"] == 4
     Arrivals(sim, lambda row: NEVER if row.endswith("01:00") else None)
@@ -626,22 +626,22 @@ def test_a_task_that_was_to_start_there_still_starts_in_a_worker(sim, clock):
 
 @starts_in_triggerer
 @pytest.mark.parametrize("unknown", ["sites", "start", "end"])
-def test_what_is_known_only_in_a_run_cannot_start_there(unknown):
+def test_arguments_that_are_known_only_in_a_run_are_rejected(unknown):
     with DAG("dag", schedule=None):
         listing = StemSiteListOperator(task_id="list")
         arguments: dict[str, Any] = {"sites": "site-00001", unknown: listing.output}
-        with pytest.raises(StemConfigError, match=f"{unknown} is known only when the DAG runs"):
+        with pytest.raises(StemConfigError, match=f"{unknown} is known only when the DAG runs. Set {unknown} to"):
             StemStreamsSensor(task_id="wait", **arguments, start_from_trigger=True)
         StemStreamsSensor(task_id="waits_in_a_worker", **arguments)
 
 
-def test_an_older_airflow_names_the_version_that_it_takes(monkeypatch):
+def test_an_older_airflow_names_the_required_version(monkeypatch):
     if hasattr(BaseTrigger, "render_template_fields"):
         monkeypatch.delattr(BaseTrigger, "render_template_fields")
     with pytest.raises(StemConfigError, match=r"needs Airflow 3\.3.*deferrable=True"):
         StemStreamsSensor(task_id="wait", sites="site-00001", start_from_trigger=True)
 
 
-def test_mapped_tasks_begin_in_a_worker():
-    with pytest.raises(StemConfigError, match="mapped tasks begin in a worker, so leave it out"):
+def test_mapped_tasks_start_in_a_worker():
+    with pytest.raises(StemConfigError, match="mapped tasks start in a worker. Leave it out"):
         StemStreamsSensor.partial(task_id="wait", start_from_trigger=True)

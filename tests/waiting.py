@@ -1,4 +1,4 @@
-"""Sensors as Airflow runs them in each of its modes, in a time of their own that goes on where something sleeps."""
+"""Run sensors as Airflow does in each mode, on a simulated clock that advances when something sleeps."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from airflow_provider_stem.streams import source
 from tests.support import instant, run_context
 
 BASE = sys.modules[BaseSensorOperator.__module__]
-"""Airflow's own module of sensors."""
+"""Airflow's module of sensors."""
 
 MODES = ("poke", "reschedule", "reschedule with a store", "deferred")
 HOUR = ("2025-07-01T00:00Z", "2025-07-01T01:00Z")
 RUN = 2 * 3600
-"""Seconds after which a sensor of these tests gives up."""
+"""Time-out of the sensors in these tests, in seconds."""
 
 
 class Clock:
     """
     The time that the sensor, its trigger, Airflow's base class and the simulator see.
 
-    :param sims: servers that go along.
+    :param sims: simulators whose clock follows.
     """
 
     def __init__(self, monkeypatch, now, *sims):
@@ -39,7 +39,7 @@ class Clock:
         self.sims = sims
         self.sleeps = []
         """Seconds of each sleep."""
-        self._go_along()
+        self._set_simulators()
         monkeypatch.setattr(sensors, "datetime", self._stopped())
         monkeypatch.setattr(source, "datetime", self._stopped())
         monkeypatch.setattr(triggers, "_now", lambda: self.now)
@@ -50,11 +50,11 @@ class Clock:
     def set(self, moment):
         assert moment >= self.now
         self.now = moment
-        self._go_along()
+        self._set_simulators()
 
     def sleep(self, seconds):
         self.sleeps.append(seconds)
-        # Airflow's base class may sleep for no time at all, over and over, until the clock has gone on by itself.
+        # Airflow's base class may sleep for zero seconds again and again, until the clock has advanced.
         self.set(self.now + timedelta(seconds=seconds or 1))
 
     def _monotonic(self):
@@ -64,7 +64,7 @@ class Clock:
         self.sleep(seconds)
         await asyncio.sleep(0)
 
-    def _go_along(self):
+    def _set_simulators(self):
         for sim in self.sims:
             sim.now = self.now
 
@@ -82,7 +82,7 @@ class Clock:
 
 
 class _Over:
-    """A module, some names of which are others."""
+    """A module with some names replaced."""
 
     def __init__(self, module, **others):
         self._module = module
@@ -93,7 +93,7 @@ class _Over:
 
 
 class Store(dict):  # type: ignore[type-arg]
-    """What keeps a task's values between its executions; from JSON to JSON, as Airflow does."""
+    """Values of a task between its executions, stored as JSON like in Airflow."""
 
     def set(self, key, value):
         assert value is not None
@@ -108,7 +108,7 @@ class Store(dict):  # type: ignore[type-arg]
 
 class Waiting:
     """
-    Runs one sensor after the other as Airflow does in one of its modes: gives what it returns, raises what it raises.
+    Run sensors as Airflow does in one of its modes; return their result or raise their exception.
 
     :param mode: one of :data:`MODES`.
     """
@@ -121,12 +121,12 @@ class Waiting:
         """Payloads of the events that the triggers fired."""
         self.store = Store()
         self._first_start = None
-        if hasattr(BASE, "_orig_start_date"):  # Airflow 2 looks into its database
+        if hasattr(BASE, "_orig_start_date"):  # Airflow 2 reads its database
             monkeypatch.setattr(BASE, "_orig_start_date", lambda **_: self._first_start)
             monkeypatch.setattr(BASE, "_is_metadatabase_mysql", lambda: False)
 
     def sensor(self, *, rendered=None, **arguments):
-        """Give a sensor; what is ``rendered`` comes from templates, once the sensor is made."""
+        """Return a sensor; ``rendered`` are arguments that templates set after it is created."""
         arguments = {"task_id": "wait", "sites": "site-00001", "poke_interval": 600, "timeout": RUN, **arguments}
         mode = "reschedule" if self.mode.startswith("reschedule") else "poke"
         sensor = StemStreamsSensor(mode=mode, deferrable=self.mode == "deferred", **arguments)
@@ -171,10 +171,10 @@ class Waiting:
 
 
 def through_database(trigger):
-    """Give the trigger as the triggerer makes it of what Airflow stored."""
+    """Return the trigger that the triggerer creates from what Airflow stored."""
     path, arguments = trigger.serialize()
     assert json.loads(json.dumps(arguments)) == arguments
-    with suppress(ImportError):  # the worker's own encoding, on its way to the API
+    with suppress(ImportError):  # the encoding between the worker and the API server
         from airflow.sdk.serde import serialize
 
         arguments = json.loads(json.dumps(serialize(arguments)))
@@ -191,7 +191,7 @@ def rebuilt(path, stored):
 
 
 def fire(trigger):
-    """Run a trigger to its end, and give the payload of its one event as it comes out of the database."""
+    """Run a trigger to its end, and return the payload of its only event as read from the database."""
 
     async def events():
         return [event async for event in trigger.run()]
@@ -201,13 +201,13 @@ def fire(trigger):
 
 
 def asked(sim):
-    """Give what was asked for since the last call: site, types, and the range without its padding."""
+    """Return the requests since the last call: site, types, and the range without its padding."""
     requests = list(sim.requests)
     sim.reset_requests()
-    return sorted(_question(request) for request in requests)
+    return sorted(_parsed(request) for request in requests)
 
 
-def _question(request):
+def _parsed(request):
     site_id = request.path.split("/sites/")[1].partition("/")[0]
     if not request.path.endswith("/streams"):
         return (site_id,)
@@ -219,21 +219,21 @@ def _question(request):
 
 class Arrivals:
     """
-    Lets intervals come late, and notes when it was asked.
+    Delay intervals, and record the times of requests.
 
-    ``late(pattern)`` of each row, as ``site-00001/MONITOR/00:45``, gives when it comes, or nothing.
+    ``late("site-00001/MONITOR/00:45")`` returns the time from which that row is returned, or ``None`` for always.
     """
 
     def __init__(self, sim, late=lambda _: None):
         self.sim = sim
         self.late = late
         self.moments = []
-        """When streams were asked for, one by one."""
+        """Times of the requests for streams."""
         sim.rewrite = self
 
     @property
-    def looks(self):
-        """When it was looked, each time once."""
+    def pokes(self):
+        """Times of the pokes, without repetitions."""
         return [f"{moment:%H:%M:%S}" for moment in sorted(set(self.moments))]
 
     def __call__(self, request, payload):

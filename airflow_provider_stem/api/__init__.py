@@ -1,1 +1,1 @@
-"""The Stem API over HTTP; knows nothing of Airflow."""
+"""HTTP client for the Stem API; does not depend on Airflow."""

@@ -1,4 +1,4 @@
-"""The Stem API's endpoints as methods; for the hook and for the extraction."""
+"""Client for the endpoints of the Stem API; used by the hook and the extraction."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _RESTARTS = 3
 
 class StemClient:
     """
-    Reads clients, sites and streams (guide: "Supported End Points").
+    Read clients, sites and streams (guide: "Supported End Points").
 
-    Can be shared between threads. Errors are those of :mod:`airflow_provider_stem.errors`.
+    Thread-safe. Every method that sends requests raises the errors of :mod:`airflow_provider_stem.errors`.
 
-    :param config: address, key and limits.
-    :param sleep: waits between attempts, for tests.
+    :param config: base URL, API key and limits.
+    :param sleep: function that waits between attempts, given seconds; for tests.
     """
 
     def __init__(self, config: ClientConfig, sleep: Callable[[float], None] | None = None) -> None:
@@ -46,24 +46,27 @@ class StemClient:
 
     @property
     def base_url(self) -> str:
-        """Where the API is."""
+        """The base URL of the API, with a trailing slash."""
         return self._config.base_url
 
     @property
     def requests_sent(self) -> int:
-        """How many requests went out so far, retries included."""
+        """The number of requests sent so far, including retries."""
         return self._transport.requests_sent
 
     def redact(self, text: str) -> str:
         """
-        Replace the API key in a text by ``***``, in whichever way it is written there.
+        Replace the API key in a string with ``***``, however it is encoded there.
 
-        For every text that holds something of the API's and goes to a log, a receipt or another system.
+        Apply it to everything from the API that goes to a log, a receipt or another system.
+
+        :param text: any string.
+        :return: the string without the key.
         """
         return self._config.api_key.redact(text)
 
     def close(self) -> None:
-        """Stop waiting and close all connections."""
+        """Interrupt waits between attempts and close all connections. Later requests raise `StemTransportError`."""
         self._transport.close()
 
     def __enter__(self) -> StemClient:
@@ -74,25 +77,33 @@ class StemClient:
 
     def list_clients(self, name: str | None = None) -> Iterator[dict[str, Any]]:
         """
-        Iterate over all clients that the key may see, as the API sent them.
+        Iterate over the clients that the key has access to, as the API returned them.
 
-        :raises StemDataError: the listing is not whole, see :class:`~airflow_provider_stem.api.paging.Pager`.
+        :param name: list only clients whose name contains this string (guide: "Obtaining clients").
+        :raises StemConfigError: ``name`` is not a string.
+        :raises StemDataError: the listing is incomplete, see :class:`~airflow_provider_stem.api.paging.Pager`.
         """
         yield from self._listing("clients", "clients", name)
 
     def get_client(self, client_id: str) -> dict[str, Any]:
         """
-        Return one client, as the API sent it.
+        Return one client, as the API returned it.
 
-        :raises StemDataError: the answer is for another id.
+        :param client_id: an ``id`` from :meth:`list_clients`.
+        :raises StemConfigError: ``client_id`` cannot be an id.
+        :raises StemNotFoundError: there is no such client.
+        :raises StemDataError: the response is for another id.
         """
         return self._transport.get(f"clients/{_segment('client_id', client_id)}", {}, _record_of(client_id))
 
     def list_sites(self, client_id: str | None = None, name: str | None = None) -> Iterator[dict[str, Any]]:
         """
-        Iterate over all sites of a client, or of every client, each once, as the API sent them.
+        Iterate over the sites of one client, or of all clients, as the API returned them. Each site comes once.
 
-        :raises StemDataError: a listing is not whole, see :class:`~airflow_provider_stem.api.paging.Pager`.
+        :param client_id: an ``id`` from :meth:`list_clients`; ``None`` lists the sites of all clients.
+        :param name: list only sites whose name contains this string (guide: "Obtaining sites").
+        :raises StemConfigError: ``client_id`` cannot be an id, or ``name`` is not a string.
+        :raises StemDataError: a listing is incomplete, see :class:`~airflow_provider_stem.api.paging.Pager`.
         """
         _check_name(name)
         if client_id is not None:
@@ -107,9 +118,12 @@ class StemClient:
 
     def get_site(self, site_id: str) -> dict[str, Any]:
         """
-        Return one site, as the API sent it.
+        Return one site, as the API returned it.
 
-        :raises StemDataError: the answer is for another id.
+        :param site_id: an ``id`` from :meth:`list_sites`.
+        :raises StemConfigError: ``site_id`` cannot be an id.
+        :raises StemNotFoundError: there is no such site.
+        :raises StemDataError: the response is for another id.
         """
         return self._transport.get(f"sites/{_segment('site_id', site_id)}", {}, _record_of(site_id))
 
@@ -123,16 +137,20 @@ class StemClient:
         parse: Callable[[Body], T],
     ) -> T:
         """
-        Ask for the streams of one range and parse the answer.
+        Request the streams of one time range and return the parsed response (guide: "Reading stream Data").
 
+        :param site_id: an ``id`` from :meth:`list_sites`.
         :param start: ``start_datetime``, UTC, on the grid of ``resolution``.
         :param end: ``end_datetime``, UTC, on the grid of ``resolution``.
+        :param stream_types: the types to request, see :data:`~airflow_provider_stem.streams.windows.STREAM_TYPES`.
         :param resolution: seconds: 900, 1800 or 3600.
-        :param parse: reads the body; see :mod:`airflow_provider_stem.streams.tables`.
-        :raises StemUnavailableError: the site lacks one of the types; the API then delivers none of them.
+        :param parse: parses the response body, see :class:`~airflow_provider_stem.streams.decoding.StreamsDecoder`.
+        :return: what ``parse`` returned.
+        :raises StemConfigError: ``site_id`` cannot be an id.
+        :raises StemUnavailableError: the site has no stream of one of the types, so the API returned none of them.
         """
         params: dict[str, str | int] = {
-            # Not by strftime, which does not pad years everywhere.
+            # Not strftime: it does not pad years on every platform.
             "start_datetime": start.replace(tzinfo=None).isoformat(timespec="seconds") + "Z",
             "end_datetime": end.replace(tzinfo=None).isoformat(timespec="seconds") + "Z",
             "resolution": resolution,
@@ -141,7 +159,7 @@ class StemClient:
         try:
             return self._transport.get(f"sites/{_segment('site_id', site_id)}/streams", params, parse)
         except StemRequestError as exc:
-            # The guide's one hint is the text: "The requested stream type - X is unavailable for the requested site."
+            # Only the text shows it: "The requested stream type - X is unavailable for the requested site." (guide)
             if exc.status == HTTPStatus.BAD_REQUEST and "unavailable" in exc.message.lower():
                 named = [t for t in stream_types if re.search(rf"\b{re.escape(t)}\b", exc.message)]
                 raise StemUnavailableError(
@@ -151,16 +169,16 @@ class StemClient:
 
     def _listing(self, path: str, collection: str, name: str | None) -> list[dict[str, Any]]:
         """
-        Return a listing, whole: pages that do not fit together are all asked for again.
+        Return all items of a listing. If the pages are inconsistent, request all of them again.
 
-        :raises StemDataError: they still do not after :data:`_RESTARTS` further times.
+        :raises StemDataError: the pages are still inconsistent after :data:`_RESTARTS` restarts.
         """
         _check_name(name)
         for restart in range(_RESTARTS + 1):
             pager = Pager(collection, self._config.page_size, name, final=restart == _RESTARTS)
             try:
                 while not pager.done:
-                    self._turn_page(path, pager)
+                    self._read_page(path, pager)
             except InconsistentListingError as exc:
                 inconsistency = exc
                 log.warning("Attempt %s of %s to list %s: %s", restart + 1, _RESTARTS + 1, collection, exc)
@@ -168,17 +186,17 @@ class StemClient:
                 return pager.items
         raise inconsistency
 
-    def _turn_page(self, path: str, pager: Pager) -> None:
+    def _read_page(self, path: str, pager: Pager) -> None:
         try:
-            self._transport.get(path, pager.params(), lambda body: pager.take(read_object(body)))
+            self._transport.get(path, pager.params(), lambda body: pager.add_page(read_object(body)))
         except StemNotFoundError as exc:
-            # On the first page it means what it says.
+            # Past the first page, a 404 may mean the end of the listing.
             if pager.page == 1:
                 raise
             url = exc.request_url_without_secrets
         else:
             return
-        pager.take_not_found(url)
+        pager.add_not_found(url)
 
 
 def _record_of(identifier: str) -> Callable[[Body], dict[str, Any]]:
@@ -186,8 +204,8 @@ def _record_of(identifier: str) -> Callable[[Body], dict[str, Any]]:
         record = read_object(body)
         if record.get("id") != identifier:
             raise StemDataError(
-                f"the answer is for id {one_line(repr(record.get('id')))}, asked for was {one_line(repr(identifier))}. "
-                "Try again later, or report it to Stem if it stays so"
+                f"The response is for id {one_line(repr(record.get('id')))} instead of {one_line(repr(identifier))}. "
+                "Try again later, or report it to Stem if it persists"
             )
         return record
 
@@ -196,17 +214,16 @@ def _record_of(identifier: str) -> Callable[[Body], dict[str, Any]]:
 
 def _check_name(name: object) -> None:
     if not (name is None or isinstance(name, str)):
-        raise StemConfigError(f"name is {name!r}: give a part of a name as text, or leave it out.")
+        raise StemConfigError(f"name must be a string, got {name!r}. Use a part of the name, or None.")
 
 
 def _segment(argument: str, identifier: object) -> str:
-    """Quote an opaque id whole, so that no character of it can lead to another path."""
+    """Return an id percent-encoded as one path segment, so that none of its characters can change the path."""
     if not isinstance(identifier, str) or identifier in {"", ".", ".."}:
-        raise StemConfigError(f"{argument} is {one_line(repr(identifier))}: give the identifier that the API lists.")
+        raise StemConfigError(f"Invalid {argument} {one_line(repr(identifier))}. Use an id that the API lists.")
     try:
         return quote(identifier, safe="")
     except UnicodeEncodeError:
         raise StemConfigError(
-            f"{argument} is {one_line(repr(identifier))}, which is not valid Unicode: give the identifier that the API "
-            "lists."
+            f"Invalid {argument} {one_line(repr(identifier))}: not valid Unicode. Use an id that the API lists."
         ) from None

@@ -1,4 +1,4 @@
-"""What a client needs to know about the API, read from an Airflow connection's fields; for the hook."""
+"""Configuration of the client, read from the fields of an Airflow connection; used by the hook."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
     """
-    Where the API is, who asks, and how patiently.
+    Base URL, API key and limits of a client.
 
     :param api_key: the developer token (guide: "Authentication Token").
-    :param base_url: ends with a slash; https, or http on a loopback address.
-    :param timeout: seconds for one request, from its start to the last byte of its answer.
-    :param max_attempts: how often one request is sent at the most.
-    :param page_size: ``per_page`` of the listings.
-    :param verify: whether TLS certificates are verified, or a bundle of certificate authorities.
+    :param base_url: URL with a trailing slash: https, or http on a loopback address.
+    :param timeout: seconds for one request, from its start to the last byte of its response.
+    :param max_attempts: maximum number of times that one request is sent, 1 or more.
+    :param page_size: ``per_page`` of the listings, 1 or more (guide: "Obtaining clients", "Obtaining sites").
+    :param verify: whether to verify TLS certificates, or the path of a CA bundle to verify them with.
     """
 
     api_key: ApiKey
@@ -44,7 +44,7 @@ class ClientConfig:
     verify: bool | str = True
 
     def __post_init__(self) -> None:
-        # A plain string would be in every pickle, copy and repr.
+        # A plain string would appear in every pickle, copy and repr.
         object.__setattr__(self, "api_key", ApiKey.of(self.api_key))
 
     @classmethod
@@ -59,10 +59,16 @@ class ClientConfig:
         defaults: Mapping[str, str] | None = None,
     ) -> ClientConfig:
         """
-        Read a connection's fields.
+        Return the configuration that a connection's fields describe.
 
-        :param defaults: what an administrator set for connections whose Extra does not say otherwise.
-        :raises StemConfigError: names the field, its value (never the key) and the remedy.
+        :param host: host, ``host:port`` or base URL; the default is :data:`DEFAULT_BASE_URL`.
+        :param schema: ``https`` or ``http``; the default is ``https``.
+        :param port: 1 to 65535; the default is the schema's port.
+        :param password: the API key. White space around it is removed.
+        :param extra: JSON object with any of ``timeout``, ``max_attempts``, ``page_size`` and ``verify``.
+        :param defaults: values of the same options from Airflow's configuration; ``extra`` overrides them.
+        :raises StemConfigError: a field is invalid. The message names the field, its value (never the key) and the
+            remedy.
         """
         api_key = _api_key(password)
         try:
@@ -71,19 +77,19 @@ class ClientConfig:
             return cls(api_key=api_key, base_url=base_url, **options)
         except StemConfigError as exc:
             message = str(exc)
-        # Pasted into a wrong field as well, the key would be shown with that field's value.
+        # A user may have pasted the key into another field too, whose value the message quotes.
         raise StemConfigError(api_key.redact(message))
 
 
 def _api_key(password: str | None) -> ApiKey:
     key = (password or "").strip()
     if not key:
-        raise StemConfigError("The connection has no Password: put the Stem API key there.")
-    # An HTTP header holds one line of visible ASCII; http.client's own complaint would quote the key.
+        raise StemConfigError("The connection has no Password. Enter the Stem API key there.")
+    # An HTTP header holds one line of visible ASCII. The error of http.client would quote the key.
     if not set(key) <= set(string.ascii_letters + string.digits + string.punctuation):
         raise StemConfigError(
-            "The connection's Password holds a space, a line break or a character outside ASCII, "
-            "which no Stem API key does: paste the key again."
+            "The connection's Password contains a space, a line break or a non-ASCII character, "
+            "which no Stem API key does. Paste the key again."
         )
     return ApiKey(key)
 
@@ -91,23 +97,23 @@ def _api_key(password: str | None) -> ApiKey:
 def _base_url(host: str, schema: str, port: int | None) -> str:
     if schema.lower() not in {"", "http", "https"}:
         raise StemConfigError(
-            f"Schema {schema!r} of the connection is neither 'http' nor 'https': clear it, or choose one of them."
+            f"Schema {schema!r} of the connection is neither 'http' nor 'https'. Clear it, or set one of them."
         )
     schema = schema.lower()
     if port is not None and not 1 <= port <= 65535:
-        raise StemConfigError(f"Port {port} of the connection is not in 1..65535: leave it empty for the default.")
+        raise StemConfigError(f"Port {port} of the connection is not in 1..65535. Leave it empty for the default.")
     if not host:
         if port is not None or schema == "http":
             raise StemConfigError(
-                "The connection has a Port or Schema but no Host: fill in the Host, or clear them to use "
+                "The connection has a Port or Schema but no Host. Enter the Host, or clear them to use "
                 f"{DEFAULT_BASE_URL}"
             )
         return DEFAULT_BASE_URL
 
     if "@" in host or "?" in host or "#" in host or any(c.isspace() or not c.isprintable() for c in host):
         raise StemConfigError(
-            "Host of the connection holds a user, a query, a fragment or a space: give the host or the base URL "
-            "alone, such as 'app.stem.com', and the API key as Password."
+            "Host of the connection contains a user, a query, a fragment or a space. Enter only the host or the base "
+            "URL, such as 'app.stem.com', and the API key as Password."
         )
     text = f"[{host}]" if host.count(":") > 1 and "[" not in host and "/" not in host else host
     if "://" not in text:
@@ -119,19 +125,19 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
         name = url_port = None
     if not name or not _is_host(name) or url.scheme not in {"http", "https"} or url_port == 0:
         raise StemConfigError(
-            f"Host {host!r} of the connection is not a host, host:port or http(s) URL: give one such as "
+            f"Host {host!r} of the connection is not a host, host:port or http(s) URL. Enter one such as "
             f"{DEFAULT_BASE_URL}"
         )
     if schema and schema != url.scheme:
         raise StemConfigError(
-            f"Host {host!r} and Schema {schema!r} of the connection contradict each other: clear the Schema."
+            f"Host {host!r} and Schema {schema!r} of the connection contradict each other. Clear the Schema."
         )
     if url_port and port and url_port != port:
-        raise StemConfigError(f"Host {host!r} and Port {port} of the connection contradict each other: clear the Port.")
+        raise StemConfigError(f"Host {host!r} and Port {port} of the connection contradict each other. Clear the Port.")
     if url.scheme == "http" and not _is_loopback(name):
         raise StemConfigError(
-            f"Plain http to {name!r} would show the API key to the network: use https "
-            "(http is for loopback addresses only)."
+            f"Plain http to {name!r} would send the API key unencrypted. Use https "
+            "(http is allowed for loopback addresses only)."
         )
     netloc = f"[{name}]" if ":" in name else name
     if port := url_port or port:
@@ -141,7 +147,7 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
 
 
 def _is_host(name: str) -> bool:
-    """Tell an address or a name of dot-separated labels from what only looks like one to a URL parser."""
+    """Return whether a name is an IP address or dot-separated labels; URL parsers accept more than that."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -164,11 +170,11 @@ def _extra(extra: str | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
-        raise StemConfigError('Extra of the connection is not a JSON object: give one such as {"timeout": 60}.')
-    # The Test button of Airflow 2's form sends each option twice, once with the name that its field has in the form.
+        raise StemConfigError('Extra of the connection is not a JSON object. Enter one such as {"timeout": 60}.')
+    # The Test button of Airflow 2's form sends each option twice, once under its form field's name.
     options = {name.removeprefix("extra__stem__"): value for name, value in options.items()}
     if unknown := sorted(set(options) - set(_OPTIONS)):
-        raise StemConfigError(f"Extra of the connection has unknown keys {unknown}: it takes {sorted(_OPTIONS)}.")
+        raise StemConfigError(f"Extra of the connection has unknown keys {unknown}. Use only {sorted(_OPTIONS)}.")
     return _read(options, "Extra {!r} of the connection")
 
 
@@ -176,7 +182,7 @@ def _read(options: Mapping[str, Any], place: str) -> dict[str, Any]:
     read = {name: _OPTIONS[name](value) for name, value in options.items() if value is not None and value != ""}
     for name, value in read.items():
         if value is None:
-            raise StemConfigError(f"{place.format(name)} is {options[name]!r}: give {_EXPECTED[name]}.")
+            raise StemConfigError(f"{place.format(name)} must be {_EXPECTED[name]}, got {options[name]!r}.")
     return read
 
 
@@ -220,7 +226,7 @@ def _verify(value: object) -> bool | str | None:
         return None
 
 
-# Each reader gives None for what it does not understand.
+# Each parser returns None for an invalid value.
 _OPTIONS: dict[str, Callable[[object], Any]] = {
     "timeout": _seconds,
     "max_attempts": _count,
@@ -229,7 +235,7 @@ _OPTIONS: dict[str, Callable[[object], Any]] = {
 }
 _EXPECTED = {
     "timeout": f"a number of seconds above 0 and up to {_MAX_SECONDS:,}",
-    "max_attempts": "a whole number from 1 on",
-    "page_size": f"a whole number from 1 to {_MAX_PAGE_SIZE:,}",
+    "max_attempts": "an integer >= 1",
+    "page_size": f"an integer from 1 to {_MAX_PAGE_SIZE:,}",
     "verify": "true, false or the path of an existing CA bundle",
 }

@@ -1,6 +1,6 @@
-"""A time limit for whole answers, also where single bytes drip; for the transport.
+"""Time limit for a whole response, even one that arrives slowly; used by the transport.
 
-The libraries below apply a timeout to each read from the socket, so an answer of many small pieces could take for ever.
+requests and urllib3 apply a timeout to each read from the socket, so a response in small pieces could take forever.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 
-class WholeAnswerAdapter(HTTPAdapter):
+class TotalTimeoutAdapter(HTTPAdapter):
     """
-    Counts the timeout from the first read of an answer, its status line and headers included, through proxies too.
+    Apply the timeout to the whole response, including its status line and headers, through proxies too.
 
-    Informational answers (1xx) before the answer proper are passed over.
+    Informational responses (1xx) before the final response are skipped.
     """
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        _bound_answers(self.poolmanager)
+        _limit_responses(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> urllib3.PoolManager:
         is_new = proxy not in self.proxy_manager
         manager: urllib3.PoolManager = super().proxy_manager_for(proxy, **kwargs)
         if is_new:
-            _bound_answers(manager)
+            _limit_responses(manager)
         return manager
 
 
-def _bound_answers(manager: Any) -> None:
-    # Derived from what is there, since a SOCKS proxy has connections of its own kind.
+def _limit_responses(manager: Any) -> None:
+    # Derived from the existing classes, since a SOCKS proxy has its own connection class.
     bound = {}
     for scheme, pool in manager.pool_classes_by_scheme.items():
         connection = type("Connection", (pool.ConnectionCls,), {"response_class": _Response})
@@ -44,7 +44,7 @@ def _bound_answers(manager: Any) -> None:
     manager.pool_classes_by_scheme = bound
 
 
-class _InTime(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw = raw
         self._sock = sock
@@ -57,21 +57,21 @@ class _InTime(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError("the answer took longer than the connection's timeout")
+            raise TimeoutError("the response took longer than the connection's timeout")
         self._sock.settimeout(left)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
         self._raw.close()
-        with suppress(OSError):  # it may be closed too
-            self._sock.settimeout(self._timeout)  # a tunnel's answer is not the last one on its socket
+        with suppress(OSError):  # the socket may be closed already
+            self._sock.settimeout(self._timeout)  # other responses follow a tunnel's response on its socket
         super().close()
 
 
 class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp: Any = io.BufferedReader(_InTime(self.fp.detach(), sock))
+        self.fp: Any = io.BufferedReader(_DeadlineReader(self.fp.detach(), sock))
 
     def _read_status(self) -> tuple[str, int, str]:
         while True:

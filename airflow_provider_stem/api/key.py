@@ -1,4 +1,4 @@
-"""The API key, kept out of every text; for the configuration and the transport."""
+"""The API key, and its redaction from strings; used by the configuration and the transport."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import html
 import re
 from typing import NoReturn
 
-# A line break, an escape or an invisible character within the key: cleaning a text for a log would close the gap.
+# Line breaks, escapes or invisible characters inside the key. Cleaning a string for a log would remove them.
 _GAP = "[^!-~]*"
 
 
 class ApiKey:
     """
-    A developer token (guide: "Authentication Token") that no ``repr``, copy or pickle shows.
+    A developer token (guide: "Authentication Token") that does not appear in ``repr``, copies or pickles.
 
     :param key: the token, one line of visible ASCII.
     """
@@ -25,18 +25,18 @@ class ApiKey:
 
     @classmethod
     def of(cls, key: ApiKey | str) -> ApiKey:
-        """Return the key, hidden where it is a plain string."""
+        """Return the key as an :class:`ApiKey`."""
         return cls(key) if isinstance(key, str) else key
 
     def reveal(self) -> str:
-        """Return the key in the clear, for the request header alone."""
+        """Return the key in plain text; use it only for the request header."""
         return self._key
 
     def redact(self, text: str) -> str:
         """
-        Replace the key in a text by ``***``, in whichever way its characters are written.
+        Replace the key in a string with ``***``, however its characters are encoded.
 
-        Plain, percent-encoded, or escaped for JSON, Python or HTML; in capital or small letters.
+        They may be plain, percent-encoded, or escaped for JSON, Python or HTML, in upper or lower case.
         """
         return self._written.sub("***", text)
 
@@ -60,7 +60,7 @@ class ApiKey:
 
 
 def _forms(character: str) -> str:
-    """Return a pattern for each way to write a character; upper and lower case are the same to it."""
+    """Return a regular expression that matches every encoding of a character; used with ``re.IGNORECASE``."""
     code = ord(character)
     forms = [
         rf"\\*{re.escape(character)}" if not character.isalnum() else character,

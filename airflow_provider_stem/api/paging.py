@@ -1,4 +1,4 @@
-"""One listing, page by page; for the client."""
+"""Paging through one listing; used by the client."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError
 
-# Beyond this a server is handing out new ids without end, not listing sites.
+# A listing beyond these limits is an endless stream of new ids, not a list of sites.
 _MAX_PAGES = 100_000
 _MAX_ITEMS = 1_000_000
 
 
 class InconsistentListingError(StemDataError):
-    """The pages of a listing do not fit together; listing again may help."""
+    """The pages of a listing are inconsistent. Listing again may help."""
 
 
 class Pager:
     """
-    Walks a listing: ask with :meth:`params`, hand the answer to :meth:`take`, until :attr:`done`.
+    Collect the items of a listing: request :meth:`params`, pass the response to :meth:`add_page`, until :attr:`done`.
 
-    A page that is empty, is not found or has no new id ends the listing. ``total`` cannot, since it can be read as
-    items or as pages (the guide's example shows 1 of either), and a page can be shorter than ``per_page`` because the
-    server caps it. But what was listed must agree with ``total``, where there is one.
+    A page that is empty, is not found or has no new id ends the listing. ``total`` does not end it, since it may count
+    items or pages (the guide's example shows 1 of each). A page may be shorter than ``per_page`` because the server
+    limits it. If the response has a ``total``, the number of items or pages must equal it.
 
-    :param collection: the key that holds the items, ``clients`` or ``sites``.
+    :param collection: the key of the items in the response, ``clients`` or ``sites``.
     :param page_size: ``per_page`` (guide: "Obtaining clients", "Obtaining sites").
-    :param name: substring that the API filters names by.
-    :param final: whether there is no further attempt, so that an empty listing whose ``total`` is 1 is taken for one
-        empty page. Before, it may be one item that is missing.
+    :param name: substring to filter names by; the API applies it.
+    :param final: whether this is the last attempt. Then an empty listing whose ``total`` is 1 counts as one empty page;
+        before, the one item may be missing.
     """
 
     def __init__(self, collection: str, page_size: int, name: str | None = None, *, final: bool = True) -> None:
@@ -47,46 +47,51 @@ class Pager:
 
     @property
     def items(self) -> list[dict[str, Any]]:
-        """Return what was listed so far: each id once, in the order of the pages."""
+        """The items so far: each id once, in the order of the pages."""
         return list(self._items.values())
 
     def params(self) -> dict[str, str | int]:
-        """Return the query of the next page."""
+        """Return the query parameters of the next page."""
         return {**self._fixed, "page": self.page}
 
-    def take(self, payload: dict[str, Any]) -> None:
+    def add_page(self, payload: dict[str, Any]) -> None:
         """
-        Read the answer for a page.
+        Add the items of the next page.
 
-        :raises InconsistentListingError: it does not fit to the pages before it.
-        :raises StemDataError: the answer has no such collection, an item has no id, or there is no end to it.
+        :param payload: the response, a JSON object.
+        :raises InconsistentListingError: it is inconsistent with earlier pages.
+        :raises StemDataError: the collection is missing, an item has no id, or the listing does not end.
         """
         page, found = self.page, self._items_of(payload)
         self._compare_total(self._count(payload, "total"))
         new = {identifier: item for identifier, item in found.items() if identifier not in self._items}
         if not new:
-            self._end_with(f"page {page} {'repeats earlier ones' if found else 'is empty'}", repeats=bool(found))
+            self._end_with(f"Page {page} {'repeats earlier ones' if found else 'is empty'}", repeats=bool(found))
         elif self._repeats:
-            raise _inconsistent(f"page {page} has new {self._collection} after a page that repeats others")
+            raise _inconsistent(f"Page {page} has new {self._collection} after a page that repeats others")
         elif (echo := self._count(payload, "page")) not in (None, page):
-            raise _inconsistent(f"the answer to page {page} of {self._collection!r} is page {echo}")
+            raise _inconsistent(f"The response for page {page} of {self._collection!r} is page {echo}")
         self._items |= new
         self._pages += bool(new)
         if len(self._items) > _MAX_ITEMS:
-            raise StemDataError(f"the listing of {self._collection!r} does not end after {_MAX_ITEMS:,} entries")
+            raise StemDataError(
+                f"The listing of {self._collection!r} does not end after {_MAX_ITEMS:,} entries. Report it to Stem"
+            )
         self.page += 1
         if self.page > _MAX_PAGES and not self.done:
-            raise StemDataError(f"the listing of {self._collection!r} does not end after {_MAX_PAGES:,} pages")
+            raise StemDataError(
+                f"The listing of {self._collection!r} does not end after {_MAX_PAGES:,} pages. Report it to Stem"
+            )
 
-    def take_not_found(self, url: str) -> None:
+    def add_not_found(self, url: str) -> None:
         """
-        Read a 404 past the first page: some servers answer so past the last one.
+        End the listing after a 404: some servers return it past the last page.
 
-        :param url: what was asked for, for the message.
-        :raises InconsistentListingError: ``total`` says that there is more.
+        :param url: the URL of the request, for the message.
+        :raises InconsistentListingError: ``total`` says that there are more items.
         """
         try:
-            self._end_with(f"page {self.page} is not found", repeats=False)
+            self._end_with(f"Page {self.page} is not found", repeats=False)
         except InconsistentListingError as exc:
             message = f"{exc} [GET {url}]"
         else:
@@ -94,7 +99,7 @@ class Pager:
         raise InconsistentListingError(message)
 
     def _count(self, payload: dict[str, Any], name: str) -> int | None:
-        """Return a count that may be a string; ``None`` where there is none."""
+        """Return a number of the response, which may be a string; ``None`` if it is missing."""
         value = payload.get(name)
         if isinstance(value, str) and value.strip().isdecimal():
             return int(value.strip()[:20])
@@ -108,7 +113,7 @@ class Pager:
 
     def _items_of(self, payload: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if self._collection not in payload:
-            raise StemDataError(f"page {self.page} has no {self._collection!r}")
+            raise StemDataError(f"Page {self.page} has no {self._collection!r}")
         items = payload[self._collection]
         if not isinstance(items, list | None):
             raise StemDataError(f"{self._collection!r} of page {self.page} is not a list")
@@ -116,37 +121,37 @@ class Pager:
         for item in items or []:
             identifier = item.get("id") if isinstance(item, dict) else None
             if not isinstance(identifier, str) or not identifier:
-                raise StemDataError(f"an entry of {self._collection!r} on page {self.page} has no string id")
+                raise StemDataError(f"An entry of {self._collection!r} on page {self.page} has no string id")
             found.setdefault(identifier, item)
         return found
 
     def _compare_total(self, total: int | None) -> None:
         if None not in (total, self._total) and total != self._total:
             raise _inconsistent(
-                f"total of {self._collection!r} changes from {self._total} to {total} at page {self.page}"
+                f"The total of {self._collection!r} changes from {self._total} to {total} at page {self.page}"
             )
         self._total = self._total if total is None else total
 
     def _end_with(self, ending: str, *, repeats: bool) -> None:
-        pages = self._pages or int(self._final)  # of an empty listing, the empty one
+        pages = self._pages or int(self._final)  # an empty listing counts as one page in the last attempt
         if self._total not in (None, len(self._items), pages):
             raise _inconsistent(
                 f"{ending}, but total is {self._total} after {len(self._items):,} {self._collection} on "
                 f"{self._pages:,} pages"
             )
         self._repeats += repeats
-        # Without a total, a repeated page can stand for another one: only a second page without a new id ends it.
+        # Without a total, a repeated page may replace another one, so only the second repeated page ends the listing.
         self.done = not repeats or self._total is not None or self._repeats > 1
         if self.done and self._repeats and self._total is None and self._pages == 1 and self._first_page_is_full():
             raise InconsistentListingError(
-                f"page 2 of {self._collection!r} repeats page 1, which is full, and there is no total, so more may "
-                "follow. Set another page_size in the connection's Extra"
+                f"Page 2 of {self._collection!r} repeats page 1, which is full, and there is no total, so more items "
+                "may follow. Set another page_size in the connection's Extra"
             )
 
     def _first_page_is_full(self) -> bool:
-        # Only then can the server be one that ignores "page".
+        # A server that ignores "page" returns a full first page.
         return len(self._items) >= self._page_size
 
 
 def _inconsistent(what: str) -> InconsistentListingError:
-    return InconsistentListingError(f"{what}. Try again later, or report it to Stem if it stays so")
+    return InconsistentListingError(f"{what}. Try again later, or report it to Stem if it persists")

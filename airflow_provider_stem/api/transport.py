@@ -1,4 +1,4 @@
-"""GET, authenticated, whole and patient: the one place that talks HTTP; for the client."""
+"""Authenticated GET requests with retries; used by the client."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from airflow_provider_stem import __version__
 from airflow_provider_stem._disk import is_of_the_worker, own_disk, worker_error
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.config import ClientConfig
-from airflow_provider_stem.api.deadline import WholeAnswerAdapter
+from airflow_provider_stem.api.deadline import TotalTimeoutAdapter
 from airflow_provider_stem.api.key import ApiKey
-from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError, error_messages
+from airflow_provider_stem.api.payloads import Body, UnreadableResponseError, error_messages
 from airflow_provider_stem.errors import (
     StemApiError,
     StemAuthError,
@@ -46,10 +46,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_AFTER_CAP = 300.0
-"""Seconds: a longer ``Retry-After`` is not waited for inside a task."""
+"""Seconds. A request with a longer ``Retry-After`` is not retried within a task."""
 
 BODY_LIMIT = 128 * 2**20
-"""Bytes: a year of all types at 900 s is about 13 MB, so what exceeds this is no answer of the API."""
+"""Bytes. A year of all types at 900 s is about 13 MB, so a larger body is not from the API."""
 
 _CHUNK = 256 * 1024
 _IN_MEMORY = 2**20  # a day of all types is 40 kB
@@ -60,7 +60,7 @@ class ApiKeyAuth(AuthBase):
     """
     ``Authorization: APIKEY <key>`` (guide: "Authentication Token").
 
-    An auth object, since requests lets ``.netrc`` replace a header that was merely set.
+    An auth object, since requests lets ``.netrc`` replace a header that was set directly.
     """
 
     def __init__(self, api_key: ApiKey) -> None:
@@ -73,12 +73,12 @@ class ApiKeyAuth(AuthBase):
 
 class Transport:
     """
-    Sends GET requests and retries those whose failure can pass.
+    Send GET requests, and retry those that failed temporarily.
 
-    Safe to share between threads: each has its own session, so connections are reused without locks.
+    Thread-safe: each thread has its own session, so connections are reused without locks.
 
-    :param config: address, key and limits.
-    :param sleep: waits between attempts; by default until the time is over or :meth:`close` is called.
+    :param config: base URL, API key and limits.
+    :param sleep: function that waits between attempts, given seconds. By default :meth:`close` interrupts the wait.
     """
 
     def __init__(self, config: ClientConfig, sleep: Callable[[float], None] | None = None) -> None:
@@ -93,20 +93,23 @@ class Transport:
 
     @property
     def requests_sent(self) -> int:
-        """How many requests went out so far, retries included."""
+        """The number of requests sent so far, including retries."""
         return self._requests_sent
 
     def get(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T:
         """
-        GET ``path`` below the base URL and parse the body of the 200.
+        Send a GET request and return the parsed body of the 200 response.
 
-        ``parse`` runs inside the attempt: a body that turns out to be cut off is asked for again.
+        ``parse`` runs within the attempt, so a truncated body is requested again.
 
-        :raises StemTransportError: no whole answer within ``max_attempts``.
-        :raises StemCertificateError: the server's certificate or the CA bundle is wrong; at once.
-        :raises OSError: the worker's own disk or its limit of open files, with the remedy; at once.
-        :raises StemApiError: an error status; 429 and 5xx after ``max_attempts``, others at once.
-        :raises StemDataError: ``parse`` refused the body.
+        :param path: relative to the base URL, percent-encoded.
+        :param params: query parameters.
+        :param parse: parses the body; raises :class:`~airflow_provider_stem.errors.StemDataError` if it is invalid.
+        :raises StemTransportError: no complete response within ``max_attempts``.
+        :raises StemCertificateError: the server's certificate or the CA bundle is wrong; not retried.
+        :raises OSError: the worker's disk is full or it has too many open files, with the remedy; not retried.
+        :raises StemApiError: an error status. 429 and 5xx are retried up to ``max_attempts``, others are not.
+        :raises StemDataError: ``parse`` raised it.
         """
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self._config.max_attempts),
@@ -117,15 +120,15 @@ class Transport:
             reraise=True,
         )
         try:
-            answer: T = retrying(self._attempt, path, params, parse)
-        except UnreadableAnswerError as exc:
+            result: T = retrying(self._attempt, path, params, parse)
+        except UnreadableResponseError as exc:
             message = str(exc)
         else:
-            return answer
+            return result
         raise StemDataError(message)
 
     def close(self) -> None:
-        """End waits between attempts, refuse new requests and close all connections."""
+        """Interrupt waits between attempts, reject new requests and close all connections."""
         self._closed.set()
         with self._lock:
             sessions, self._sessions = self._sessions, []
@@ -133,18 +136,16 @@ class Transport:
             session.close()
 
     def _attempt(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T:
-        answer = self._answer(path, params, parse)
-        # Raised out here: no traceback or context leads to a frame that holds the request's header or the body.
-        if isinstance(answer, (StemError, OSError)):
-            raise answer
-        return answer
+        result = self._send(path, params, parse)
+        # Raised here, so that no traceback or context leads to a frame with the request's header or the body.
+        if isinstance(result, (StemError, OSError)):
+            raise result
+        return result
 
-    def _answer(
-        self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]
-    ) -> T | StemError | OSError:
+    def _send(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T | StemError | OSError:
         url = self._config.base_url + path
         if self._closed.is_set():
-            return StemTransportError(f"the client is closed [GET {self._shown(url)}]")
+            return StemTransportError(f"The client is closed. Create a new one [GET {self._redacted(url)}]")
         try:
             with self._session().get(
                 url,
@@ -154,43 +155,44 @@ class Transport:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                url = self._shown(str(response.url))
+                url = self._redacted(str(response.url))
                 if response.status_code != HTTPStatus.OK:
-                    return self._refusal(response, url)
+                    return self._status_error(response, url)
                 return parse(_read(response, BODY_LIMIT))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            return self._failure(exc, url)
+            return self._connection_error(exc, url)
         except StemDataError as exc:
-            return type(exc)(f"{self._shown(str(exc))} [GET {url}]")
+            return type(exc)(f"{self._redacted(str(exc))} [GET {url}]")
 
-    def _refusal(self, response: requests.Response, url: str) -> StemError:
+    def _status_error(self, response: requests.Response, url: str) -> StemError:
         status = response.status_code
         if 200 <= status < 300:
-            return StemDataError(f"HTTP {status} instead of 200 [GET {url}]")
+            return StemDataError(f"HTTP {status} instead of 200. Check the connection's Host [GET {url}]")
         if 300 <= status < 400:
-            message = "the API answered with a redirect, which is not followed: check the connection's Host"
+            message = "The API responded with a redirect, which is not followed. Check the connection's Host"
         else:
-            message = self._shown("; ".join(_messages(response))) or _phrase(status)
+            message = self._redacted("; ".join(_messages(response))) or _phrase(status)
         return _error_class(status)(status, message, url, _retry_after(response.headers))
 
-    def _failure(self, exc: Exception, url: str) -> StemError | OSError:
+    def _connection_error(self, exc: Exception, url: str) -> StemError | OSError:
         causes = list(_causes(exc))
         if local := next((cause for cause in causes if is_of_the_worker(cause)), None):
             return worker_error(local)
         if wrong := next((cause for cause in causes if _is_of_a_certificate(cause)), None):
             reason = getattr(wrong, "verify_message", "") or str(wrong)
             return StemCertificateError(
-                f"The certificate of {self._shown(urlsplit(self._config.base_url).netloc)} cannot be verified: "
-                f"{self._shown(reason).rstrip('.')}. Set verify in the connection's Extra to the path of the CA bundle "
-                f"that signed it [GET {self._shown(url)}]"
+                f"The certificate of {self._redacted(urlsplit(self._config.base_url).netloc)} cannot be verified: "
+                f"{self._redacted(reason).rstrip('.')}. Set verify in the connection's Extra to the path of the CA "
+                f"bundle that signed it [GET {self._redacted(url)}]"
             )
         last = causes[-1]
         return StemTransportError(
-            f"no whole answer from GET {self._shown(url)}: {self._shown(f'{type(last).__name__}: {last}')}"
+            f"No complete response ({self._redacted(f'{type(last).__name__}: {last}')}). Check the network and the "
+            f"connection's Host, or try again later [GET {self._redacted(url)}]"
         )
 
-    def _shown(self, text: str) -> str:
-        # In this order: a key that is cut in two would not be found.
+    def _redacted(self, text: str) -> str:
+        # Redact first: one_line may cut the key in two.
         return one_line(self._config.api_key.redact(text))
 
     def _session(self) -> requests.Session:
@@ -200,9 +202,9 @@ class Transport:
             session.auth = self._auth
             session.headers["User-Agent"] = f"airflow-provider-stem/{__version__}"
             session.headers["Accept"] = "application/json"
-            # Plain http is for loopback alone: a proxy from the environment would see the key.
+            # Plain http is allowed on loopback only. A proxy from the environment would receive the key.
             session.trust_env = self._config.base_url.startswith("https:")
-            session.mount(self._config.base_url, WholeAnswerAdapter(pool_connections=1, pool_maxsize=1))
+            session.mount(self._config.base_url, TotalTimeoutAdapter(pool_connections=1, pool_maxsize=1))
             self._local.session = session
             with self._lock:
                 self._sessions.append(session)
@@ -218,21 +220,24 @@ class Transport:
             return False
         if isinstance(exc, (StemRateLimitError, StemServerError)):
             return exc.retry_after is None or exc.retry_after <= RETRY_AFTER_CAP
-        return isinstance(exc, (StemTransportError, UnreadableAnswerError)) and not isinstance(exc, StemConfigError)
+        return isinstance(exc, (StemTransportError, UnreadableResponseError)) and not isinstance(exc, StemConfigError)
 
 
 def _read(response: requests.Response, limit: int) -> Body:
     """
-    Read a body whole, piece by piece as it arrives, so that one without end is noticed.
+    Return a whole body. Read it in pieces, so that an endless one is detected.
 
-    A long one waits in a file without a name: in memory, answers would be what a run needs most of it for.
+    A long body is stored in an unnamed file, since bodies would otherwise take most of a run's memory.
+
+    :param limit: bytes.
+    :raises StemDataError: the body exceeds the limit.
     """
     with tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="stem-answer-") as body:
         while chunk := response.raw.read1(_CHUNK, decode_content=True):
             with own_disk():
                 body.write(chunk)
             if body.tell() > limit:
-                raise StemDataError(f"the body exceeds {limit:,} bytes")
+                raise StemDataError(f"The response body exceeds {limit:,} bytes. Check the connection's Host")
         if body.tell() > _IN_MEMORY:
             with own_disk():
                 body.flush()
@@ -243,14 +248,14 @@ def _read(response: requests.Response, limit: int) -> Body:
 
 def _is_of_a_certificate(cause: BaseException) -> bool:
     if isinstance(cause, ssl.SSLError):
-        # The latter two are of a CA bundle that holds no certificates.
+        # X509 and PEM: the CA bundle contains no certificates.
         return isinstance(cause, ssl.SSLCertVerificationError) or cause.library in {"X509", "PEM"}
-    # What requests says of a CA bundle that is not there.
+    # The error of requests for a missing CA bundle.
     return type(cause) is OSError and "CA certificate bundle" in str(cause)
 
 
 def _messages(response: requests.Response) -> list[str]:
-    """Give what the API says of its refusal; the status counts, also where the body cannot be read."""
+    """Return the messages in an error response; none if its body cannot be read, since the status is enough."""
     try:
         return error_messages(json.loads(bytes(_read(response, _ERROR_BODY_LIMIT))))
     except (
@@ -273,9 +278,9 @@ def _phrase(status: int) -> str:
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
     """
-    Iterate over what an error of the libraries below wraps, the last one without wrappers.
+    Iterate over an error of requests or urllib3 and the errors that it wraps, the innermost last.
 
-    They speak of retries that are not theirs to make.
+    Only the innermost is reported: the others mention retries that do not take place.
     """
     cause: BaseException | None = exc
     while cause is not None:
@@ -295,7 +300,7 @@ def _error_class(status: int) -> type[StemApiError]:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from a ``Retry-After`` in seconds or as an HTTP date."""
+    """Return the seconds to wait, from a ``Retry-After`` in seconds or as an HTTP date."""
     value = headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
@@ -312,12 +317,12 @@ _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=60)
 
 def _wait(state: tenacity.RetryCallState) -> float:
     exc: Any = state.outcome.exception() if state.outcome else None
-    asked = getattr(exc, "retry_after", None)
-    # A little later than asked, each at another moment: clients that were told the same come back apart.
-    return float(asked + _backoff(state) if asked is not None else _backoff(state))
+    retry_after = getattr(exc, "retry_after", None)
+    # Backoff is added, so that clients with the same Retry-After do not all return at once.
+    return float(retry_after + _backoff(state) if retry_after is not None else _backoff(state))
 
 
 def _log_retry(state: tenacity.RetryCallState) -> None:
     exc = state.outcome.exception() if state.outcome else None
     wait = state.next_action.sleep if state.next_action else 0.0
-    log.warning("Attempt %s failed, next one in %.1f s: %s", state.attempt_number, wait, exc)
+    log.warning("Attempt %s failed, retrying in %.1f s: %s", state.attempt_number, wait, exc)

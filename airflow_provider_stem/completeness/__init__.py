@@ -1,4 +1,4 @@
-"""Completeness as a picture: sites by UTC days in one HTML page that needs nothing else; for DAGs that publish it."""
+"""Heat map of completeness, sites by UTC days, in one self-contained HTML page. For DAGs that publish it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from airflow_provider_stem.streams.windows import check_resolution
 __all__ = ["COLUMNS", "CONTENT_TYPE", "STATUSES", "Summary", "write_page"]
 
 COLUMNS = ("site_id", "stream_type", "resolution", "day", "expected", "received", "late", "status")
-"""Of the rows, in this order; one row for each stream and UTC day."""
+"""Columns of the rows, in this order. There is one row for each stream and UTC day."""
 
 STATUSES = ("complete", "late", "missing", "not expected")
+"""Values of the column ``status``."""
 
 CONTENT_TYPE = "text/html; charset=utf-8"
+"""MIME type of the page."""
 
 _MAX_DAYS = 3660
 _WORST = 20
@@ -34,7 +36,16 @@ _NO_ROW = b"\0\0\0\0"
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a page tells in sum: streams have a type and a resolution each, the others count intervals."""
+    """
+    Totals of a page.
+
+    :param sites: number of sites.
+    :param streams: number of streams; a stream is a site's data of one type and resolution.
+    :param expected: number of expected intervals.
+    :param received: number of received intervals.
+    :param missing: number of expected intervals that were not received.
+    :param late: number of intervals that were received late.
+    """
 
     sites: int
     streams: int
@@ -44,7 +55,7 @@ class Summary:
     late: int
 
     def as_json(self) -> dict[str, int]:
-        """Give it as XCom can carry it."""
+        """Return the totals as a dict for XCom."""
         return asdict(self)
 
 
@@ -52,30 +63,30 @@ def write_page(
     rows: Iterable[Sequence[Any]], file: IO[bytes], *, first_day: date, last_day: date, made: datetime
 ) -> Summary:
     """
-    Write the page.
+    Write the page, and return its totals.
 
-    Memory grows with streams times days, at four bytes each, and not with the rows: they may come from a cursor, in any
-    order. The same rows and times give the same bytes.
+    Memory use is four bytes for each stream and day, and does not grow with the number of rows, so they can come from a
+    cursor. They can be in any order. The same rows and times result in the same bytes.
 
-    :param rows: of :data:`COLUMNS`. ``missing`` of a row is what it expected and did not receive.
-    :param file: what the page is written to.
-    :param first_day: of the page, in UTC.
-    :param last_day: likewise; included.
-    :param made: when the rows were read, aware.
-    :raises StemConfigError: a row or a time is not what the page can show.
+    :param rows: sequences of :data:`COLUMNS`. ``expected``, ``received`` and ``late`` are numbers of intervals.
+    :param file: binary file that the page is written to.
+    :param first_day: first UTC day of the page.
+    :param last_day: last UTC day of the page, inclusive; at most 3,660 days.
+    :param made: when the rows were read, with a time zone.
+    :raises StemConfigError: a row, a day or a time is invalid, or two rows have the same stream and day.
     """
     days = _days(first_day, last_day)
     if getattr(made, "tzinfo", None) is None:
-        raise StemConfigError(f"made is {made!r}: give a datetime with a time zone.")
+        raise StemConfigError(f"made must be a datetime with a time zone, got {made!r}.")
     kinds: dict[tuple[str, int], int] = {}
     cells: dict[str, dict[int, bytearray]] = {}
     for row in rows:
         try:
-            _take(row, days, kinds, cells)
+            _add_row(row, days, kinds, cells)
         except (TypeError, ArithmeticError):
-            raise StemConfigError(f"rows holds {row!r:.200}: give {', '.join(COLUMNS)}.") from None
+            raise StemConfigError(f"Invalid row in rows: {row!r:.200}. Use {', '.join(COLUMNS)}.") from None
 
-    sites = sorted((_Site.of(site_id, lines) for site_id, lines in cells.items()), key=_Site.badness)
+    sites = sorted((_Site.of(site_id, lines) for site_id, lines in cells.items()), key=_Site.worst_first)
     summary = Summary(
         sites=len(sites),
         streams=sum(map(len, cells.values())),
@@ -88,12 +99,12 @@ def write_page(
     head = {
         "first": first_day.isoformat(),
         "days": len(days),
-        "kinds": [[_shown(stream_type), resolution] for stream_type, resolution in order],
-        "sites": [_shown(site.site_id) for site in sites],
+        "kinds": [[_escaped(stream_type), resolution] for stream_type, resolution in order],
+        "sites": [_escaped(site.site_id) for site in sites],
         "lines": [[n for n, kind in enumerate(order) if kinds[kind] in cells[site.site_id]] for site in sites],
     }
 
-    def planes() -> Iterator[bytes | bytearray]:
+    def data() -> Iterator[bytes | bytearray]:
         packed_head = json.dumps(head, separators=(",", ":")).encode()
         yield len(packed_head).to_bytes(4, "little")
         yield packed_head
@@ -101,7 +112,7 @@ def write_page(
             lines = cells[site.site_id]
             yield from (lines[kinds[kind]] for kind in order if kinds[kind] in lines)
 
-    _write(file, _parts(summary, sites, first_day, last_day, made), planes())
+    _write(file, _parts(summary, sites, first_day, last_day, made), data())
     return summary
 
 
@@ -109,16 +120,16 @@ def _days(first_day: date, last_day: date) -> dict[date, int]:
     bounds: dict[str, Any] = {"first_day": first_day, "last_day": last_day}
     for name, day in bounds.items():
         if not isinstance(day, date) or isinstance(day, datetime):
-            raise StemConfigError(f"{name} is {day!r}: give a date.")
+            raise StemConfigError(f"{name} must be a date, got {day!r}.")
     number = (last_day - first_day).days + 1
     if not 1 <= number <= _MAX_DAYS:
         raise StemConfigError(
-            f"first_day is {first_day}, last_day is {last_day}, {number:,} days: give from 1 to {_MAX_DAYS:,} days."
+            f"Invalid first_day {first_day} and last_day {last_day}: {number:,} days. Use 1 to {_MAX_DAYS:,} days."
         )
     return {first_day + timedelta(n): n for n in range(number)}
 
 
-def _take(
+def _add_row(
     row: Sequence[Any],
     days: Mapping[date, int],
     kinds: dict[tuple[str, int], int],
@@ -142,42 +153,42 @@ def _take(
     number = days.get(day)
     if number is None:
         raise StemConfigError(
-            f"day is {day!r} in a row of site {_shown(site_id):.200}: give dates from first_day to last_day."
+            f"Invalid day {day!r} in a row of site {_escaped(site_id):.200}. Use dates from first_day to last_day."
         )
     at = slice(len(_NO_ROW) * number, len(_NO_ROW) * (number + 1))
     if line[at] != _NO_ROW:
         raise StemConfigError(
-            f"rows holds site {_shown(site_id):.200}, {_shown(stream_type):.50}, {resolution}, {day} twice: "
-            "give one row for each."
+            f"Duplicate row in rows: site {_escaped(site_id):.200}, {_escaped(stream_type):.50}, {resolution}, {day}. "
+            "Use one row for each stream and day."
         )
     line[at] = _cell(status, expected, received, late)
 
 
 @lru_cache(maxsize=65536)
 def _cell(status: Any, *counts: Any) -> bytes:
-    """Check what a row tells of its day; most days tell the same."""
+    """Return the four bytes of a row's cell. Cached, since most rows have the same values."""
     if status not in STATUSES:
-        raise StemConfigError(f"status is {status!r:.200}: give one of {', '.join(STATUSES)}.")
+        raise StemConfigError(f"status must be one of {', '.join(STATUSES)}, got {status!r:.200}.")
     for name, count in zip(("expected", "received", "late"), counts, strict=True):
-        # A database may sum integers to a decimal. A day has 96 intervals at most, so one byte holds them.
+        # Some databases return the sum of integers as a decimal. A day has at most 96 intervals, so a byte is enough.
         if isinstance(count, (str, bytes, type(None))) or not 0 <= count <= 255 or count != int(count):
-            raise StemConfigError(f"{name} is {count!r:.200}: give the whole number of a day's intervals, 0 to 255.")
+            raise StemConfigError(f"{name} must be a number of intervals from 0 to 255, got {count!r:.200}.")
     return bytes([STATUSES.index(status) + 1, *map(int, counts)])
 
 
 def _check_text(column: str, value: object) -> None:
     if not isinstance(value, str):
-        raise StemConfigError(f"{column} is {value!r:.200}: give a text.")
+        raise StemConfigError(f"{column} must be a string, got {value!r:.200}.")
 
 
-def _shown(text: str) -> str:
-    """Make foreign text visible: line breaks, escapes and what turns the direction of writing are spelled out."""
+def _escaped(text: str) -> str:
+    """Return text with characters that are not printable escaped, such as line breaks and bidirectional marks."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """One site's sums over all of its streams and days."""
+    """Totals of one site, over all of its streams and days."""
 
     site_id: str
     expected: int
@@ -188,7 +199,7 @@ class _Site:
 
     @classmethod
     def of(cls, site_id: str, lines: Mapping[int, bytearray]) -> _Site:
-        lacking = [
+        missing = [
             [max(0, expected - received) for expected, received in zip(line[1::4], line[2::4], strict=True)]
             for line in lines.values()
         ]
@@ -196,17 +207,17 @@ class _Site:
             site_id=site_id,
             expected=sum(sum(line[1::4]) for line in lines.values()),
             received=sum(sum(line[2::4]) for line in lines.values()),
-            missing=sum(map(sum, lacking)),
+            missing=sum(map(sum, missing)),
             late=sum(sum(line[3::4]) for line in lines.values()),
-            days_with_missing=sum(map(any, zip(*lacking, strict=True))),
+            days_with_missing=sum(map(any, zip(*missing, strict=True))),
         )
 
-    def badness(self) -> tuple[int, int, str]:
+    def worst_first(self) -> tuple[int, int, str]:
         return -self.missing, -self.late, self.site_id
 
 
 def _parts(summary: Summary, sites: Sequence[_Site], first_day: date, last_day: date, made: datetime) -> dict[str, str]:
-    """Give what the template's marks stand for, all but the data."""
+    """Return the values of the template's placeholders, except the data."""
     style, script = (files(__name__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     share = f"{_share(summary.missing, summary.expected)} of {summary.expected:,} expected intervals are missing"
     worst = [site for site in sites[:_WORST] if site.missing or site.late]
@@ -224,14 +235,14 @@ def _parts(summary: Summary, sites: Sequence[_Site], first_day: date, last_day: 
         "sum": f"{_count(summary.sites, 'site')}, {_count(summary.streams, 'stream')}. "
         f"{share}, {summary.late:,} came late.",
         "worst": "".join(
-            f'<tr><th scope="row"><bdi>{html.escape(_shown(site.site_id))}</bdi></th>'
+            f'<tr><th scope="row"><bdi>{html.escape(_escaped(site.site_id))}</bdi></th>'
             f"{''.join(f'<td>{number(site)}</td>' for number in numbers)}</tr>\n"
             for site in worst
         )
         or '<tr><td colspan="7">Nothing is missing, and nothing came late.</td></tr>\n',
         "style": style,
         "script": script,
-        # What is not of this page cannot run in it, and it cannot load or send anything.
+        # Only the page's own style and script are allowed, and it cannot load or send anything.
         "policy": f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
     }
 
@@ -241,33 +252,33 @@ def _count(number: int, noun: str) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    """Give per cent that are 0 and 100 only where all or nothing is."""
+    """Return a percentage that is rounded to 0 or 100 only if it is exactly that."""
     if not whole:
         return "0 %"
-    shown = f"{100 * part / whole:.2f}"
-    if shown == "0.00" and part:
+    rounded = f"{100 * part / whole:.2f}"
+    if rounded == "0.00" and part:
         return "under 0.01 %"
-    return "over 99.99 %" if shown == "100.00" and part < whole else f"{shown.rstrip('0').rstrip('.')} %"
+    return "over 99.99 %" if rounded == "100.00" and part < whole else f"{rounded.rstrip('0').rstrip('.')} %"
 
 
 def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _write(file: IO[bytes], parts: Mapping[str, str], planes: Iterable[bytes | bytearray]) -> None:
+def _write(file: IO[bytes], parts: Mapping[str, str], data: Iterable[bytes | bytearray]) -> None:
     template = files(__name__).joinpath("page.html").read_text("utf-8")
     before, after = (
-        # In one pass: what stands in for a mark is not looked at again.
-        re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], piece).encode()
+        # All placeholders are replaced in one pass, so that a value cannot contain another placeholder.
+        re.sub(r"\{\{(\w+)\}\}", lambda placeholder: parts[placeholder[1]], piece).encode()
         for piece in template.split("{{data}}")
     )
     file.write(before)
     packer = zlib.compressobj(9)
-    waiting = b""
-    for plane in planes:
-        waiting += packer.compress(plane)
-        whole = len(waiting) // 3 * 3
-        file.write(base64.b64encode(waiting[:whole]))
-        waiting = waiting[whole:]
-    file.write(base64.b64encode(waiting + packer.flush()))
+    pending = b""
+    for piece in data:
+        pending += packer.compress(piece)
+        whole = len(pending) // 3 * 3  # base64 encodes groups of three bytes
+        file.write(base64.b64encode(pending[:whole]))
+        pending = pending[whole:]
+    file.write(base64.b64encode(pending + packer.flush()))
     file.write(after)

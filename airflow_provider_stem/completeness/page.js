@@ -22,7 +22,7 @@
     const length = new DataView(buffer).getUint32(0, true);
     const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
     const cells = new Uint8Array(buffer, 4 + length);
-    // Where the lines of each site begin.
+    // The first line of each site.
     const begins = new Uint32Array(head.sites.length);
     for (let site = 0, line = 0; site < begins.length; site++) {
       begins[site] = line;
@@ -31,7 +31,7 @@
     return { ...head, cells, begins, sought: head.sites.map((id) => id.toLowerCase()) };
   }
 
-  // The lines of a site that the filter lets through, as [kind, offset of the line in cells].
+  // Return the lines of a site that pass the filter, as [kind, offset of the line in cells].
   function linesOf(site) {
     const kind = element("kind").value;
     const lines = [];
@@ -41,14 +41,14 @@
     return lines;
   }
 
-  // One cell: the worst status of its lines, and their sums.
+  // Return the worst status of a cell's lines, and their sums.
   function sum(lines, day) {
     let status = NONE, expected = 0, missing = 0;
     for (const [, offset] of lines) {
       const at = offset + day * 4;
-      const told = data.cells[at];
-      if (told === MISSING || status === NONE || (status !== MISSING && told === LATE) || (status === IDLE && told)) {
-        status = told;
+      const own = data.cells[at];
+      if (own === MISSING || status === NONE || (status !== MISSING && own === LATE) || (status === IDLE && own)) {
+        status = own;
       }
       expected += data.cells[at + 1];
       missing += Math.max(0, data.cells[at + 1] - data.cells[at + 2]);
@@ -76,11 +76,11 @@
       let missing = 0, late = 0;
       for (const [, offset] of lines) {
         for (let day = 0, at = offset; day < data.days; day++, at += 4) {
-          const lacking = Math.max(0, data.cells[at + 1] - data.cells[at + 2]);
-          missing += lacking;
+          const absent = Math.max(0, data.cells[at + 1] - data.cells[at + 2]);
+          missing += absent;
           late += data.cells[at + 3];
           perDay[day][0] += data.cells[at + 1];
-          perDay[day][1] += lacking;
+          perDay[day][1] += absent;
         }
       }
       shown.push({ site, lines, missing, late });
@@ -110,7 +110,7 @@
     extent.style.width = `${labels + data.days * cell + 12}px`;
     extent.style.height = `${whole}px`;
     width = map.clientWidth;
-    // No higher than what is seen of it, or it would slip at the end.
+    // Not higher than the visible part, or the sticky canvas would move at the end of the scroll range.
     height = Math.min(whole, map.clientHeight);
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
@@ -167,7 +167,7 @@
         pen.fillStyle = colour === "idle" ? hatch : colours[colour];
         pen.fillRect(x(day), y(row), cell - gap, ROW - 1);
       }
-      // What has scrolled under the labels goes.
+      // Clear the cells that have scrolled under the labels.
       pen.fillStyle = chosen && chosen.row === row ? colours.panel : colours.page;
       pen.fillRect(0, y(row), labels, ROW);
       pen.fillStyle = colours.ink;
@@ -205,7 +205,7 @@
     pen.fillRect(0, HEAD - 2, width, 1);
   }
 
-  // A label for each Monday, or each day or month, as there is room.
+  // Draw a label for each day, Monday or month, depending on the space.
   function days(x, first, last) {
     const step = cell >= 26 ? "day" : cell * 7 >= 46 ? "week" : "month";
     pen.textAlign = "left";
@@ -243,7 +243,7 @@
 
   const HEADINGS = ["type", "expected", "received", "missing", "late", "status"];
 
-  function told({ day, row }) {
+  function details({ day, row }) {
     return shown[row].lines.map(([of, offset]) => {
       const [status, expected, received, late] = data.cells.subarray(offset + day * 4, offset + day * 4 + 4);
       const [type, resolution] = data.kinds[of];
@@ -253,7 +253,7 @@
     });
   }
 
-  function made(tag, text, within) {
+  function append(tag, text, within) {
     const node = document.createElement(tag);
     if (text !== null) node.textContent = text;
     within.append(node);
@@ -265,16 +265,16 @@
     tip.hidden = where === null;
     if (where) {
       tip.replaceChildren();
-      const heading = made("h2", null, tip);
-      made("bdi", data.sites[shown[where.row].site], heading);
-      made("p", `${nameOf(where.day)} (UTC)`, tip);
-      const table = made("table", null, tip);
-      const head = made("tr", null, made("thead", null, table));
-      HEADINGS.forEach((text) => made("th", text, head));
-      const body = made("tbody", null, table);
-      for (const values of told(where)) {
-        const line = made("tr", null, body);
-        values.forEach((value, i) => made(i ? "td" : "th", value, line));
+      const heading = append("h2", null, tip);
+      append("bdi", data.sites[shown[where.row].site], heading);
+      append("p", `${nameOf(where.day)} (UTC)`, tip);
+      const table = append("table", null, tip);
+      const head = append("tr", null, append("thead", null, table));
+      HEADINGS.forEach((text) => append("th", text, head));
+      const body = append("tbody", null, table);
+      for (const values of details(where)) {
+        const line = append("tr", null, body);
+        values.forEach((value, i) => append(i ? "td" : "th", value, line));
       }
       const box = tip.getBoundingClientRect();
       const across = near.x + 16 + box.width > window.innerWidth ? near.x - 16 - box.width : near.x + 16;
@@ -302,9 +302,9 @@
       { day, row },
       { x: box.left + labels + (day + 1) * cell - map.scrollLeft, y: box.top + HEAD + (row + 1) * ROW - map.scrollTop },
     );
-    element("told").textContent = [
+    element("announcement").textContent = [
       `${data.sites[shown[row].site]}, ${nameOf(day)} UTC`,
-      ...told({ day, row }).map((values) =>
+      ...details({ day, row }).map((values) =>
         values.map((value, i) => (i && i < 5 ? (value === "" ? "" : `${HEADINGS[i]} ${value}`) : value)).filter(String).join(", ")),
     ].join("; ");
   }
@@ -323,7 +323,7 @@
     canvas.addEventListener("pointerleave", () => { pointer = null; choose(null); });
     canvas.addEventListener("blur", () => choose(null));
     canvas.addEventListener("keydown", byKey);
-    // Under a pointer that rests the cells change.
+    // Scrolling moves other cells under a pointer that does not move.
     map.addEventListener("scroll", () => (pointer ? choose(at(pointer.x, pointer.y), pointer) : redraw()));
     window.addEventListener("resize", layOut);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", layOut);
@@ -332,7 +332,7 @@
   async function begin() {
     data = await unpack(element("data").textContent);
     element("data").remove();
-    for (const type of new Set(data.kinds.map(([type]) => type))) made("option", type, element("kind")).value = type;
+    for (const type of new Set(data.kinds.map(([type]) => type))) append("option", type, element("kind")).value = type;
     listen();
     filter();
     canvas.dataset.ready = "";
@@ -342,6 +342,6 @@
     map.hidden = true;
     element("trouble").hidden = false;
     element("trouble").textContent =
-      `The heat map could not be drawn (${error}). It needs a browser of 2023 or later; the table below is whole.`;
+      `The heat map could not be drawn (${error}). Use a browser from 2023 or later. The table below is complete.`;
   });
 })();

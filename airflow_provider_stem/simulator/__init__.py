@@ -1,6 +1,6 @@
-"""A stand-in for Stem's Developer Data API, for demos, benchmarks and tests.
+"""A simulator of Stem's Developer Data API, for demos, benchmarks and tests.
 
-It needs the extra ``simulator``. Importing this package is cheap: the server is loaded on first use.
+It needs the extra ``simulator``. Importing this package is cheap: the server is imported on first use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Settings", "Simulator"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load :class:`Settings` and :class:`Simulator` when they are asked for.
+    """Import :class:`Settings` and :class:`Simulator` on first use.
 
     :raises ImportError: the extra ``simulator`` is not installed.
     """
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
             from airflow_provider_stem.simulator.server import Simulator
         except ModuleNotFoundError as error:
             raise ImportError(
-                f"The simulator needs {error.name}: pip install 'airflow-provider-stem[simulator]'"
+                f"The simulator needs {error.name}. Run: pip install 'airflow-provider-stem[simulator]'"
             ) from error
         return Simulator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

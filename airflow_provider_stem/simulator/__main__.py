@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_stem.simulator``: serve until Ctrl-C or SIGTERM."""
+"""Command line ``python -m airflow_provider_stem.simulator``, which serves until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from airflow_provider_stem.simulator.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line, and return the exit code.
+
+    :param arguments: without the program's name; default: those of the process.
+    """
     parser = _parser()
     options = vars(parser.parse_args(arguments))
     host, port = options.pop("host"), options.pop("port")
@@ -48,31 +51,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_stem.simulator",
-        description="A stand-in for Stem's Developer Data API.",
+        description="A simulator of Stem's Developer Data API.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 selects a free one")
     hints, helps = get_type_hints(Settings), _helps()
     for field in fields(Settings):
         name, hint, default = field.name, hints[field.name], field.default
-        # A list of faults reads better as one --fault each.
+        # The option is repeated for each fault, so its name is singular.
         flag = "--fault" if name == "faults" else f"--{name.replace('_', '-')}"
-        how: dict[str, Any] = {"type": hint}
+        options: dict[str, Any] = {"type": hint}
         if hint is bool:
-            how = {"action": argparse.BooleanOptionalAction}
+            options = {"action": argparse.BooleanOptionalAction}
         elif get_origin(hint) is Literal:
-            how = {"choices": get_args(hint)}
+            options = {"choices": get_args(hint)}
         elif name in ("forbidden", "faults"):
-            how, default = {"action": "append"}, []
+            options, default = {"action": "append"}, []
         elif name == "now":
-            how = {"type": datetime.fromisoformat}
-        parser.add_argument(flag, dest=name, default=default, help=helps.get(name, ""), **how)
+            options = {"type": datetime.fromisoformat}
+        parser.add_argument(flag, dest=name, default=default, help=helps.get(name, ""), **options)
     return parser
 
 
 def _helps() -> dict[str, str]:
-    """The description of each setting, from the docstring of the settings."""
+    """Return the description of each setting, from the docstring of :class:`Settings`."""
     text = inspect.getdoc(Settings) or ""
     found = re.findall(r":param (\w+): (.*?)(?=\n:|\Z)", text, flags=re.DOTALL)
     return {name: " ".join(words.split()).replace("%", "%%") for name, words in found}

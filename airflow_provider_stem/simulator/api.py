@@ -1,4 +1,4 @@
-"""The API itself: a FastAPI application of five endpoints."""
+"""The API: a FastAPI application with five endpoints."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from airflow_provider_stem.simulator.cache import BodyCache
 from airflow_provider_stem.simulator.encoding import encode_rows
-from airflow_provider_stem.simulator.gate import BASE_PATH, Gate, Traffic, error_body
+from airflow_provider_stem.simulator.middleware import BASE_PATH, Middleware, Traffic, error_body
 from airflow_provider_stem.simulator.model import Client, Fleet, Site, View
 from airflow_provider_stem.simulator.parameters import (
     ApiError,
@@ -39,26 +39,26 @@ from airflow_provider_stem.simulator.schemas import (
 )
 
 _T = TypeVar("_T")
-_LARGE = 20_000  # rows that are worth a thread of their own
+_LARGE = 20_000  # rows; larger responses are encoded in a thread
 
 _DESCRIPTION = """\
-A stand-in for Stem's Developer Data API: telemetry of battery-storage sites, made up but repeatable.
+A simulator of Stem's Developer Data API: synthetic, reproducible telemetry of battery-storage sites.
 
 * Every call is a **GET** under `/api/v1` with the header `Authorization: APIKEY <key>`.
 * An interval of resolution R seconds covers `(k - R, k]`, where `k` is a multiple of R since 1970 in UTC.
-  It is shown with `start_datetime` = k - R + 1 s and `end_datetime` = k.
+  Its row has `start_datetime` = k - R + 1 s and `end_datetime` = k.
 * A range is at least one resolution and at most 365 days.
 * `kw_total_avg` is the mean power in kW. MONITOR is the site with its storage (negative: export), CONVERTER
   the storage alone (positive: charging), INTERVAL_REVENUE the revenue meter.
-* Anything but a 200 carries `{"errors": [{"message", "code"}]}`.
+* Every response other than 200 has the body `{"errors": [{"message", "code"}]}`.
 """
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A parameter is missing, unknown or malformed, or the request cannot be served."},
-    401: {"description": "No key, or not the right one."},
-    403: {"description": "The key may not see this client or site."},
+    401: {"description": "The key is missing or invalid."},
+    403: {"description": "The key has no permission for this client or site."},
     404: {"description": "There is no such client, site or path."},
-    405: {"description": "Another method than GET."},
-    429: {"description": "Too many requests; Retry-After tells how long to wait."},
+    405: {"description": "The method is not GET."},
+    429: {"description": "Too many requests. Retry-After is the time to wait."},
     500: {"description": "The API failed on a valid request."},
 }
 for _entry in _ERRORS.values():
@@ -67,7 +67,7 @@ for _entry in _ERRORS.values():
 
 class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """Describe the API without FastAPI's 422, which is a 400 here."""
+        """Return the OpenAPI schema without FastAPI's status 422, which is a 400 in this API."""
         if not self.openapi_schema:
             schema = super().openapi()
             for path in schema["paths"].values():
@@ -84,17 +84,17 @@ def create_app(
     clock: Callable[[], float],
     abort: Callable[[Scope], None],
 ) -> FastAPI:
-    """Build the application.
+    """Return the application.
 
-    :param fleet: what it serves; its settings decide how.
-    :param traffic: where requests are recorded and faults planned.
-    :param clock: the present, seconds since 1970 in UTC.
-    :param abort: closes the connection of a scope at once, for the fault ``reset``.
+    :param fleet: the clients and sites to serve, and the settings.
+    :param traffic: records requests, and holds the planned faults.
+    :param clock: returns the current time in seconds since 1970 in UTC.
+    :param abort: closes the connection of a scope immediately, for the fault ``reset``.
     """
     app = _Api(
         title="Stem Developer Data API (simulated)", version="v1", description=_DESCRIPTION, redirect_slashes=False
     )
-    app.add_middleware(Gate, settings=fleet.settings, traffic=traffic, abort=abort)
+    app.add_middleware(Middleware, settings=fleet.settings, traffic=traffic, abort=abort)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -109,7 +109,7 @@ def _router(service: "_Service") -> APIRouter:
 
     @router.get("/clients", responses={200: {"model": ClientList}}, dependencies=[Depends(only(*paging))])
     async def list_clients(name: Name = "", page: Page = 1, per_page: PerPage = 100) -> Response:
-        """List the clients that the key may see."""
+        """List the clients that the key has permission for."""
         return _json(service.list_clients(name, page, per_page))
 
     @router.get("/clients/{client_id}", responses={200: {"model": ClientModel}}, dependencies=[Depends(only())])
@@ -123,7 +123,7 @@ def _router(service: "_Service") -> APIRouter:
         dependencies=[Depends(only(*paging))],
     )
     async def list_sites(client_id: str, name: Name = "", page: Page = 1, per_page: PerPage = 100) -> Response:
-        """List those sites of a client that the key may see."""
+        """List the sites of a client that the key has permission for."""
         return _json(service.list_sites(client_id, name, page, per_page))
 
     @router.get("/sites/{site_id}", responses={200: {"model": SiteModel}}, dependencies=[Depends(only())])
@@ -152,7 +152,7 @@ def _router(service: "_Service") -> APIRouter:
 
 
 class _Service:
-    """What the endpoints answer; raises :class:`ApiError` for what they refuse."""
+    """Content of the endpoints' responses. Raises :class:`ApiError` for invalid requests."""
 
     def __init__(self, fleet: Fleet, clock: Callable[[], float]) -> None:
         self._fleet = fleet
@@ -227,12 +227,12 @@ class _Service:
 
     def site_payload(self, site: Site) -> dict[str, Any]:
         extra = {"utc_offset": site.building.utc_offset} if self._settings.unknown_fields else {}
-        shown = {
+        times = {
             name: f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%M:%SZ}"
             for name, start in site.stream_start_times.items()
         }
         starts: dict[str, dict[str, Any]] = {
-            "shown": {"stream_start_times": shown},
+            "shown": {"stream_start_times": times},
             "null": {"stream_start_times": None},
             "missing": {},
         }
@@ -247,17 +247,17 @@ class _Service:
     async def streams(self, site: Site, start: int, end: int, resolution: int, stream_types: Sequence[str]) -> bytes:
         now = self._clock()
         self._check_range(start, end, resolution, now)
-        lacking = [name for name in stream_types if name not in site.stream_start_times]
-        if lacking:
+        missing = [name for name in stream_types if name not in site.stream_start_times]
+        if missing:
             raise ApiError(
                 400,
-                *(f"The requested stream type - {t} is unavailable for the requested site." for t in lacking),
+                *(f"The requested stream type - {t} is unavailable for the requested site." for t in missing),
             )
         first, last = select(start, end, resolution, reading=self._settings.reading, rounding=self._settings.rounding)
-        seen = self._fleet.view(resolution, now)
-        last = min(last, seen.last_end)
-        # Cut to the range, equal keys mean equal bodies.
-        view = View(last, max(min(seen.final_end, last), first - resolution))
+        current = self._fleet.view(resolution, now)
+        last = min(last, current.last_end)
+        # The view is clipped to the range, so that equal bodies have equal keys in the cache.
+        view = View(last, max(min(current.final_end, last), first - resolution))
         key = (site.id, *stream_types, resolution, first, view)
         body = self._cache.get(key)
         if body is None:
@@ -283,9 +283,9 @@ class _Service:
         self, site: Site, stream_types: Sequence[str], resolution: int, first: int, last: int, view: View
     ) -> bytes:
         settings = self._settings
-        shown = self._fleet.rows(site.id, stream_types, resolution, first, last, view)
+        rows_by_type = self._fleet.rows(site.id, stream_types, resolution, first, last, view)
         parts = [_text({"id": site.id, "name": site.name})[:-1], b',"stream_types":[']
-        for number, (name, rows) in enumerate(shown.items()):
+        for number, (name, rows) in enumerate(rows_by_type.items()):
             parts += [b"," if number else b"", b'{"stream_type":"', name.encode(), b'","streams":[']
             parts += [
                 encode_rows(
@@ -313,12 +313,12 @@ def _error(status: int, messages: Iterable[str] = (), headers: Any = None) -> Re
 
 
 async def _on_api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # nosec B101 # noqa: S101 - as registered
+    assert isinstance(error, ApiError)  # nosec B101 # noqa: S101 - registered for this type
     return _error(error.status, error.messages)
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # nosec B101 # noqa: S101 - as registered
+    assert isinstance(error, RequestValidationError)  # nosec B101 # noqa: S101 - registered for this type
     messages = []
     for item in error.errors():
         name = item["loc"][1]
@@ -330,5 +330,5 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # nosec B101 # noqa: S101 - as registered
+    assert isinstance(error, HTTPException)  # nosec B101 # noqa: S101 - registered for this type
     return _error(error.status_code, headers=error.headers)

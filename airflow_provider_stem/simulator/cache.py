@@ -1,4 +1,4 @@
-"""A size-limited store of encoded answers."""
+"""A size-limited cache of encoded responses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from threading import Lock
 
 
 class BodyCache:
-    """Keeps the bodies that were used last, up to ``limit`` bytes in all; safe between threads."""
+    """A thread-safe cache of the most recently used bodies.
+
+    :param limit: total size in bytes.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -17,7 +20,7 @@ class BodyCache:
         self._lock = Lock()
 
     def get(self, key: Hashable) -> bytes | None:
-        """The body of ``key``, or None."""
+        """Return the body of ``key``, or None."""
         with self._lock:
             body = self._bodies.get(key)
             if body is not None:
@@ -25,7 +28,7 @@ class BodyCache:
             return body
 
     def put(self, key: Hashable, body: bytes) -> None:
-        """Keep ``body``, dropping those that were not used for longest; one above the limit is not kept."""
+        """Store ``body``, and evict the least recently used ones. A body above the limit is not stored."""
         if len(body) > self._limit:
             return
         with self._lock:

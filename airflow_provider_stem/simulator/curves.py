@@ -1,7 +1,7 @@
-"""What a building with a battery draws, per interval of 900 s.
+"""Power of a building with a battery, for each interval of 900 s.
 
-Power is in integers of 10 mW, the fifth decimal of a kW: sums and means of shown values are then exact.
-Any value depends on the building and the interval alone, never on the range that is computed.
+Power is an integer in units of 10 mW, the fifth decimal of a kW, so that sums and means of listed values are exact.
+A value depends only on the building and the interval, not on the range that is computed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy.typing as npt
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-BASE = 900  # seconds of the finest interval
+BASE = 900  # seconds; the finest resolution
 PER_KW = 100_000
 _PER_DAY = 96
 _PER_WEEK = 7 * _PER_DAY
 _THURSDAY = 3  # 1970-01-01
 _YEAR = 365.2425  # days
 
-# Share of the peak load at each hour of a weekday, and on which days of the weekend it is open.
+# Share of the peak load at each hour of a weekday, and the weekend days on which the building is open.
 _HOURLY: dict[str, tuple[str, str]] = {
     "day": (".30 .29 .28 .28 .30 .38 .52 .70 .86 .94 .98 1 .99 1 .98 .95 .90 .78 .62 .50 .42 .38 .34 .31", ""),
     "shift": (".46 .45 .44 .45 .55 .74 .92 .97 .99 1 1 .96 .90 .97 1 .99 .96 .90 .86 .84 .80 .72 .58 .50", "5"),
@@ -34,14 +34,14 @@ _HOURLY: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """The physics of a site. Powers in kW, energies in kWh, ``utc_offset`` in seconds."""
+    """Physical parameters of a site. Powers are in kW, and ``utc_offset`` in seconds."""
 
     seed: int
     utc_offset: int
     use: str
     shift: int  # quarter hours by which the day starts later
     peak_kw: float
-    cooling: float  # share of the peak that summer afternoons add
+    cooling: float  # share of the peak that is added on summer afternoons
     battery_kw: float  # 0: no battery
     battery_hours: int
     efficiency: float
@@ -52,7 +52,7 @@ class Building:
 
 
 def noise(seed: int, index: Ints) -> Floats:
-    """Repeatable noise, uniform in [0, 1), of ``index`` alone (splitmix64)."""
+    """Return reproducible noise, uniform in [0, 1), which depends only on ``seed`` and ``index`` (splitmix64)."""
     x = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -61,7 +61,7 @@ def noise(seed: int, index: Ints) -> Floats:
 
 @lru_cache
 def _week(use: str) -> Floats:
-    """Share of the peak in each quarter hour from Monday 00:00."""
+    """Return the share of the peak in each quarter hour from Monday 00:00."""
     hourly, open_on = _HOURLY[use]
     weekday = np.array(hourly.split(), dtype=np.float64)
     closed = weekday.min() + 0.12 * (weekday - weekday.min())
@@ -74,17 +74,18 @@ def _week(use: str) -> Floats:
 
 @lru_cache
 def _trapezoid(quarters: int, ramp: int) -> Floats:
-    """Power in kW that moves 1 kWh over a number of quarter hours, with a zero at either side."""
+    """Return the power in kW that moves 1 kWh over a number of quarter hours, with a zero at each end."""
     steps = np.arange(quarters)
     shape = np.minimum(1.0, np.minimum(steps + 1, quarters - steps) / (ramp + 1))
     return np.pad(shape / (shape.sum() / 4), 1)
 
 
 class Series:
-    """The streams of one building over the contiguous 900 s intervals from ``first`` to ``last`` end.
+    """The streams of one building over contiguous 900 s intervals.
 
-    :param first: end of the first interval, seconds since 1970 in UTC, a multiple of 900.
-    :param last: end of the last one, included.
+    :param building: its parameters.
+    :param first: end of the first interval in seconds since 1970 in UTC, a multiple of 900.
+    :param last: end of the last interval, inclusive.
     """
 
     def __init__(self, building: Building, first: int, last: int) -> None:
@@ -108,7 +109,7 @@ class Series:
 
     @cached_property
     def load(self) -> Ints:
-        """The site without its battery: consumption less solar, in 10 mW."""
+        """The site without its battery: consumption minus solar, in 10 mW."""
         b = self.building
         share = np.take(_week(b.use), (self._slots - b.shift + _THURSDAY * _PER_DAY) % _PER_WEEK)
         afternoon = np.exp(-(((np.arange(_PER_DAY) / 4 - 15.25) / 3.6) ** 2))
@@ -147,12 +148,12 @@ class Series:
         out = _trapezoid(b.battery_hours * 5, 2)
         into = _trapezoid(22, 3)
         quarter = self._quarter
-        given = np.take(out, np.clip(quarter - b.discharge_from - later[self._day] + 1, 0, len(out) - 1))
-        taken = np.take(into, np.clip(quarter - b.charge_from + 1, 0, len(into) - 1)) / b.efficiency
+        discharge = np.take(out, np.clip(quarter - b.discharge_from - later[self._day] + 1, 0, len(out) - 1))
+        charge = np.take(into, np.clip(quarter - b.charge_from + 1, 0, len(into) - 1)) / b.efficiency
         ripple = 0.96 + 0.08 * self._noise(8, self._index)
-        kw = energy[self._day] * (taken - given) * ripple
+        kw = energy[self._day] * (charge - discharge) * ripple
         np.clip(kw, -b.battery_kw, b.battery_kw, out=kw)
-        kw += b.battery_kw * (0.004 + 0.004 * self._noise(9, self._index))  # its own electronics
+        kw += b.battery_kw * (0.004 + 0.004 * self._noise(9, self._index))  # consumption of its electronics
         return _units(kw)
 
     @cached_property
@@ -163,12 +164,12 @@ class Series:
 
     @cached_property
     def revenue(self) -> Ints:
-        """The revenue meter's reading of :attr:`monitor`, within 0.5 %, in 10 mW."""
+        """The revenue meter's measurement of :attr:`monitor`, within 0.5 %, in 10 mW."""
         error = self.building.meter_bias + 0.004 * (self._noise(10, self._index) - 0.5)
         return np.rint(self.monitor * (1 + error)).astype(np.int64)
 
     def stream(self, stream_type: str) -> Ints:
-        """The values of a stream type of the guide, in 10 mW."""
+        """Return the values of a stream type of the guide, in 10 mW."""
         by_type = {"MONITOR": "monitor", "CONVERTER": "converter", "INTERVAL_REVENUE": "revenue"}
         values: Ints = getattr(self, by_type[stream_type])
         return values
@@ -179,11 +180,11 @@ def _units(kw: Floats) -> Ints:
 
 
 def provisional(units: Ints) -> Ints:
-    """What a value looks like before it is restated: lower by 3 %, and never the same."""
+    """Return values as they are before they are restated: lower by 3 %, and always different."""
     return np.asarray(units - 1 - np.abs(units) * 3 // 100)
 
 
 def means(units: Ints, count: int) -> Floats:
-    """The exact means of each ``count`` values in a row, in kW, correctly rounded to a float."""
+    """Return the exact mean of each group of ``count`` consecutive values in kW, correctly rounded to a float."""
     sums = units if count == 1 else units.reshape(-1, count).sum(axis=1)
     return sums / float(count * PER_KW)

@@ -1,4 +1,4 @@
-"""JSON text of stream rows, joined in bulk: a site's year takes a few milliseconds."""
+"""Bulk encoding of stream rows as JSON. A site's year takes a few milliseconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAIL = "}"
 
 @lru_cache(maxsize=64)
 def _heads(chunk: int, resolution: int, zone: str, unknown_fields: bool) -> Any:
-    """The text from the end of one row up to the value of the next, for each interval of a chunk."""
+    """Return the text between the value of the previous row and that of the row, for each interval of a chunk."""
     ends = (np.arange(_CHUNK, dtype=np.int64) + chunk * _CHUNK) * resolution
     close = f"{_UNKNOWN_FIELD if unknown_fields else ''}{_TAIL},"
     starts, stops = (
@@ -33,7 +33,7 @@ def _heads(chunk: int, resolution: int, zone: str, unknown_fields: bool) -> Any:
 
 
 def _labels(ends: Ints, resolution: int, zone: str, *, unknown_fields: bool) -> Any:
-    """The heads of the intervals that end at ``ends``, in ascending order."""
+    """Return the heads of the intervals that end at ``ends``, in ascending order."""
     index = ends // resolution
     first, last = int(index[0]), int(index[-1])
     pieces = []
@@ -46,15 +46,18 @@ def _labels(ends: Ints, resolution: int, zone: str, *, unknown_fields: bool) -> 
 
 
 def encode_rows(rows: Rows, resolution: int, *, zone: str, descending: bool, unknown_fields: bool) -> bytes:
-    """The rows as the elements of a JSON array, without its brackets.
+    """Return the rows as the elements of a JSON array, without its brackets.
 
-    :param resolution: seconds of each interval.
-    :param zone: how the UTC instants end, ``+00:00`` or ``Z``.
+    :param rows: the intervals of one stream.
+    :param resolution: length of each interval in seconds.
+    :param zone: suffix of the UTC times, ``+00:00`` or ``Z``.
+    :param descending: whether the latest row comes first.
+    :param unknown_fields: whether rows have a field that the guide does not list.
     """
     if not len(rows.ends):
         return b""
     heads = _labels(rows.ends, resolution, zone, unknown_fields=unknown_fields)
-    values = pa.array(rows.values).cast(pa.string())  # the shortest text that reads back as the same float
+    values = pa.array(rows.values).cast(pa.string())  # the shortest text that round-trips
     if rows.nulls.any():
         values = pc.if_else(pa.array(rows.nulls), "null", values)
     joined = pc.binary_join_element_wise(heads, values, "")
@@ -63,5 +66,5 @@ def encode_rows(rows: Rows, resolution: int, *, zone: str, descending: bool, unk
     close = f"{_UNKNOWN_FIELD if unknown_fields else ''}{_TAIL}"
     offsets = np.frombuffer(joined.buffers()[1], dtype=np.int32)
     begin, end = int(offsets[joined.offset]), int(offsets[joined.offset + len(joined)])
-    # Each element begins by closing the row before it, which the first one does not have.
+    # Each element begins with the end of the previous row, which is removed from the first.
     return b"".join([memoryview(joined.buffers()[2])[begin + len(close) + 1 : end], close.encode()])

@@ -1,6 +1,6 @@
-"""Which requests go wrong, and how: planned faults of tests and random ones of a demo.
+"""Selection of requests that fail: faults planned by tests, and random faults.
 
-This module only decides; :mod:`~airflow_provider_stem.simulator.gate` carries a fault out.
+This module only selects a fault. :mod:`~airflow_provider_stem.simulator.middleware` performs it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RetryAfter = int | float | str | datetime | None
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way for a request to go wrong: an HTTP ``status``, or a ``kind`` of :data:`KINDS`."""
+    """One kind of failure: an HTTP ``status``, or a ``kind`` of :data:`KINDS`."""
 
     kind: str = ""
     status: int = 200
@@ -28,7 +28,7 @@ class Fault:
 
 
 def parse_kind(kind: str | int) -> Fault:
-    """Read a status code (200 to 599, as a number or its text) or the name of a kind.
+    """Return the fault of a status code (200 to 599, as a number or string) or of the name of a kind.
 
     :raises ValueError: it is neither.
     """
@@ -37,26 +37,26 @@ def parse_kind(kind: str | int) -> Fault:
         return Fault(kind=text)
     if re.fullmatch(r"[2-5][0-9]{2}", text):
         return Fault(status=int(text))
-    raise ValueError(f"Unknown fault {text!r}: a status code or one of {', '.join(sorted(KINDS))}")
+    raise ValueError(f"Unknown fault {text!r}. Use a status code from 200 to 599, or one of {', '.join(sorted(KINDS))}")
 
 
 def parse_random(text: str) -> tuple[Fault, float]:
-    """Read ``KIND:PROBABILITY``, as in ``503:0.01``.
+    """Parse ``KIND:PROBABILITY``, such as ``503:0.01``.
 
-    :raises ValueError: the text has another form, or the probability is not within 0 and 1.
+    :raises ValueError: the string has another form, or the probability is not between 0 and 1.
     """
     kind, _, share = text.partition(":")
     try:
         probability = float(share)
     except ValueError:
-        raise ValueError(f"A random fault reads KIND:PROBABILITY, as in 503:0.01, not {text!r}") from None
+        raise ValueError(f"Invalid random fault {text!r}. Use KIND:PROBABILITY, such as 503:0.01") from None
     if not 0 <= probability <= 1:
-        raise ValueError(f"The probability of the fault {text!r} is not within 0 and 1")
+        raise ValueError(f"Invalid random fault {text!r}. Use a probability from 0 to 1")
     return parse_kind(kind), probability
 
 
 def retry_after_text(value: RetryAfter) -> str | None:
-    """Write a ``Retry-After`` value: a number is seconds, an aware datetime an HTTP date in GMT."""
+    """Return the value of a ``Retry-After`` header: a number of seconds, or for an aware datetime an HTTP date."""
     if isinstance(value, datetime):
         return format_datetime(value.astimezone(UTC), usegmt=True)
     return None if value is None else str(value)
@@ -69,8 +69,8 @@ class _Rule:
     after: int
     times: int | None
 
-    def takes(self, target: str) -> bool:
-        """Whether this rule strikes the request, counting it if it matches."""
+    def matches(self, target: str) -> bool:
+        """Return whether the request fails by this rule. A matching request is counted."""
         if self.times == 0:
             return False
         if self.path is not None and self.path not in target and not re.search(self.path, target):
@@ -86,35 +86,41 @@ class _Rule:
 class FaultPlan:
     """Planned faults in the order in which they were added, then random ones.
 
-    :param randoms: pairs of a fault and its probability, drawn for each request.
-    :param seed: the same seed gives the same faults to the same sequence of requests.
+    :param randoms: pairs of a fault and its probability for each request.
+    :param seed: the same seed and sequence of requests result in the same faults.
     """
 
     def __init__(self, randoms: tuple[tuple[Fault, float], ...] = (), seed: int = 0) -> None:
         self._randoms = randoms
-        self._dice = random.Random(f"faults/{seed}")  # nosec B311 # noqa: S311 - repeatable on purpose
+        self._dice = random.Random(f"faults/{seed}")  # nosec B311 # noqa: S311 - must be reproducible
         self._rules: list[_Rule] = []
         self._lock = Lock()
 
     def add(self, fault: Fault, *, times: int | None, path: str | None, after: int) -> None:
-        """Plan ``fault`` for the next ``times`` matching requests (None: for all) after ``after`` others."""
+        """Plan a fault.
+
+        :param times: number of requests that fail; None means all.
+        :param path: substring or regular expression of the path and query; None means any.
+        :param after: number of matching requests that succeed first.
+        :raises ValueError: ``times`` or ``after`` is out of range.
+        """
         if path is not None:
             re.compile(path)
         if after < 0 or (times is not None and times < 1):
-            raise ValueError("A fault needs times >= 1 and after >= 0")
+            raise ValueError(f"Invalid fault: times is {times}, after is {after}. Use times >= 1 and after >= 0")
         with self._lock:
             self._rules.append(_Rule(fault, path, after, times))
 
     def clear(self) -> None:
-        """Forget the planned faults; random ones stay."""
+        """Remove the planned faults. Random faults stay."""
         with self._lock:
             self._rules.clear()
 
     def next(self, target: str) -> Fault | None:
-        """The fault of the request for ``target`` (path and query), or None."""
+        """Return the fault of the request for ``target`` (path and query), or None."""
         with self._lock:
             for rule in self._rules:
-                if rule.takes(target):
+                if rule.matches(target):
                     return rule.fault
             for fault, probability in self._randoms:
                 if self._dice.random() < probability:

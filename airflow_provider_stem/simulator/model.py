@@ -1,7 +1,7 @@
-"""The fleet: clients, sites, and what the API shows of their streams at an instant.
+"""The fleet: clients, sites, and the part of their streams that the API returns at a given time.
 
-Everything follows from :class:`~airflow_provider_stem.simulator.settings.Settings`; a site is made up
-when it is asked for, so a fleet of any size costs nothing to set up.
+Everything is derived from :class:`~airflow_provider_stem.simulator.settings.Settings`. A site is generated on first
+use, so a large fleet is as cheap to create as a small one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 
 _HOUR = 3600
 _DAY = 86_400
-# Sites below this index all have a battery stream, so that small fleets serve for comparisons.
+# Sites below this index all have a CONVERTER stream, so that all sites of a small fleet are comparable.
 _UNIFORM_SITES = 20
-# Cities with their standard time's offset from UTC in hours.
+# Cities, and the offset of their standard time from UTC in hours.
 _CITIES = (
     ("Oakland", -8), ("San Jose", -8), ("Sacramento", -8), ("Fresno", -8), ("San Diego", -8),
     ("Long Beach", -8), ("Riverside", -8), ("Portland", -8), ("Tacoma", -8), ("Reno", -8),
@@ -60,7 +60,7 @@ _TRADES = (
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client of the API. ``index`` counts from 0."""
+    """A client of the API. The first ``index`` is 0."""
 
     index: int
     id: str
@@ -69,7 +69,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A site. ``stream_start_times`` holds seconds since 1970 in UTC for each stream type that it has."""
+    """A site. ``stream_start_times`` are seconds since 1970 in UTC, for each stream type of the site."""
 
     index: int
     id: str
@@ -81,10 +81,10 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What can be seen of one resolution at an instant; all fields are seconds since 1970 in UTC.
+    """The visible intervals of one resolution at a given time. All fields are seconds since 1970 in UTC.
 
-    Intervals up to ``last_end`` are visible. Of them, those whose 900 s parts end after
-    ``final_end`` are provisional.
+    :param last_end: end of the last visible interval.
+    :param final_end: 900 s intervals that end later have provisional values.
     """
 
     last_end: int
@@ -95,7 +95,9 @@ class View:
 class Rows:
     """Intervals of one stream in ascending order.
 
-    ``ends`` are seconds since 1970 in UTC, ``values`` kW; where ``nulls`` is true the value is unknown.
+    :param ends: interval ends in seconds since 1970 in UTC.
+    :param values: mean powers in kW.
+    :param nulls: true where the API returns null instead of the value.
     """
 
     ends: Ints
@@ -106,30 +108,32 @@ class Rows:
 class Fleet:
     """The clients and sites of a simulator.
 
-    :param settings: decides the size, the seed, and what is missing, null, late or provisional.
+    :param settings: size, seed, and the share of missing, null, late and provisional values.
     :raises ValueError: ``settings.forbidden`` names an id that does not exist.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._known_site = lru_cache(maxsize=50_000)(self._site)
+        self._cached_site = lru_cache(maxsize=50_000)(self._site)
         self.clients: Sequence[Client] = tuple(_client(index) for index in range(settings.clients))
         self._clients = {client.id: client for client in self.clients}
-        for known_id in settings.forbidden - self._clients.keys():
+        for forbidden_id in settings.forbidden - self._clients.keys():
             try:
-                self.site_index(known_id)
+                self.site_index(forbidden_id)
             except KeyError:
-                raise ValueError(f"forbidden names no client or site: {known_id!r}") from None
+                raise ValueError(
+                    f"Invalid forbidden {forbidden_id!r}: no such client or site. Use ids that the simulator lists"
+                ) from None
 
     def client(self, client_id: str) -> Client:
-        """The client of that id.
+        """Return the client with an id.
 
         :raises KeyError: there is none.
         """
         return self._clients[client_id]
 
     def site_indices(self, client_id: str) -> range:
-        """The indices of a client's sites, in the order of the API's list.
+        """Return the indices of a client's sites, in the order in which the API lists them.
 
         :raises KeyError: there is no such client.
         """
@@ -137,11 +141,11 @@ class Fleet:
         return range(index * settings.sites // settings.clients, (index + 1) * settings.sites // settings.clients)
 
     def site(self, site_id: str) -> Site:
-        """The site of that id.
+        """Return the site with an id.
 
         :raises KeyError: there is none.
         """
-        return self._known_site(site_id)
+        return self._cached_site(site_id)
 
     @property
     def site_ids(self) -> list[str]:
@@ -150,13 +154,13 @@ class Fleet:
 
     @staticmethod
     def site_id(index: int) -> str:
-        """The id of the site at ``index``, counted from 0."""
+        """Return the id of the site at ``index``. The first index is 0."""
         return f"site-{index + 1:05d}"
 
     def site_index(self, site_id: str) -> int:
-        """The index of a site.
+        """Return the index of the site with an id.
 
-        :raises KeyError: there is none of that id.
+        :raises KeyError: there is none.
         """
         digits = site_id.removeprefix("site-")
         if digits.isascii() and digits.isdigit() and len(digits) < 10:
@@ -166,20 +170,20 @@ class Fleet:
         raise KeyError(site_id)
 
     def site_name(self, index: int) -> str:
-        """The name of the site at ``index``; no two sites share one."""
+        """Return the name of the site at ``index``. Names are unique."""
         city, _ = _CITIES[index % len(_CITIES)]
         name = f"{city} {_BUILDINGS[index % len(_BUILDINGS)][0]}"
-        repeat = index // (len(_CITIES) * len(_BUILDINGS))  # lengths without a common divisor
+        repeat = index // (len(_CITIES) * len(_BUILDINGS))  # the lengths have no common divisor
         return f"{name} {repeat + 1}" if repeat else name
 
     def client_of(self, index: int) -> Client:
-        """The client that the site at ``index`` belongs to."""
+        """Return the client of the site at ``index``."""
         client_index = ((index + 1) * self.settings.clients - 1) // self.settings.sites
         return self.clients[client_index]
 
     def _site(self, site_id: str) -> Site:
         index = self.site_index(site_id)
-        draw = random.Random(f"site/{self.settings.seed}/{index}")  # nosec B311 # noqa: S311 - repeatable on purpose
+        draw = random.Random(f"site/{self.settings.seed}/{index}")  # nosec B311 # noqa: S311 - must be reproducible
         has_battery = index < _UNIFORM_SITES or index % 10 != 7
         return Site(
             index=index,
@@ -191,7 +195,11 @@ class Fleet:
         )
 
     def view(self, resolution: int, now: float) -> View:
-        """What can be seen of the streams of ``resolution`` seconds at ``now``."""
+        """Return which intervals are visible.
+
+        :param resolution: length of the intervals in seconds.
+        :param now: the time in seconds since 1970 in UTC.
+        """
         settled = now - self.settings.settle
         last = int(settled // resolution) * resolution
         if self.settings.partial_bin and last < settled:
@@ -201,14 +209,17 @@ class Fleet:
     def rows(
         self, site_id: str, stream_types: Sequence[str], resolution: int, first: int, last: int, view: View
     ) -> dict[str, Rows]:
-        """What a view shows of a site's streams, both ends included.
+        """Return the visible rows of a site's streams, by stream type.
 
-        Start times, gaps, nulls and provisional values are applied. An interval is there if all its 900 s
-        parts are, and null if any of them is.
+        Start times, gaps, nulls and provisional values are applied. An interval exists if all of its 900 s parts
+        exist, and is null if one of them is null.
 
-        :param first: the first interval end, seconds since 1970 in UTC, on the grid.
-        :param last: the last one.
-        :param view: what can be seen, from :meth:`view`.
+        :param site_id: id of the site.
+        :param stream_types: the stream types.
+        :param resolution: length of the intervals in seconds.
+        :param first: end of the first interval in seconds since 1970 in UTC, on the grid.
+        :param last: end of the last interval, inclusive.
+        :param view: the visible intervals, from :meth:`view`.
         :raises KeyError: there is no such site, or it lacks a stream type.
         """
         site = self.site(site_id)
@@ -219,17 +230,20 @@ class Fleet:
             return dict.fromkeys(stream_types, _no_rows())
         series = Series(site.building, begin - resolution + BASE, last)
         return {
-            name: self._rows(series, name, resolution, from_end, view) if from_end <= last else _no_rows()
-            for name, from_end in firsts.items()
+            name: self._rows(series, name, resolution, first_end, view) if first_end <= last else _no_rows()
+            for name, first_end in firsts.items()
         }
 
     def shown(
         self, site_id: str, stream_type: str, resolution: int, first_end: int, last_end: int, now: datetime
     ) -> Rows:
-        """Exactly what the API shows of a stream at ``now``, both ends included.
+        """Return exactly the rows of a stream that the API returns at ``now``.
 
-        :param first_end: the first interval end, seconds since 1970 in UTC, on the grid.
-        :param last_end: the last interval end.
+        :param site_id: id of the site.
+        :param stream_type: the stream type.
+        :param resolution: length of the intervals in seconds.
+        :param first_end: end of the first interval in seconds since 1970 in UTC, on the grid.
+        :param last_end: end of the last interval, inclusive.
         :param now: an aware datetime.
         :raises KeyError: there is no such site, or it lacks the stream type.
         """
@@ -243,32 +257,35 @@ class Fleet:
         restated = int(np.searchsorted(ends, view.final_end, side="right"))
         if restated < len(units):
             units = np.concatenate([units[:restated], provisional(units[restated:])])
-        values, ends_shown = means(units, parts), ends[parts - 1 :: parts]
-        missing = self._struck(series, stream_type, ends, parts, self.settings.gaps, "gaps")
-        nulls = self._struck(series, stream_type, ends, parts, self.settings.null_values, "nulls")
+        values, interval_ends = means(units, parts), ends[parts - 1 :: parts]
+        missing = self._drawn(series, stream_type, ends, parts, self.settings.gaps, "gaps")
+        nulls = self._drawn(series, stream_type, ends, parts, self.settings.null_values, "nulls")
         if missing.any():
             kept = ~missing
-            return Rows(ends_shown[kept], values[kept], nulls[kept])
-        return Rows(ends_shown, values, nulls)
+            return Rows(interval_ends[kept], values[kept], nulls[kept])
+        return Rows(interval_ends, values, nulls)
 
-    def _struck(
+    def _drawn(
         self, series: Series, stream_type: str, ends: Ints, parts: int, share: float, what: str
     ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Which intervals hold one of the 900 s parts that ``share`` of all falls on."""
+        """Draw ``share`` of all 900 s intervals, and return which intervals contain one of them."""
         if not share:
             return np.zeros(len(ends) // parts, dtype=np.bool_)
         salt = 1000 * (1 + STREAM_TYPES.index(stream_type)) + (what == "gaps")
-        struck = noise(series.building.seed + salt, ends // BASE) < share
-        return np.asarray(struck.reshape(-1, parts).any(axis=1))
+        drawn = noise(series.building.seed + salt, ends // BASE) < share
+        return np.asarray(drawn.reshape(-1, parts).any(axis=1))
 
     def values(
         self, site_id: str, stream_type: str, resolution: int, first_end: int, last_end: int
     ) -> tuple[Ints, Floats]:
-        """The truth: a stream's final values before start times, gaps, nulls and settling, in kW.
+        """Return a stream's final values, before start times, gaps, nulls and settling are applied.
 
-        :param first_end: the first interval end, both ends included, seconds since 1970 in UTC.
-        :param last_end: the last interval end.
-        :returns: the interval ends on the grid and their kw_total_avg.
+        :param site_id: id of the site.
+        :param stream_type: the stream type.
+        :param resolution: length of the intervals in seconds.
+        :param first_end: lower bound of the interval ends, inclusive, in seconds since 1970 in UTC.
+        :param last_end: upper bound of the interval ends, inclusive.
+        :returns: the interval ends on the grid, and their kw_total_avg in kW.
         :raises KeyError: there is no such site, or it lacks the stream type.
         """
         site = self.site(site_id)
@@ -276,7 +293,10 @@ class Fleet:
         return _truth(site, resolution, first_end, last_end, partial(Series.stream, stream_type=stream_type))
 
     def load(self, site_id: str, resolution: int, first_end: int, last_end: int) -> tuple[Ints, Floats]:
-        """The site without its battery, MONITOR - CONVERTER, as :meth:`values` gives a stream."""
+        """Return the load of the site without its battery, MONITOR - CONVERTER, in the form of :meth:`values`.
+
+        :raises KeyError: there is no such site.
+        """
         return _truth(self.site(site_id), resolution, first_end, last_end, lambda series: series.load)
 
 
@@ -305,7 +325,7 @@ def _no_rows() -> Rows:
 
 
 def _building(draw: random.Random, index: int, *, has_battery: bool) -> Building:
-    peak = round(60 * 25 ** draw.random(), 1)  # 60 to 1,500 kW, most of them small
+    peak = round(60 * 25 ** draw.random(), 1)  # 60 to 1,500 kW, mostly small
     return Building(
         seed=draw.getrandbits(63),
         utc_offset=_CITIES[index % len(_CITIES)][1] * _HOUR,
@@ -324,7 +344,7 @@ def _building(draw: random.Random, index: int, *, has_battery: bool) -> Building
 
 
 def _start_times(draw: random.Random, *, has_battery: bool, has_meter: bool) -> dict[str, int]:
-    """Start times between 2011 and 2023, in alphabetical order of the stream types."""
+    """Return start times between 2011 and 2023, in alphabetical order of the stream types."""
     begin = int(datetime(2011, 1, 1, tzinfo=UTC).timestamp())
     limit = int(datetime(2023, 12, 1, tzinfo=UTC).timestamp())
     monitor = begin + draw.randrange((limit - begin - 500 * _DAY) // BASE) * BASE + 1

@@ -1,4 +1,4 @@
-"""The API's query parameters: how each is written, checked and documented."""
+"""The API's query parameters: their syntax, validation and documentation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_stem.simulator.ranges import RESOLUTIONS
 
 
 class ApiError(Exception):
-    """An answer with an error payload.
+    """A response with an error payload.
 
     :param status: the HTTP status, also the ``code`` of each error.
     :param messages: one entry of ``errors`` each.
@@ -28,44 +28,44 @@ class ApiError(Exception):
 
 
 def only(*names: str) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that refuses parameters other than ``names``, and any but stream_type given twice."""
+    """Return a dependency that rejects parameters other than ``names``, and repeated ones other than stream_type."""
 
     async def check(request: Request) -> None:
-        given = [name for name, _ in request.query_params.multi_items()]
-        unknown = [name for name in dict.fromkeys(given) if name not in names]
-        twice = [name for name in names if name != "stream_type" and given.count(name) > 1]
-        if unknown or twice:
+        sent = [name for name, _ in request.query_params.multi_items()]
+        unknown = [name for name in dict.fromkeys(sent) if name not in names]
+        repeated = [name for name in names if name != "stream_type" and sent.count(name) > 1]
+        if unknown or repeated:
             raise ApiError(
                 400,
                 *(f"Unknown parameter {name}." for name in unknown),
-                *(f"The parameter {name} is given more than once." for name in twice),
+                *(f"The parameter {name} is given more than once." for name in repeated),
             )
 
     return check
 
 
-def _whole_number(value: Any) -> Any:
-    """Take plain digits only, where pydantic would also take ``1.0`` or `` 1``; nine, which is plenty."""
+def _parse_integer(value: Any) -> Any:
+    """Return the integer of one to nine digits. Pydantic would also accept ``1.0`` and `` 1``."""
     if isinstance(value, str):
         if not re.fullmatch(r"[0-9]{1,9}", value):
-            raise ValueError(f"{value!r} is not a whole number of at most nine digits")
+            raise ValueError(f"{value!r} is not an integer of at most nine digits")
         return int(value)
     return value
 
 
-def _positive(value: int) -> int:
+def _check_positive(value: int) -> int:
     if value < 1:
-        raise ValueError(f"{value} is not at least 1")
+        raise ValueError(f"{value} is less than 1")
     return value
 
 
-def _resolution(value: int) -> int:
+def _check_resolution(value: int) -> int:
     if value not in RESOLUTIONS:
         raise ValueError(f"{value} is not one of {', '.join(map(str, RESOLUTIONS))}")
     return value
 
 
-def _instant(value: Any) -> Any:
+def _parse_instant(value: Any) -> Any:
     match = re.fullmatch(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})Z", str(value))
     if match:
         try:
@@ -75,36 +75,36 @@ def _instant(value: Any) -> Any:
     raise ValueError(f"{value!r} is not a UTC time of the form YYYY-MM-DDTHH:MM:SSZ")
 
 
-def _stream_types(value: list[str]) -> list[str]:
-    """Split comma-separated items; each type once, in the order asked for."""
-    asked = list(dict.fromkeys(",".join(value).split(",")))
-    for name in asked:
+def _parse_stream_types(value: list[str]) -> list[str]:
+    """Return the stream types of repeated or comma-separated values, without duplicates, in their order."""
+    stream_types = list(dict.fromkeys(",".join(value).split(",")))
+    for name in stream_types:
         if name not in STREAM_TYPES:
             raise ValueError(f"{name!r} is not one of {', '.join(STREAM_TYPES)}")
-    return asked
+    return stream_types
 
 
-Name = Annotated[str, Query(description="Lists only what has this substring in its name; case matters.")]
+Name = Annotated[str, Query(description="List only entries whose name has this substring. Case-sensitive.")]
 Page = Annotated[
     int,
-    BeforeValidator(_whole_number),
-    AfterValidator(_positive),
+    BeforeValidator(_parse_integer),
+    AfterValidator(_check_positive),
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 999_999_999}),
-    Query(description="Number of the page, from 1."),
+    Query(description="Number of the page, 1 or more."),
 ]
 PerPage = Annotated[
     int,
-    BeforeValidator(_whole_number),
-    AfterValidator(_positive),
+    BeforeValidator(_parse_integer),
+    AfterValidator(_check_positive),
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 999_999_999}),
-    Query(description="Items on a page. The server may cap it."),
+    Query(description="Items per page. The server may limit it."),
 ]
 Resolution = Annotated[
     int,
-    BeforeValidator(_whole_number),
-    AfterValidator(_resolution),
+    BeforeValidator(_parse_integer),
+    AfterValidator(_check_resolution),
     WithJsonSchema({"type": "integer", "enum": list(RESOLUTIONS)}),
-    Query(description="Seconds of each interval."),
+    Query(description="Length of each interval in seconds."),
 ]
 _ANY_TYPE = "|".join(STREAM_TYPES)
 _INSTANT_SCHEMA = {
@@ -114,22 +114,22 @@ _INSTANT_SCHEMA = {
 }
 StartDatetime = Annotated[
     int,
-    BeforeValidator(_instant),
+    BeforeValidator(_parse_instant),
     WithJsonSchema({**_INSTANT_SCHEMA, "examples": ["2014-12-31T00:00:01Z"]}),
-    Query(description="UTC time from which data is wanted, rounded to the nearest stream."),
+    Query(description="Start of the range in UTC, rounded to the nearest stream."),
 ]
 EndDatetime = Annotated[
     int,
-    BeforeValidator(_instant),
+    BeforeValidator(_parse_instant),
     WithJsonSchema({**_INSTANT_SCHEMA, "examples": ["2015-01-01T00:00:00Z"]}),
     Query(
-        description="UTC time up to which data is wanted, rounded to the nearest stream. At least one"
+        description="End of the range in UTC, rounded to the nearest stream. At least one"
         " resolution and at most 365 days after start_datetime."
     ),
 ]
 StreamTypes = Annotated[
     list[str],
-    AfterValidator(_stream_types),
+    AfterValidator(_parse_stream_types),
     WithJsonSchema(
         {
             "type": "array",
@@ -138,7 +138,7 @@ StreamTypes = Annotated[
         }
     ),
     Query(
-        description=f"One or many of {', '.join(STREAM_TYPES)}: the parameter repeated, or its values"
-        " separated by commas. A type that the site lacks makes the whole request a 400."
+        description=f"One or more of {', '.join(STREAM_TYPES)}: repeat the parameter, or separate its values"
+        " by commas. A type that the site lacks fails the whole request with a 400."
     ),
 ]

@@ -1,6 +1,6 @@
 """Pytest fixtures ``stem_simulator`` and ``stem_simulator_factory``, registered by the distribution.
 
-Nothing of the simulator is imported before a test asks for it.
+The simulator is imported only when a test uses one of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line(
-        "markers", "stem_simulator(**settings): settings of the simulator behind the fixture stem_simulator"
+        "markers", "stem_simulator(**settings): settings of the simulator of the fixture stem_simulator"
     )
 
 
 @pytest.fixture
 def stem_simulator_factory() -> Iterator[Callable[..., Simulator]]:
-    """Start simulators: ``factory(**settings)``; all are stopped after the test."""
+    """Return a function that starts a simulator, ``factory(**settings)``. All are stopped after the test."""
     from airflow_provider_stem.simulator import Settings, Simulator
 
     with ExitStack() as running:
@@ -37,6 +37,6 @@ def stem_simulator_factory() -> Iterator[Callable[..., Simulator]]:
 
 @pytest.fixture
 def stem_simulator(request: pytest.FixtureRequest, stem_simulator_factory: Callable[..., Simulator]) -> Simulator:
-    """A running simulator, with the settings of ``@pytest.mark.stem_simulator(...)`` if there are any."""
+    """Return a running simulator with the settings of ``@pytest.mark.stem_simulator(...)``, if any."""
     marker = request.node.get_closest_marker("stem_simulator")
     return stem_simulator_factory(**(marker.kwargs if marker else {}))

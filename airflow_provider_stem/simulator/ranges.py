@@ -1,7 +1,7 @@
-"""Which intervals a requested range selects, under each reading of the guide.
+"""Selection of the intervals of a requested range, under each reading of the guide.
 
-All instants are whole seconds since 1970 in UTC. An interval of resolution R seconds is named by its
-end ``k``, a multiple of R; it covers ``(k - R, k]`` and is shown as ``k - R + 1 s`` to ``k``.
+All times are integer seconds since 1970 in UTC. An interval of resolution R seconds is identified by its end ``k``, a
+multiple of R. It covers ``(k - R, k]``, and the API lists it as ``k - R + 1 s`` to ``k``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Reading = Literal["A", "B"]
 
 
 def round_to_grid(instant: int, resolution: int, rounding: Rounding) -> int:
-    """Round ``instant`` to a multiple of ``resolution``."""
+    """Return ``instant`` rounded to a multiple of ``resolution``, both in seconds."""
     steps, rest = divmod(instant, resolution)
     if rounding == "ceil":
         up = rest > 0
@@ -30,11 +30,11 @@ def round_to_grid(instant: int, resolution: int, rounding: Rounding) -> int:
 def select(
     start: int, end: int, resolution: int, *, reading: Reading = "A", rounding: Rounding = "half_up"
 ) -> tuple[int, int]:
-    """The first and the last interval end that a range selects; the first is later where there is none.
+    """Return the first and the last interval end of a range. If it selects no interval, the first is later.
 
-    Reading A takes the instants as the interval's begin: ``start <= k - R < end``. Reading B follows the
-    guide's subtraction to the letter: the shown start is at or after ``start - R + 1 s`` and the shown
-    end at or before ``end - R``.
+    Reading A applies the range to the beginning of intervals: ``start <= k - R < end``. Reading B follows the guide's
+    subtraction literally: the listed start is at or after ``start - R + 1 s``, and the listed end at or before
+    ``end - R``.
     """
     first = round_to_grid(start, resolution, rounding)
     last = round_to_grid(end, resolution, rounding)
@@ -44,5 +44,5 @@ def select(
 
 
 def first_interval(stream_start: int, resolution: int) -> int:
-    """The end of the first interval whose shown start is not before ``stream_start``."""
+    """Return the end of the first interval whose listed start is at or after ``stream_start``."""
     return -((1 - resolution - stream_start) // resolution) * resolution

@@ -1,4 +1,4 @@
-"""The shapes of the API's answers, for the OpenAPI page."""
+"""Schemas of the API's responses, for its OpenAPI documentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ClientList(BaseModel):
 
     clients: list[ClientModel]
     total: int = Field(description="Number of clients on all pages.")
-    page: int = Field(description="Number of this page, from 1.")
+    page: int = Field(description="Number of this page, 1 or more.")
 
 
 class SiteModel(BaseModel):
@@ -28,7 +28,7 @@ class SiteModel(BaseModel):
     name: str = Field(examples=["Oakland Distribution Center"])
     link: str = Field(examples=["/api/v1/sites/site-00001"])
     stream_start_times: dict[str, str] = Field(
-        description="For each stream type that the site has, the UTC instant of its first data.",
+        description="The UTC time of the first data, for each stream type of the site.",
         examples=[{"CONVERTER": "2014-02-14T00:00:00Z", "MONITOR": "2011-03-01T16:15:01Z"}],
     )
 
@@ -38,16 +38,16 @@ class SiteList(BaseModel):
 
     sites: list[SiteModel]
     total: int = Field(description="Number of sites on all pages.")
-    page: int = Field(description="Number of this page, from 1.")
+    page: int = Field(description="Number of this page, 1 or more.")
 
 
 class Stream(BaseModel):
     """One interval."""
 
     start_datetime: str = Field(
-        description="One second after the interval's begin, UTC.", examples=["2014-12-31T23:30:01+00:00"]
+        description="One second after the beginning of the interval, UTC.", examples=["2014-12-31T23:30:01+00:00"]
     )
-    end_datetime: str = Field(description="The interval's end, UTC.", examples=["2014-12-31T23:45:00+00:00"])
+    end_datetime: str = Field(description="The end of the interval, UTC.", examples=["2014-12-31T23:45:00+00:00"])
     kw_total_avg: float | None = Field(description="Mean power in kW.", examples=[10.59252])
 
 
@@ -67,13 +67,13 @@ class SiteStreams(BaseModel):
 
 
 class ErrorItem(BaseModel):
-    """What was wrong."""
+    """One error."""
 
     message: str
     code: int = Field(description="The HTTP status.")
 
 
 class ErrorPayload(BaseModel):
-    """The body of every answer that is not 200."""
+    """The body of every response other than 200."""
 
     errors: list[ErrorItem]

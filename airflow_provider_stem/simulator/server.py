@@ -1,4 +1,4 @@
-"""A running simulator: the application on a port of this machine, in a thread."""
+"""The simulator's server, which runs the application in a thread."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ import uvicorn
 
 from airflow_provider_stem.simulator.api import create_app
 from airflow_provider_stem.simulator.faults import RetryAfter, parse_kind, retry_after_text
-from airflow_provider_stem.simulator.gate import BASE_PATH, RecordedRequest, Rewrite, Traffic
+from airflow_provider_stem.simulator.middleware import BASE_PATH, RecordedRequest, Rewrite, Traffic
 from airflow_provider_stem.simulator.model import Fleet
 from airflow_provider_stem.simulator.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
-_STOP_WITHIN = 1800.0  # seconds; only a server that hangs takes as long, however busy the machine is
+_STOP_WITHIN = 1800.0  # seconds; long enough for a busy machine
 
 
 class Simulator:
-    """The simulated API on a port of this machine; a context manager.
+    """The simulated API on a local port. A context manager that starts and stops it.
 
-    :param settings: what it holds and how it behaves; by default 20 sites and the key ``demo-key``.
+    :param settings: content and behaviour; default: 20 sites and the key ``demo-key``.
     :param host: address to listen on.
-    :param port: port to listen on; 0 takes a free one.
-    :param keep_requests: whether :attr:`requests` is filled.
+    :param port: port to listen on; 0 selects a free one.
+    :param keep_requests: whether to record requests in :attr:`requests`.
+    :raises ValueError: ``settings.forbidden`` names an id that does not exist.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Simulator:
     ) -> None:
         self.settings = settings or Settings()
         self.fleet = Fleet(self.settings)
-        #: A fixed instant (aware) in place of the clock, or None; may be set while the server runs.
+        #: A fixed time (aware) instead of the clock, or None. It can be set while the server runs.
         self.now: datetime | None = self.settings.now
         self._traffic = Traffic.of(self.settings, keep=keep_requests)
         self._address = (host, port)
@@ -54,13 +55,13 @@ class Simulator:
         self._server: _Server | None = None
 
     def start(self) -> Self:
-        """Start to serve, and return when requests are answered.
+        """Start the server, and return when it accepts requests.
 
-        :raises OSError: the port is taken.
-        :raises RuntimeError: it runs already, or the server did not come up.
+        :raises OSError: the port is in use.
+        :raises RuntimeError: the simulator is already running, or the server did not start.
         """
         if self._thread is not None:
-            raise RuntimeError("The simulator runs already")
+            raise RuntimeError("The simulator is already running")
         host, port = self._address
         listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
@@ -88,7 +89,10 @@ class Simulator:
         return self
 
     def stop(self) -> None:
-        """Close every connection and end the server; does nothing where none runs."""
+        """Close all connections and stop the server. Do nothing if it is not running.
+
+        :raises RuntimeError: the server did not stop within 30 minutes.
+        """
         if self._server is None or self._thread is None:
             return
         self._server.stop()
@@ -98,24 +102,24 @@ class Simulator:
         self._server = self._thread = None
 
     def __enter__(self) -> Self:
-        """Start."""
+        """Start the server."""
         return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop."""
+        """Stop the server."""
         self.stop()
 
     @property
     def url(self) -> str:
-        """The base URL, with a slash at its end."""
+        """The base URL, with a trailing slash."""
         host, port = self._address
         return f"http://{f'[{host}]' if ':' in host else host}:{port}{BASE_PATH}/"
 
     @property
     def connection(self) -> str:
-        """The Airflow connection to this server in JSON, for ``AIRFLOW_CONN_STEM_DEFAULT``."""
+        """The Airflow connection to this server as JSON, for ``AIRFLOW_CONN_STEM_DEFAULT``."""
         return json.dumps({"conn_type": "stem", "host": self.url, "password": self.settings.api_key})
 
     @property
@@ -125,11 +129,11 @@ class Simulator:
 
     @property
     def peak_concurrency(self) -> int:
-        """The most requests that were under way at once since then."""
+        """The highest number of concurrent requests since the start or the last :meth:`reset_requests`."""
         return self._traffic.peak_concurrency
 
     def reset_requests(self) -> None:
-        """Empty :attr:`requests` and :attr:`peak_concurrency`."""
+        """Clear :attr:`requests`, and reset :attr:`peak_concurrency`."""
         self._traffic.reset()
 
     def fail(
@@ -142,32 +146,32 @@ class Simulator:
         retry_after: RetryAfter = None,
         location: str | None = None,
     ) -> None:
-        """Let the next matching requests go wrong.
+        """Make the next matching requests fail.
 
-        :param kind: a status code, or ``hang`` (no answer until the client goes), ``html`` (a page under
-            200), ``cut_json`` (half the JSON, of the right length), ``cut_body`` (half the body, then the
-            connection closes), ``reset`` (the connection breaks without an answer), ``empty`` (an empty
-            200), ``error_200`` (the error payload under 200) or ``redirect`` (302 to another host).
-        :param times: how many requests; None is all from now on.
-        :param path: a substring or regular expression of the path and query as sent; None is any.
-        :param after: how many matching requests pass before.
-        :param retry_after: the Retry-After header of a status: seconds, an aware datetime, or the text.
-        :param location: the Location header of a redirect.
-        :raises ValueError: there is no such kind, or a count is out of range.
+        :param kind: a status code, or ``hang`` (no response until the client disconnects), ``html`` (an HTML page with
+            status 200), ``cut_json`` (half of the JSON, with a matching Content-Length), ``cut_body`` (half of the
+            body, then the connection is closed), ``reset`` (the connection is reset without a response), ``empty`` (an
+            empty 200), ``error_200`` (the error payload with status 200) or ``redirect`` (302 to another host).
+        :param times: number of requests that fail; None means all.
+        :param path: substring or regular expression of the path and query as sent; None means any.
+        :param after: number of matching requests that succeed first.
+        :param retry_after: Retry-After header of a status: seconds, an aware datetime, or a string.
+        :param location: Location header of a redirect.
+        :raises ValueError: the kind is unknown, or a count is out of range.
         """
         fault = parse_kind(kind)
         fault = type(fault)(fault.kind, fault.status, retry_after_text(retry_after), location)
         self._traffic.plan.add(fault, times=times, path=path, after=after)
 
     def clear_faults(self) -> None:
-        """Forget what :meth:`fail` planned."""
+        """Remove all faults planned by :meth:`fail`."""
         self._traffic.plan.clear()
 
     @property
     def rewrite(self) -> Rewrite | None:
-        """A function of a request and its decoded payload that returns the payload to send in its place.
+        """A function that is called with a request and its decoded payload, and returns the payload to send instead.
 
-        It may return ``bytes`` or ``str`` to be sent as they are; NaN becomes a NaN literal.
+        ``bytes`` and ``str`` are sent unchanged. A NaN is encoded as ``NaN``.
         """
         return self._traffic.rewrite
 
@@ -184,7 +188,7 @@ class Simulator:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that is told to stop, and then does so at once."""
+    """A uvicorn server that can be stopped from another thread, without waiting for requests."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -205,7 +209,7 @@ class _Server(uvicorn.Server):
                 async with asyncio.timeout(1):
                     await self._stopping.wait()
             except TimeoutError:
-                await self.on_tick(0)  # the Date header
+                await self.on_tick(0)  # updates the Date header
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -217,11 +221,11 @@ class _Server(uvicorn.Server):
         await asyncio.sleep(0)
 
     def abort(self, client: tuple[str, int]) -> None:
-        """Break the connection of ``client`` with a TCP reset."""
+        """Close the connection of ``client`` with a TCP reset."""
         for connection in list(self.server_state.connections):
             if getattr(connection, "client", None) == client:
                 transport = connection.transport
-                # Through a copy of the descriptor: the event loop's own socket object takes no options.
+                # The event loop's socket object does not allow options, so they are set on a duplicate.
                 with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as copy:
                     copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 transport.abort()

@@ -1,4 +1,4 @@
-"""Every switch of the simulator, validated."""
+"""Settings of the simulator, with their validation."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from airflow_provider_stem.simulator.faults import parse_random
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What the simulated API holds and how it behaves. All instants are UTC, all durations seconds.
+    """Content and behaviour of the simulated API. All times are UTC, all durations are seconds.
 
-    :param api_key: the one key that is accepted.
+    :param api_key: the only valid key.
     :param clients: number of clients.
     :param sites: number of sites, spread evenly over the clients.
-    :param seed: everything that is drawn depends on it alone.
-    :param forbidden: ids of clients and sites that the key may not see: 403, and left out of lists.
-    :param latency: seconds that each answer waits.
-    :param settle: an interval shows up this many seconds after its end.
+    :param seed: seed of all random values.
+    :param forbidden: ids of clients and sites that the key has no permission for: 403, and omitted from lists.
+    :param latency: seconds before each response.
+    :param settle: seconds between the end of an interval and its first appearance.
     :param gaps: fraction of 900 s intervals that are missing.
     :param null_values: fraction of 900 s intervals whose kw_total_avg is null.
-    :param restate: for this many seconds after its end an interval shows a provisional value.
-    :param rate_limit: requests a second before a 429; 0 is no limit.
+    :param restate: seconds after its end during which an interval has a provisional value.
+    :param rate_limit: requests per second above which the response is a 429; 0 means no limit.
     :param retry_after: form of the Retry-After header of a 429.
-    :param faults: random faults as KIND:PROBABILITY, as in 503:0.01; may be given several times.
-    :param reading: A: the range selects streams by interval begin; B: by the shown start and end, which
+    :param faults: random faults as KIND:PROBABILITY, such as 503:0.01; can be repeated.
+    :param reading: A: the range selects intervals by their beginning; B: by their listed start and end, which
         is one interval earlier.
-    :param rounding: how an instant off the grid is rounded to a stream.
-    :param future: refuse answers 400 where end_datetime lies after now.
-    :param total_as: what total of a list holds: the number of items, of pages, the number as a string,
-        or nothing.
-    :param max_per_page: a larger per_page is silently cut to this.
-    :param page_as: what page of a list holds: the number of the page, the number as a string, or nothing.
-    :param past_end: what a page after the last one is: an empty list, a 404, the last page again, or null.
-    :param start_times: what stream_start_times of a site holds: its streams, null, or nothing.
-    :param row_zone: how a row's UTC instants end.
+    :param rounding: how a time that is not on the grid is rounded to a stream.
+    :param future: refuse: the response is a 400 if end_datetime is in the future.
+    :param total_as: total of a list: the number of items, the number of pages, the number as a string,
+        or no such field.
+    :param max_per_page: upper limit of per_page; larger values are reduced without an error.
+    :param page_as: page of a list: the number of the page, the number as a string, or no such field.
+    :param past_end: response to a page after the last one: an empty list, a 404, the last page again, or null.
+    :param start_times: stream_start_times of a site: its streams, null, or no such field.
+    :param row_zone: suffix of the UTC times of rows.
     :param row_order: order of rows by time.
-    :param unknown_fields: rows, sites and clients carry a field that the guide does not name.
-    :param partial_bin: the running interval (with settle: the one after the last visible) is returned too,
+    :param unknown_fields: add to rows, sites and clients a field that the guide does not list.
+    :param partial_bin: also return the current interval (with settle: the one after the last visible one),
         with a provisional value.
-    :param now: a fixed instant (ISO 8601 with offset) in place of the clock.
-    :param cache_mb: size of the cache of encoded answers in MB; 0 switches it off.
-    :raises ValueError: a value is out of its range or not among its choices.
+    :param now: a fixed time (ISO 8601 with offset) instead of the clock.
+    :param cache_mb: size of the cache of encoded responses in MB; 0 disables it.
+    :raises ValueError: a value is out of range, or not one of its choices.
     """
 
     api_key: str = "demo-key"
@@ -80,17 +80,17 @@ class Settings:
         for field in fields(self):
             _check(field.name, hints[field.name], getattr(self, field.name))
         if not self.api_key:
-            raise ValueError("api_key is empty")
+            raise ValueError("api_key must not be empty")
         for name in ("gaps", "null_values"):
             if getattr(self, name) > 1:
-                raise ValueError(f"{name} is a fraction, at most 1")
+                raise ValueError(f"{name} must be a fraction from 0 to 1, got {getattr(self, name)}")
         if self.max_per_page < 1:
-            raise ValueError("max_per_page is at least 1")
+            raise ValueError(f"max_per_page must be >= 1, got {self.max_per_page}")
         if self.sites and not self.clients:
-            raise ValueError("sites need at least one client")
+            raise ValueError(f"clients must be >= 1 if there are sites, got {self.clients}")
         for text in self.faults:
             parse_random(text)
-        # An iterable of ids is as good as a frozenset of them.
+        # Any iterable of strings is accepted.
         object.__setattr__(self, "forbidden", frozenset(self.forbidden))
         object.__setattr__(self, "faults", tuple(self.faults))
 
@@ -98,16 +98,17 @@ class Settings:
 def _check(name: str, hint: Any, value: Any) -> None:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ValueError(f"{name} is one of {', '.join(get_args(hint))}, not {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
     elif name == "now":
         if value is not None and (not isinstance(value, datetime) or value.tzinfo is None):
-            raise ValueError("now is a datetime with a time zone, or None")
+            raise ValueError(f"now must be a datetime with a time zone or None, got {value!r}")
     elif name in ("forbidden", "faults"):
         if isinstance(value, str) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{name} is a collection of strings, not {value!r}")
+            raise ValueError(f"{name} must be a collection of strings, got {value!r}")
     elif hint in (int, float):
         numeric = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
         if not numeric or not math.isfinite(value) or (value < 0 and name != "seed"):
-            raise ValueError(f"{name} is a number, not {value!r}, and not negative")
+            kind = "an integer" if hint is int else "a number"
+            raise ValueError(f"{name} must be {kind}{'' if name == 'seed' else ' >= 0'}, got {value!r}")
     elif hint in (str, bool) and not isinstance(value, hint):
-        raise ValueError(f"{name} is a {hint.__name__}, not {value!r}")
+        raise ValueError(f"{name} must be a {hint.__name__}, got {value!r}")

@@ -1,1 +1,1 @@
-"""The telemetry: windows, rows, files and objects; knows nothing of Airflow."""
+"""Telemetry: windows, rows, files and objects; does not depend on Airflow."""

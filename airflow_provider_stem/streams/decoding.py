@@ -1,11 +1,10 @@
 """
-Answers of the streams endpoint to columns; for the extraction.
+Decoding of responses of the streams endpoint into columns; used by the extraction.
 
-Decoding is the hot path, so there are two readers. The *columnar* one takes the first row as the pattern of all: it
-writes down what every row of the asked range must look like up to its value, and compares. So a single kernel settles
-format, zone, grid and width, and only the values are parsed. What is not written like its first row goes to the *plain*
-reader, which reads row by row, accepts every spelling that is right, and names site and row of what is wrong. Both give
-the same columns.
+Decoding takes most of the CPU time, so there are two readers. The *columnar* reader takes the first row as a pattern,
+generates the text of every row of the requested range up to its value, and compares. This checks format, zone,
+grid and width, and only the values are parsed. If a row does not match, the *plain* reader reads the response row by
+row. It accepts every valid format, and its errors name site and row. Both readers return the same columns.
 """
 
 from __future__ import annotations
@@ -36,58 +35,60 @@ from airflow_provider_stem.streams.windows import Window, epoch, from_epoch, iso
 log = logging.getLogger(__name__)
 
 _BLOCK = 2**20
-"""Bytes of text that are taken apart at a time, so that memory does not grow with the answer."""
+"""Bytes of text that are split at a time, so that memory does not grow with the response."""
 _MAX_ROW = 1_000
-"""Bytes: what a year of rows must look like is written down whole, so of longer ones it would fill the memory."""
-_FLOOD = 2**20
-"""Bytes: more beside the rows, or row by row, is searched for unknown fields before it is parsed."""
-_MAX_TOLD = 20
+"""Bytes of a row. The expected text of a whole year of rows is generated, so long rows would need too much memory."""
+_MAX_UNFILTERED = 2**20
+"""Bytes. Unknown fields are removed from longer text before it is parsed into Python objects."""
+_MAX_REPORTED = 20
 _DAY = 86_400
 _SECONDS = pa.timestamp("s", "UTC")
 
 
 class StreamsDecoder:
     """
-    Decodes the answers of one run.
+    Decode the responses of one run.
 
-    Safe to share between threads. Fields that the guide does not know are logged once a run and left out.
+    Thread-safe. Fields that are not in the guide are ignored, and logged once per run.
 
-    :param redact: takes the API key out of what is logged.
+    :param redact: removes the API key from a string before it is logged.
     """
 
     def __init__(self, redact: Callable[[str], str] = str) -> None:
         self._redact = redact
-        self._told: set[str] = set()
-        # One answer at a time, in a thread of its own: faster than a network delivers, and memory that a thread once
-        # needed for a table is not given back, so that each thread that decodes would add its own.
+        self._reported: set[str] = set()
+        # One thread decodes all responses, which is faster than a network delivers them. Memory that a thread has used
+        # for a table is not freed, so more threads would need more memory.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stem-decoder")
 
     def decode(self, body: Body, site_id: str, stream_types: Sequence[str], window: Window) -> Streams:
         """
-        Give the rows of one answer that lie in the window.
+        Return the rows of one response that are in the window.
 
         :param body: the whole body of a 200 (guide: "Reading stream Data", "Response output").
-        :param stream_types: what was asked for; each of them is in the result, with or without rows.
-        :param window: what to keep; the answer may hold more on either side.
-        :raises UnreadableAnswerError: the body is no JSON; asking again may help.
-        :raises StemDataError: names site and row: a value that is no finite number, a row off the grid or of another
-            width, two values for one interval, a type that was not asked for, another site's answer, rows of another
-            window alone.
+        :param site_id: the requested site.
+        :param stream_types: the requested types; the result contains each of them, with or without rows.
+        :param window: the intervals to return; the response may contain more on both sides.
+        :return: rows by stream type, each in :data:`~airflow_provider_stem.streams.tables.STREAM_SCHEMA`.
+        :raises UnreadableResponseError: the body is not JSON; another request may help.
+        :raises StemDataError: a value is not a finite number, a row is off the grid or of another width, an interval
+            has two values, a type was not requested, or the response is for another site or window. The message names
+            site and row.
         """
         return self._thread.submit(self._decode, body, site_id, stream_types, window).result()
 
     def _decode(self, body: Body, site_id: str, stream_types: Sequence[str], window: Window) -> Streams:
-        streams = _read_columnar(body, site_id, stream_types, window, lenient=bool(self._told))
+        streams = _read_columnar(body, site_id, stream_types, window, lenient=bool(self._reported))
         if streams is None:
             streams, unknown = _read_plain(body, site_id, stream_types, window)
-            # A few make the point; where each answer has other ones, they are neither remembered nor told without end.
-            if new := sorted(unknown - self._told)[: _MAX_TOLD - len(self._told)]:
-                self._told |= set(new)
+            # Limited, since each response may have other ones.
+            if new := sorted(unknown - self._reported)[: _MAX_REPORTED - len(self._reported)]:
+                self._reported |= set(new)
                 log.warning(
-                    "Fields that the API's guide does not know are left out: %s", one_line(self._redact(", ".join(new)))
+                    "Ignoring fields that are not in the API's guide: %s", one_line(self._redact(", ".join(new)))
                 )
         if len(body) > _BLOCK:
-            # What the kernels needed by the way; it would stay this thread's, and is several times what they give.
+            # The kernels need several times the memory of their result, which would stay with this thread.
             pa.default_memory_pool().release_unused()
         return {stream_type: streams.get(stream_type, _EMPTY) for stream_type in stream_types}
 
@@ -100,18 +101,18 @@ _SPACE = rb"[ \t\n\r]*"
 _LIST = re.compile(rb'"streams"' + _SPACE + b":" + _SPACE + rb"\[")
 _VALUE = re.compile(rb'"kw_total_avg"' + _SPACE + b":" + _SPACE + rb"([^ \t\n\r,}]+)")
 _BETWEEN = re.compile(rb"\}" + _SPACE + b"," + _SPACE + rb"\{")
-# Stand for the two times of a row, and for the dates in them; JSON has no such bytes.
+# Placeholders for the two times of a row and the dates in them. JSON cannot contain these bytes.
 _START, _END, _DATE, _NEXT_DATE = b"\x00", b"\x01", b"\x02", b"\x03"
-# What Arrow takes for a number and JSON does not, among numbers with commas between.
-_NO_NUMBER = r"(?:^|,)(?:\+|-?\.|-?0[0-9])|\.(?:[,eE]|$)"
+# Numbers that Arrow accepts and JSON does not, in a comma-separated list.
+_NOT_JSON_NUMBER = r"(?:^|,)(?:\+|-?\.|-?0[0-9])|\.(?:[,eE]|$)"
 
 
 def _read_columnar(
     body: Body, site_id: str, stream_types: Sequence[str], window: Window, *, lenient: bool
 ) -> Streams | None:
-    """Give the rows, or ``None`` for anything but a right answer whose rows are all written alike."""
-    # Quotes inside of strings are escaped, so this finds keys alone, and those of the entries: each has an empty list
-    # when what was found is cut out.
+    """Return the rows; ``None`` if the response is invalid or its rows are not all in the same format."""
+    # Quotes in strings are escaped, so only keys match. They are those of the entries if each entry has an empty list
+    # after the lists are cut out.
     around, lists, at = [], [], 0
     while found := _LIST.search(body, at):
         around.append(body[at : found.end()])
@@ -120,7 +121,7 @@ def _read_columnar(
             return None
         lists.append((found.end(), at))
     around.append(body[at:])
-    if sum(map(len, around)) > _FLOOD:
+    if sum(map(len, around)) > _MAX_UNFILTERED:
         return None
     try:
         answer = read_object(b"".join(around))
@@ -150,7 +151,7 @@ def _read_columnar(
 
 
 def _stream_of(body: Body, begin: int, end: int, window: Window, *, lenient: bool) -> pa.RecordBatch | None:
-    """Give the rows of one list, whose text lies between its brackets."""
+    """Return the rows of one list, given the positions after its opening and of its closing bracket."""
     first_end = body.find(b"}", begin, end) + 1
     if not first_end:
         return None if body[begin:end].strip(b" \t\n\r") else _EMPTY
@@ -167,7 +168,7 @@ def _stream_of(body: Body, begin: int, end: int, window: Window, *, lenient: boo
     while at <= last:
         upto = body.find(between, at + _BLOCK, last)
         upto = last if upto < 0 else upto
-        # The text as it lies in the body, not copied.
+        # The text in the body, without a copy.
         text = pa.BinaryArray.from_buffers(
             pa.binary(), 1, [None, pa.py_buffer(array.array("i", [at, upto])), pa.py_buffer(body)]
         )
@@ -185,7 +186,7 @@ def _stream_of(body: Body, begin: int, end: int, window: Window, *, lenient: boo
         if not _is_increasing(position):
             return None
     stream = pa.RecordBatch.from_arrays([expected.ends.take(position), value], schema=STREAM_SCHEMA)
-    # Expected is one interval before the window and one after it, too.
+    # The expected rows include one interval before the window and one after it.
     before, after = int(position[0].as_py() == 0), int(position[-1].as_py() > window.intervals)
     return stream.slice(before, max(stream.num_rows - before - after, 0))
 
@@ -193,7 +194,7 @@ def _stream_of(body: Body, begin: int, end: int, window: Window, *, lenient: boo
 def _read_rows(
     rows: pa.BinaryArray, pattern: _Pattern, expected: _Expected, upcoming: int
 ) -> tuple[pa.Int32Array, pa.DoubleArray] | None:
-    """Give for each row, without its braces, the number of the interval and the value."""
+    """Return the number of the interval and the value of each row, given without its braces."""
     before, after = pattern.widths
     width = pc.max(pc.binary_length(rows)).as_py()
     if width <= before + after:
@@ -202,7 +203,7 @@ def _read_rows(
     if values is None:
         return None
     heads = pc.binary_slice(rows, 0, before)
-    # Without a gap, what is shown is a slice of what is expected, and comparing is much cheaper than looking up.
+    # Without a gap, the rows are a slice of the expected rows, and comparing is much faster than a lookup.
     if heads.equals(expected.heads.slice(upcoming, len(rows))):
         position = expected.numbers.slice(upcoming, len(rows))
     else:
@@ -215,9 +216,9 @@ def _read_rows(
 
 
 def _numbers(texts: pa.StringArray) -> pa.DoubleArray | None:
-    """Read JSON's numbers and nulls; ``None`` where there is anything else, or no finite number."""
+    """Return JSON numbers and nulls as floats; ``None`` if there is anything else, or a number is not finite."""
     joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts), ",")
-    if pc.match_substring_regex(joined, _NO_NUMBER)[0].as_py():
+    if pc.match_substring_regex(joined, _NOT_JSON_NUMBER)[0].as_py():
         return None
     try:
         values = texts.cast(pa.float64())
@@ -232,7 +233,7 @@ def _is_increasing(numbers: pa.Array) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """How the rows of a list are written: the text before and after the value, with marks for the times."""
+    """Format of the rows of a list: the text before and after the value, with placeholders for the times."""
 
     before: bytes
     after: bytes
@@ -240,8 +241,8 @@ class _Pattern:
 
     @classmethod
     def of(cls, row: bytes, *, lenient: bool) -> _Pattern | None:
-        """Read the pattern off a row, braces included."""
-        if len(row) > _MAX_ROW or b"\\" in row:  # with a backslash a key could look like another
+        """Return the pattern of a row, given with its braces; ``None`` if there is none."""
+        if len(row) > _MAX_ROW or b"\\" in row:  # with an escape, a key may have several spellings
             return None
         try:
             shown = read_object(row)
@@ -262,7 +263,7 @@ class _Pattern:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """How many bytes are before and after the value."""
+        """Numbers of bytes before and after the value."""
         longer = len(f"2025-01-01T00:00:00{self.zone}") - 1
         before, after = (part.count(_START) + part.count(_END) for part in (self.before, self.after))
         return len(self.before) + before * longer, len(self.after) + after * longer
@@ -271,12 +272,12 @@ class _Pattern:
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """
-    The rows of a padded window.
+    The expected text of the rows of a padded window.
 
-    :param heads: what is before the value.
-    :param tails: what is after it, if anything.
-    :param ends: the interval's end.
-    :param numbers: the row's place here.
+    :param numbers: 0, 1, 2, ...
+    :param heads: the text before the value.
+    :param tails: the text after the value; ``None`` if there is none.
+    :param ends: the end of the interval.
     """
 
     numbers: pa.Int32Array
@@ -287,19 +288,19 @@ class _Expected:
 
 @lru_cache(maxsize=1)
 def _expected(pattern: _Pattern, window: Window) -> _Expected:
-    """Write down the rows of a padded window."""
-    asked = window.padded()
+    """Generate the rows of a padded window."""
+    padded = window.padded()
     return _Expected(
-        _counted(0, 1, asked.intervals, pa.int32()),
-        _written(pattern.before, pattern.zone, asked),
-        _written(pattern.after, pattern.zone, asked) if pattern.after else None,
-        _counted(asked.first_end, asked.resolution, asked.intervals, pa.int64()).cast(_SECONDS).cast(INSTANT),
+        _counted(0, 1, padded.intervals, pa.int32()),
+        _written(pattern.before, pattern.zone, padded),
+        _written(pattern.after, pattern.zone, padded) if pattern.after else None,
+        _counted(padded.first_end, padded.resolution, padded.intervals, pa.int64()).cast(_SECONDS).cast(INSTANT),
     )
 
 
-def _written(part: bytes, zone: str, asked: Window) -> pa.BinaryArray:
-    """Write down a part of every row: those of a day with a gap for the date, then each day with its date."""
-    step = asked.resolution
+def _written(part: bytes, zone: str, padded: Window) -> pa.BinaryArray:
+    """Generate a part of every row: first those of a day with placeholders for the date, then each day."""
+    step = padded.resolution
     rows = []
     for begin in range(0, _DAY, step):
         # The last interval of a day ends in the next one.
@@ -308,15 +309,15 @@ def _written(part: bytes, zone: str, asked: Window) -> pa.BinaryArray:
             part.replace(_START, _DATE + _clock(begin + 1, zone)).replace(_END, day + _clock(begin + step, zone))
         )
     pieces = b"".join(rows).split(_DATE)
-    first = asked.first_end - step
+    first = padded.first_end - step
     dates = [
         date.fromordinal(day + date(1970, 1, 1).toordinal()).isoformat().encode() + b"T"
-        for day in range(first // _DAY, (asked.last_end - step) // _DAY + 2)
+        for day in range(first // _DAY, (padded.last_end - step) // _DAY + 2)
     ]
     text = b"".join(day.join(pieces).replace(_NEXT_DATE, following) for day, following in pairwise(dates))
     width = len(text) // ((len(dates) - 1) * len(rows))
-    offsets = _counted(first % _DAY // step * width, width, asked.intervals + 1, pa.int32())
-    return pa.BinaryArray.from_buffers(pa.binary(), asked.intervals, [None, offsets.buffers()[1], pa.py_buffer(text)])
+    offsets = _counted(first % _DAY // step * width, width, padded.intervals + 1, pa.int32())
+    return pa.BinaryArray.from_buffers(pa.binary(), padded.intervals, [None, offsets.buffers()[1], pa.py_buffer(text)])
 
 
 def _clock(second: int, zone: str) -> bytes:
@@ -324,7 +325,7 @@ def _clock(second: int, zone: str) -> bytes:
 
 
 def _counted(first: int, step: int, count: int, kind: pa.DataType) -> pa.Array:
-    """Give ``range(first, first + count * step, step)``."""
+    """Return ``range(first, first + count * step, step)``."""
     return pc.cumulative_sum(pa.repeat(pa.scalar(step, kind), count), start=pa.scalar(first - step, kind))
 
 
@@ -333,7 +334,7 @@ def _counted(first: int, step: int, count: int, kind: pa.DataType) -> pa.Array:
 _SHOWN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.0{1,9})?(?:Z|[+-]\d\d:?\d\d)", re.ASCII)
 _ANSWER_FIELDS = frozenset({"id", "name", "stream_types", "errors"})
 _ENTRY_FIELDS = frozenset({"stream_type", "streams"})
-_ROW_FIELDS = frozenset(field.name for field in SHOWN_ROW)  # pyarrow 17 has no names here
+_ROW_FIELDS = frozenset(field.name for field in SHOWN_ROW)  # a struct type of pyarrow 17 has no names
 
 
 _STRING = rb'"((?:[^"\\\x00-\x1f]|\\["\\/bfnrtu])*)"'
@@ -342,28 +343,28 @@ _SCALAR = (
     + _STRING.replace(b"((", b"(?:(")
     + b")"
 )
-# Each string is matched as a whole, so what looks like a member inside of one is none. A member ends with its comma,
-# so that what is left without it is right.
+# Each string is matched as a whole, so members in strings do not match. A member includes its comma, so that the text
+# without it is valid JSON.
 _STRING_OR_MEMBER = re.compile(_STRING + b"(" + _SPACE + b":" + _SPACE + _SCALAR + _SPACE + b",)?")
 
 
 def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: Window) -> tuple[Streams, set[str]]:
     unknown: set[str] = set()
-    if len(body) > _FLOOD:
+    if len(body) > _MAX_UNFILTERED:
         body = _without_unknown(body, unknown)
     answer = read_object(body, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
     shown_site = one_line(site_id)
     if answer.get("id") not in (None, site_id):
-        raise StemDataError(f"site {shown_site}: the answer is for another id, {one_line(str(answer['id']))!r}")
+        raise StemDataError(f"site {shown_site}: the response is for another id, {one_line(str(answer['id']))!r}")
     if "stream_types" not in answer:
-        raise StemDataError(f"site {shown_site}: the answer has no 'stream_types'")
+        raise StemDataError(f"site {shown_site}: the response has no 'stream_types'")
     rows: dict[str, dict[int, float | None]] = {}
     unknown |= answer.keys() - _ANSWER_FIELDS
     for entry in _list_of(answer["stream_types"], f"site {shown_site}: 'stream_types'"):
         if not isinstance(entry, dict) or entry.get("stream_type") not in stream_types:
             name = entry.get("stream_type") if isinstance(entry, dict) else entry
             raise StemDataError(
-                f"site {shown_site}: the answer holds stream type {one_line(repr(name))}, asked for were "
+                f"site {shown_site}: the response contains stream type {one_line(repr(name))}, requested were "
                 f"{', '.join(stream_types)}"
             )
         unknown |= entry.keys() - _ENTRY_FIELDS
@@ -377,16 +378,16 @@ def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: W
                 raise StemDataError(f"{where}: {iso(from_epoch(end))} has two values, {stream[end]} and {value}")
             stream[end] = value
     streams = {}
-    # One interval more than was asked for may come on either side.
+    # The response may contain one interval more than requested on each side.
     plausible = window.padded().padded()
     for stream_type, values in rows.items():
         kept = sorted(item for item in values.items() if window.first_end <= item[0] <= window.last_end)
         outside = [end for end in values if not plausible.first_end <= end <= plausible.last_end]
         if outside and _is_of_another_window([end for end, _ in kept], outside, window):
             raise StemDataError(
-                f"site {shown_site}, {stream_type}: the answer is for another window, with a row that ends at "
+                f"site {shown_site}, {stream_type}: the response is for another window, with a row that ends at "
                 f"{iso(from_epoch(outside[0]))} and {len(kept)} of {window.intervals:,} in {window}. Try again later, "
-                "or report it to Stem if it stays so"
+                "or report it to Stem if it persists"
             )
         streams[stream_type] = pa.RecordBatch.from_arrays(
             [
@@ -395,17 +396,17 @@ def _read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: W
             ],
             schema=STREAM_SCHEMA,
         )
-    return streams, {one_line(name) for name in heapq.nsmallest(2 * _MAX_TOLD, unknown)}
+    return streams, {one_line(name) for name in heapq.nsmallest(2 * _MAX_REPORTED, unknown)}
 
 
 def _is_of_another_window(kept: Sequence[int], outside: Sequence[int], window: Window) -> bool:
     """
-    Return whether rows are those of another request.
+    Return whether rows are the response to another request.
 
-    Requests are padded, so an answer to the one before or after this one has a row or two of its first or last
-    intervals.
+    Requests are padded, so the response to the previous or next one contains a row or two of this window.
 
-    :param kept: ends of the intervals in the window, sorted; ``outside`` those of rows that nothing explains.
+    :param kept: ends of the intervals in the window, sorted.
+    :param outside: ends of the intervals outside the padded window.
     """
     if not kept or len(kept) == window.intervals:
         return not kept
@@ -416,18 +417,18 @@ def _is_of_another_window(kept: Sequence[int], outside: Sequence[int], window: W
 
 def _without_unknown(body: Body, unknown: set[str]) -> bytes:
     """
-    Return a long body without members that the guide does not know, whose values are strings, numbers or literals.
+    Return a long body without members that are not in the guide and whose values are strings, numbers or literals.
 
     As Python objects, a million of them would take hundreds of megabytes.
 
-    :param unknown: gets the names of the first ones.
+    :param unknown: the names of the first ones are added to it.
     """
     known = {name.encode() for name in _ANSWER_FIELDS | _ENTRY_FIELDS | _ROW_FIELDS}
     kept, upto = bytearray(), 0
     for found in _STRING_OR_MEMBER.finditer(body):
         if found.start(2) < 0 or found[1] in known or b"\\" in found[1]:
             continue
-        if len(unknown) < _MAX_TOLD:
+        if len(unknown) < _MAX_REPORTED:
             unknown.add(found[1].decode(errors="replace"))
         kept += body[upto : found.start()]
         upto = found.end()

@@ -1,4 +1,4 @@
-"""Many sites side by side, given back in order; for the landing and the sensor."""
+"""Concurrent reading of many sites, with results in order; used by the landing."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ K = TypeVar("K")
 
 class Extraction(Generic[K]):
     """
-    Reads one window of many sites.
+    Read one window of many sites.
 
-    Rows go to ``keep`` as soon as they are decoded, so memory does not grow with the number of sites.
+    Rows are passed to ``keep`` as soon as they are decoded, so memory does not grow with the number of sites.
 
-    :param client: the API; it is closed when a site fails.
-    :param stream_types: what to read.
-    :param window: what to read of them.
-    :param keep: takes the rows of one part of one stream; called from several threads.
-    :param on_unavailable: ``fail`` raises where a site lacks a type; ``skip`` reads the others.
-    :param on_site_error: ``skip`` leaves out a site that is forbidden, unknown or answers with wrong data.
+    :param client: client of the API; it is closed when a site fails.
+    :param stream_types: the types to read.
+    :param window: the intervals to read.
+    :param keep: called with the rows of one part of one stream, from several threads; its result is kept.
+    :param on_unavailable: ``fail`` raises an error if a site lacks a type; ``skip`` reads the other types.
+    :param on_site_error: ``fail`` raises the error of a site; ``skip`` omits a site that is forbidden, unknown or has
+        invalid data.
     """
 
     def __init__(
@@ -60,15 +61,15 @@ class Extraction(Generic[K]):
         self._lock = threading.Lock()
 
     def planned_requests(self, sites: Sequence[Site]) -> int:
-        """Count the requests that reading takes, as far as is known before the first one."""
+        """Return the number of requests for the sites, as far as it is known before the first one."""
         return sum(self._reading(site).planned_requests() for site in sites)
 
     def read(self, sites: Sequence[Site], max_workers: int) -> Generator[SiteResult[K], None, None]:
         """
-        Give each site's result, in the order of ``sites``.
+        Iterate over the results of the sites, in the order of ``sites``.
 
-        :param max_workers: how many sites are read at a time.
-        :raises StemError: of the first site that fails; waiting and further requests end then.
+        :param max_workers: number of sites to read concurrently.
+        :raises StemError: the error of the first site that fails; the other requests are cancelled.
         """
         with ThreadPoolExecutor(max_workers, thread_name_prefix="stem") as pool:
             pending = deque(pool.submit(self._read_site, site) for site in sites)
@@ -90,9 +91,9 @@ class Extraction(Generic[K]):
         except Exception as exc:
             if self._on_site_error == "skip" and _is_of_one_site(exc):
                 site_id = one_line(self._client.redact(site.site_id))
-                log.warning("Site %s is left out: %s", site_id, self._client.redact(str(exc)))
+                log.warning("Site %s is skipped: %s", site_id, self._client.redact(str(exc)))
                 return SiteResult(site.site_id, error=exc)
-            # The others need not finish, and what they raise once the client is closed is no cause.
+            # Stop the other sites. The errors that they raise because the client is closed are not the cause.
             with self._lock:
                 self._failure = self._failure or exc
             self._client.close()

@@ -1,4 +1,4 @@
-"""Read the rows of a landed object from its bytes: Parquet, CSV or JSON Lines."""
+"""Reading of landed objects: Parquet, CSV or JSON Lines."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from airflow_provider_stem._text import one_line
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES
 
-# Memory: small batches, decoded in this thread alone, since each thread would keep megabytes of Arrow's pool, and the
-# pool's unused part is released after each row group or chunk.
+# To limit memory, batches are small and decoded in this thread only, since each thread would keep megabytes of Arrow's
+# pool. Unused memory of the pool is released after each row group or chunk.
 _BATCH_ROWS = 2**14
 _CHUNK_BYTES = 2**21
 _KEY = ("site_id", "stream_type", "interval_end", "resolution")
 _INSTANTS = ("interval_start", "interval_end")
-# Instants are read as strings and then cast, so that pyarrow does not guess their type.
+# Instants are read as strings and then cast, so that pyarrow does not infer their type.
 _TEXT_SCHEMA = pa.schema(
     [pa.field(field.name, pa.string() if field.name in _INSTANTS else field.type) for field in LANDING_SCHEMA]
 )
@@ -34,14 +34,15 @@ def read_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     """
     Iterate over the verified rows of an object as record batches in the landing schema.
 
-    Format and compression are detected from the first bytes, so the key needs no extension. Parquet that another
-    program wrote may have the columns in another order, nullable or in a type without loss, such as a dictionary.
+    Format and compression are detected from the first bytes, so the key needs no extension. Parquet from another
+    program may have the columns in another order, nullable, or in a type that converts without loss, such as a
+    dictionary.
 
     :param file: seekable binary file, positioned at its start.
-    :return: batches of one row or more, split anywhere. Rows ascend by site id, stream type, interval end and
-        resolution, each key is there once, and each row is one that the API can have.
-    :raises ValueError: the file is damaged or cut off, or holds something else; one line.
-    :raises OSError: the worker's own disk failed.
+    :return: batches of one row or more, split anywhere. Rows are sorted by site id, stream type, interval end and
+        resolution, without duplicate keys, and each is a row that the API could return.
+    :raises ValueError: the file is damaged or truncated, or has other content; the message is one line.
+    :raises OSError: the worker's disk failed.
     """
     try:
         yield from _verified(file)
@@ -59,35 +60,38 @@ def _verified(file: BinaryIO) -> Iterator[pa.RecordBatch]:
         columns = []
         for field, column in zip(LANDING_SCHEMA, batch.columns, strict=True):
             if column.null_count and not field.nullable:
-                raise ValueError(f"{field.name} holds a null")
+                raise ValueError(f"{field.name} contains a null")
             columns.append(column.cast(field.type))
         rows = pa.RecordBatch.from_arrays(columns, schema=LANDING_SCHEMA)
         for problem, is_right in _checks(rows):
-            if pc.all(is_right).as_py() is False:  # it is null where all values are
+            if pc.all(is_right).as_py() is False:  # null if all values are null
                 raise ValueError(problem)
-        last = _check_order(rows, last)
+        last = _last_key(rows, last)
         yield rows
 
 
 def _checks(rows: pa.RecordBatch) -> Iterator[tuple[str, pa.BooleanArray]]:
-    """Iterate over what may be wrong with rows, and which of them are right."""
+    """Iterate over possible problems, each with a mask of the rows that do not have it."""
     site_ids, stream_types, resolutions, starts, ends, values = rows.columns
-    yield "it holds a resolution that the API does not have", pc.is_in(resolutions, pa.array(RESOLUTIONS, pa.int32()))
+    yield (
+        "it contains a resolution that the API does not have",
+        pc.is_in(resolutions, pa.array(RESOLUTIONS, pa.int32())),
+    )
     step = pc.multiply(resolutions.cast(pa.int64()), 1_000_000)
     micros = ends.cast(pa.int64())
-    yield "it holds an interval off the grid", pc.equal(pc.multiply(pc.divide(micros, step), step), micros)
-    yield "it holds an interval of another width", pc.equal(pc.add(starts.cast(pa.int64()), step), micros)
-    yield "it holds a stream type that the API does not have", pc.is_in(stream_types, pa.array(STREAM_TYPES))
-    yield "it holds an empty site id", pc.not_equal(site_ids, "")
-    yield "it holds a value that is not a finite number", pc.is_finite(values)
+    yield "it contains an interval off the grid", pc.equal(pc.multiply(pc.divide(micros, step), step), micros)
+    yield "it contains an interval of another width", pc.equal(pc.add(starts.cast(pa.int64()), step), micros)
+    yield "it contains a stream type that the API does not have", pc.is_in(stream_types, pa.array(STREAM_TYPES))
+    yield "it contains an empty site id", pc.not_equal(site_ids, "")
+    yield "it contains a value that is not a finite number", pc.is_finite(values)
 
 
-def _check_order(rows: pa.RecordBatch, last: tuple[Any, ...] | None) -> tuple[Any, ...]:
+def _last_key(rows: pa.RecordBatch, last: tuple[Any, ...] | None) -> tuple[Any, ...]:
     """
-    Check that each key is greater than the one before it.
+    Return the last key of some rows.
 
-    :param last: the last key of the batch before.
-    :return: the last key of this one.
+    :param last: the last key of the previous batch.
+    :raises ValueError: a key is not greater than the one before it.
     """
 
     def key(row: int) -> tuple[Any, ...]:
@@ -101,7 +105,7 @@ def _check_order(rows: pa.RecordBatch, last: tuple[Any, ...] | None) -> tuple[An
     if position is not None:
         site_id, stream_type, end, _ = key(position)
         raise ValueError(
-            f"it holds a key twice or out of order: {stream_type} of site {one_line(site_id)} for the interval that "
+            f"it contains a key twice or out of order: {stream_type} of site {one_line(site_id)} for the interval that "
             f"ends at {end.isoformat()}"
         )
     return key(rows.num_rows - 1)
@@ -110,7 +114,7 @@ def _check_order(rows: pa.RecordBatch, last: tuple[Any, ...] | None) -> tuple[An
 def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     with pyarrow.parquet.ParquetFile(file) as parquet:
         if sorted(parquet.schema_arrow.names) != sorted(LANDING_SCHEMA.names) or any(
-            # Whoever reads a time without a zone has to guess one.
+            # A time without a zone is ambiguous.
             pa.types.is_timestamp(field.type) and field.type.tz is None
             for field in parquet.schema_arrow
         ):
@@ -120,7 +124,7 @@ def _read_parquet(file: BinaryIO) -> Iterator[pa.RecordBatch]:
             for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False):
                 missing -= batch.num_rows
                 yield batch.select(LANDING_SCHEMA.names)
-            if missing:  # a damaged page can end a row group without an error
+            if missing:  # pyarrow may end a row group at a damaged page without an error
                 raise ValueError(f"row group {group} lacks {missing:,} rows")
             pa.default_memory_pool().release_unused()
 
@@ -167,12 +171,13 @@ def _read_jsonl(source: io.BufferedReader) -> Iterator[pa.RecordBatch]:
 
 def _chunks(source: io.BufferedReader, *, quoted: bool) -> Iterator[bytes]:
     """
-    Iterate over a text in chunks of whole lines, so that the reader needs a single block for each.
+    Iterate over chunks of whole lines, so that pyarrow reads each as a single block.
 
-    pyarrow streams JSON in recent versions only, and its CSV reader loses the second half of a quoted CR LF that two
-    blocks share.
+    Only recent versions of pyarrow can stream JSON, and its CSV reader loses the second half of a quoted CR LF that is
+    split between two blocks.
 
-    :param quoted: whether a line break may lie in a quoted value.
+    :param quoted: whether a quoted value may contain a line break.
+    :raises ValueError: the last line is incomplete.
     """
     while chunk := source.read(_CHUNK_BYTES):
         lines = [chunk, source.readline()]
@@ -181,7 +186,7 @@ def _chunks(source: io.BufferedReader, *, quoted: bool) -> Iterator[bytes]:
             lines.append(line)
             is_open ^= line.count(b'"') % 2
         if not (lines[-1] or chunk).endswith(b"\n"):
-            raise ValueError("the last line has no end, so it may be cut off")
+            raise ValueError("the last line has no line break, so the file may be cut off")
         yield b"".join(lines)
 
 

@@ -1,7 +1,7 @@
 """
-Write rows in the landing schema as Parquet, CSV or JSON Lines.
+Writing of rows in the landing schema as Parquet, CSV or JSON Lines.
 
-Equal rows give equal bytes, however they are split into record batches, so writing them again changes nothing.
+Equal rows become equal bytes, however they are split into record batches, so writing them again changes nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from airflow_provider_stem.streams.tables import INSTANT, LANDING_SCHEMA
 
 ROW_GROUP_ROWS = 2**17
 """
-Rows of a Parquet row group: almost four years of one stream.
+Rows in a Parquet row group: almost four years of one stream.
 
-Larger groups make smaller files, since zstd finds the instants of a stream again in the next one, but take more memory.
+With larger groups, files are smaller, since zstd compresses instants that repeat between streams, but need more memory.
 """
 
 _TEXT_ROWS = 2**14
@@ -33,7 +33,7 @@ _TRIAL_ROWS = 2**16
 _ZSTD_LEVEL = 3
 _INSTANTS = ("interval_start", "interval_end")
 _VALUES = "kw_total_avg"
-# The encodings that are tried for each column. All common readers read the first two, some refuse the others.
+# The encodings that are tried for each column. All common readers support the first two, but not the others.
 _Candidates = dict[str, tuple[str, ...]]
 _PORTABLE: _Candidates = dict.fromkeys((*_INSTANTS, _VALUES), ("PLAIN", "RLE_DICTIONARY"))
 _SMALLEST: _Candidates = {
@@ -53,13 +53,13 @@ def write_file(
     batches: Iterable[pa.RecordBatch], file: BinaryIO, file_format: str, compression: str, parquet_encoding: str
 ) -> int:
     """
-    Write record batches to a file, and return the number of rows.
+    Write record batches to a file and return the number of rows.
 
-    :param batches: in :data:`~airflow_provider_stem.streams.tables.LANDING_SCHEMA` and sorted as it says; a batch may
-        hold several streams and resolutions.
-    :param file: binary file that is written from front to end, and left open.
+    :param batches: sorted rows in :data:`~airflow_provider_stem.streams.tables.LANDING_SCHEMA`; a batch may contain
+        several streams and resolutions.
+    :param file: binary file; it is written sequentially and not closed.
     :param file_format: ``parquet``, ``csv`` or ``jsonl``.
-    :param compression: as :func:`~airflow_provider_stem.streams.formats.check_format` returned it.
+    :param compression: as :func:`~airflow_provider_stem.streams.formats.resolve_compression` returned it.
     :param parquet_encoding: ``portable`` or ``smallest``, see
         :data:`~airflow_provider_stem.streams.formats.PARQUET_ENCODINGS`.
     """
@@ -70,9 +70,11 @@ def write_file(
 
 
 def _write_parquet(batches: Iterable[pa.RecordBatch], file: BinaryIO, compression: str, candidates: _Candidates) -> int:
-    groups = _grouped(batches, ROW_GROUP_ROWS)
+    groups = _regrouped(batches, ROW_GROUP_ROWS)
     group = next(groups, None)
-    encodings = dict.fromkeys(candidates, "PLAIN") if group is None else _tried(group, compression, candidates)
+    encodings = (
+        dict.fromkeys(candidates, "PLAIN") if group is None else _smallest_encodings(group, compression, candidates)
+    )
     rows = 0
     with _parquet_writer(file, LANDING_SCHEMA, compression, encodings) as writer:
         while group is not None:
@@ -82,12 +84,12 @@ def _write_parquet(batches: Iterable[pa.RecordBatch], file: BinaryIO, compressio
     return rows
 
 
-def _tried(group: pa.Table, compression: str, candidates: _Candidates) -> dict[str, str]:
+def _smallest_encodings(group: pa.Table, compression: str, candidates: _Candidates) -> dict[str, str]:
     """
-    Return the encoding in which each column of a row group is smallest.
+    Return the encoding of each column that is smallest for a sample of a row group.
 
-    None suits all meters: a dictionary is best for few distinct values, splitting the bytes for whole numbers, and
-    plain values where all digits vary.
+    The best one depends on the meter: a dictionary for few distinct values, byte stream split for whole numbers, and
+    plain if all digits vary.
     """
     sample = group.select(list(candidates)).slice(0, _TRIAL_ROWS)
     sizes: dict[str, dict[str, int]] = {name: {} for name in candidates}
@@ -112,7 +114,7 @@ def _parquet_writer(
         data_page_version="1.0",
         compression=compression,
         compression_level=_ZSTD_LEVEL if compression == "zstd" else None,
-        # Where a writer gives up a dictionary that is too large depends on how the rows are split.
+        # No limit: the row at which a writer gives up a large dictionary depends on how the rows are split.
         dictionary_pagesize_limit=2**30,
         use_dictionary=[name for name in schema.names if encodings.get(name, "RLE_DICTIONARY") == "RLE_DICTIONARY"],
         column_encoding={name: encoding for name, encoding in encodings.items() if encoding != "RLE_DICTIONARY"},
@@ -121,8 +123,8 @@ def _parquet_writer(
     )
 
 
-def _grouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """Iterate over the rows in tables of ``size`` rows, but for the last one."""
+def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Iterate over the rows in tables of ``size`` rows; the last one may be smaller."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
@@ -145,7 +147,7 @@ def _write_csv(batches: Iterable[pa.RecordBatch], sink: BinaryIO) -> int:
     sink.write((",".join(map(quoted, LANDING_SCHEMA.names)) + "\n").encode())
     instants = _IsoText()
     rows = 0
-    for [batch] in (group.combine_chunks().to_batches() for group in _grouped(batches, _TEXT_ROWS)):
+    for [batch] in (group.combine_chunks().to_batches() for group in _regrouped(batches, _TEXT_ROWS)):
         site_ids, stream_types, resolutions, starts, ends, values = batch.columns
         lines = [_texts(site_ids, quoted), ",", _texts(stream_types, quoted), ",", _texts(resolutions, str)]
         lines += [
@@ -165,7 +167,7 @@ def _write_csv(batches: Iterable[pa.RecordBatch], sink: BinaryIO) -> int:
 def _write_jsonl(batches: Iterable[pa.RecordBatch], sink: BinaryIO) -> int:
     instants = _IsoText()
     rows = 0
-    for [batch] in (group.combine_chunks().to_batches() for group in _grouped(batches, _TEXT_ROWS)):
+    for [batch] in (group.combine_chunks().to_batches() for group in _regrouped(batches, _TEXT_ROWS)):
         lines: list[pa.Array | str] = []
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             lines.append(f'{"," if lines else "{"}"{name}":')
@@ -183,21 +185,21 @@ def _write_jsonl(batches: Iterable[pa.RecordBatch], sink: BinaryIO) -> int:
 
 
 def _write_lines(sink: BinaryIO, parts: Iterable[pa.Array | str]) -> None:
-    """Write the parts side by side, one line for each row."""
+    """Write the parts of each row as one line; a string is the same in each line."""
     joined: list[pa.Array | str] = []
     for part in parts:
-        # Each part takes time in each line, so constant ones are joined first.
+        # Joining takes time for each part and line, so adjacent constants are joined first.
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
             joined[-1] += part
         else:
             joined.append(part)
     lines = pc.binary_join_element_wise(*joined, "")
-    # The characters of a string array are contiguous, so they are the file's text.
+    # The characters of a string array are contiguous, so its buffer is the text of the file.
     sink.write(memoryview(lines.buffers()[2])[: pc.sum(pc.binary_length(lines)).as_py()])
 
 
 def _texts(column: pa.Array, text_of: Callable[[Any], str]) -> pa.Array | str:
-    """Return the text of each value, or a single one where all values are equal."""
+    """Return each value as a string, or a single string if all values are equal."""
     if pc.all(pc.equal(column, column[0])).as_py():
         return text_of(column[0].as_py())
     encoded = column.dictionary_encode()
@@ -206,12 +208,12 @@ def _texts(column: pa.Array, text_of: Callable[[Any], str]) -> pa.Array | str:
 
 def _as_floats(values: pa.Array, *, exponent: bool) -> pa.Array:
     """
-    Return the shortest text of each number that reads as the same float, with a point.
+    Return each number as its shortest exact decimal string, with a decimal point.
 
-    Readers that infer types take ``0`` for an integer.
+    Readers that infer types read ``0`` as an integer.
 
-    :param exponent: whether the text may have one. Some readers of CSV take such a number for a string, some of JSON
-        fail at one of more than twenty digits.
+    :param exponent: whether strings may have an exponent. Some CSV readers read such a number as a string. Some JSON
+        readers fail at a number without exponent of more than twenty digits.
     """
     texts = values.cast(pa.string())
     exponents = pc.match_substring(texts, "e")
@@ -231,9 +233,9 @@ def _as_floats(values: pa.Array, *, exponent: bool) -> pa.Array:
 
 class _IsoText:
     """
-    Formats UTC instants as ISO 8601 text without the ``Z``.
+    Format UTC instants as ISO 8601 strings without the ``Z``.
 
-    Keeps the text of each instant on the grid, up to 7 years, since streams repeat them.
+    Caches the strings of instants on the grid, up to 7 years, since streams repeat them.
     """
 
     _STEP = 900_000_000  # us
@@ -244,7 +246,7 @@ class _IsoText:
         self._texts = pa.array([], pa.string())
 
     def of(self, instants: pa.Array) -> pa.Array:
-        """Return the text of each instant."""
+        """Return each instant as a string."""
         micros = instants.cast(pa.int64())
         bounds = pc.min_max(micros).as_py()
         first, last = bounds["min"], bounds["max"]
@@ -263,7 +265,7 @@ class _IsoText:
 
 
 def _as_iso(instants: pa.Array) -> pa.Array:
-    # Without a zone: strftime and the conversion with a zone take forty times as long.
+    # Without a zone: strftime and a cast with a zone take forty times as long.
     texts = instants.cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("s")).cast(pa.string())
     return pc.binary_replace_slice(texts, 10, 11, "T")
 
@@ -271,11 +273,11 @@ def _as_iso(instants: pa.Array) -> pa.Array:
 @contextmanager
 def _compressed(file: BinaryIO, compression: str) -> Iterator[Any]:
     if compression == "gzip":
-        # Neither a time nor a name in the header: they would make equal data differ.
+        # No time or name in the header, so that equal data is equal bytes.
         with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0) as sink:
             yield sink
     elif compression == "zstd":
-        # Closing the stream closes what lies below, but the file is still to be read.
+        # Closing the stream would close the file, which is read later.
         with pa.CompressedOutputStream(_Unclosed(file), "zstd") as sink:
             yield sink
     else:
@@ -283,7 +285,7 @@ def _compressed(file: BinaryIO, compression: str) -> Iterator[Any]:
 
 
 class _Unclosed(io.RawIOBase):
-    """Writes through, and leaves the file open when closed."""
+    """Write to a file, and do not close it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

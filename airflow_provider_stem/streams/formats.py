@@ -1,4 +1,4 @@
-"""File formats, compressions and encodings; light enough for DAG parsing."""
+"""File formats, compressions and encodings; imports nothing that slows DAG parsing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from airflow_provider_stem.errors import StemConfigError
 
 PARQUET_ENCODINGS = ("portable", "smallest")
 """
-How Parquet is encoded; the first is the default.
+Encodings of Parquet files; the first is the default.
 
-``portable`` uses PLAIN and RLE_DICTIONARY only, which every common reader reads. ``smallest`` may also use
-DELTA_BINARY_PACKED and BYTE_STREAM_SPLIT, which some readers refuse.
+``portable`` uses PLAIN and RLE_DICTIONARY only, which all common readers support. ``smallest`` may also use
+DELTA_BINARY_PACKED and BYTE_STREAM_SPLIT, which some readers do not support.
 """
 
 # The first of each is the default.
@@ -20,20 +20,22 @@ _COMPRESSIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_format(file_format: object, compression: object) -> str:
+def resolve_compression(file_format: object, compression: object) -> str:
     """
-    Return the compression, with ``default`` resolved.
+    Return the compression of a format, with ``default`` resolved.
 
+    :param file_format: ``parquet``, ``csv`` or ``jsonl``.
+    :param compression: ``default`` or a compression of the format.
     :raises StemConfigError: unknown format or compression; the message lists the choices.
     """
     if not isinstance(file_format, str) or file_format not in _COMPRESSIONS:
-        raise StemConfigError(f"file_format is {file_format!r}: choose one of {', '.join(_COMPRESSIONS)}.")
+        raise StemConfigError(f"Invalid file_format {file_format!r}. Use one of {', '.join(_COMPRESSIONS)}.")
     choices = _COMPRESSIONS[file_format]
     if compression == "default":
         return choices[0]
     if compression not in choices:
         raise StemConfigError(
-            f"compression is {compression!r}: for {file_format!r} choose one of default, {', '.join(choices)}."
+            f"Invalid compression {compression!r} for {file_format!r}. Use one of default, {', '.join(choices)}."
         )
     return compression
 

@@ -1,4 +1,4 @@
-"""Where an object goes: key templates and their placeholders; for the operator and the landing."""
+"""Object keys: templates and their placeholders; used by the operator and the landing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_KEY = (
 )
 
 MAX_OBJECTS = 1000
-"""Of one task."""
+"""Maximum number of objects of one task."""
 
 PLACEHOLDERS = ("start", "end", "resolution", "batch", "dag_id", "task_id", "extension")
 
@@ -28,17 +28,17 @@ _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _MAX_KEY_BYTES = 1024
 _MARK = "stem-batch-mark"
 _SCHEME = "s3://"
-# As boto3 checks them: a name, or the address of an access point.
+# The check of boto3: a name, or the ARN of an access point.
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
 
 
 class _KeyFormatter(string.Formatter):
-    """``str.format`` without attributes and indices, and with instants that fit into a key."""
+    """``str.format`` without attributes and indices, and with a default format for instants."""
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Any) -> Any:  # noqa: ARG002
         if field_name not in PLACEHOLDERS:
             raise StemConfigError(
-                f"s3_key has the unknown placeholder {{{field_name}}}: there are "
+                f"s3_key has the unknown placeholder {{{field_name}}}. Use only "
                 f"{', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}."
             )
         return kwargs[field_name], field_name
@@ -56,41 +56,42 @@ _EXAMPLE = Window.covering(
 
 
 def check_bucket(argument: str, bucket: object) -> None:
-    """Refuse what is no bucket's name; an empty one stands for the connection's."""
+    """Raise `StemConfigError` unless it is the name of a bucket; an empty string means the connection's bucket."""
     if bucket != "" and not (isinstance(bucket, str) and _BUCKET.fullmatch(bucket)):
         raise StemConfigError(
-            f"{argument} is {bucket!r}: give the name of a bucket alone, such as 'my-lake', or leave it out."
+            f"Invalid {argument} {bucket!r}. Use only the name of a bucket, such as 'my-lake', or leave it out."
         )
 
 
 def split_address(s3_key: str) -> tuple[str | None, str]:
     """
-    Part a full ``s3://bucket/key`` address; a key alone has no bucket.
+    Return the bucket and the key of a full ``s3://bucket/key`` address; the bucket of a key alone is ``None``.
 
-    :raises StemConfigError: the address has no good bucket.
+    :raises StemConfigError: the bucket of the address is invalid.
     """
     if not s3_key.startswith(_SCHEME):
         return None, s3_key
     bucket, key = split_uri(s3_key)
     if not _BUCKET.fullmatch(bucket):
-        raise StemConfigError(f"s3_key is {s3_key!r}: give a key, or a full address such as 's3://my-lake/key'.")
+        raise StemConfigError(f"Invalid s3_key {s3_key!r}. Use a key, or a full address such as 's3://my-lake/key'.")
     return bucket, key
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of the address of an object."""
+    """Return the bucket and the key of an object's ``s3://`` URI."""
     bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
     return bucket, key
 
 
 def check_key_template(s3_key: object) -> None:
     """
-    Refuse a key template with unknown placeholders, and one that can give no good key, before anything runs.
+    Validate a key template when the DAG is parsed.
 
-    :param s3_key: may still hold Jinja, which is passed over.
+    :param s3_key: key or full address; Jinja expressions in it are ignored.
+    :raises StemConfigError: it is not a string, has an unknown placeholder, or cannot become a valid key.
     """
     if not isinstance(s3_key, str):
-        raise StemConfigError(f"s3_key is {s3_key!r}: give a key or a full s3:// address as text.")
+        raise StemConfigError(f"s3_key must be a string, got {s3_key!r}. Use a key, or a full s3:// address.")
     without_jinja = _JINJA.sub("", s3_key)
     example = {"batch": "batch", "dag_id": "dag", "task_id": "task", "extension": "parquet"}
     _format(without_jinja, _values(_EXAMPLE, **example))
@@ -103,8 +104,11 @@ class KeyTemplate:
     """
     The keys of one task's objects.
 
-    :param s3_key: the template, with Jinja rendered.
-    :param batch: free text; what could lead out of its place in the key is percent-encoded.
+    :param s3_key: the template, with Jinja rendered and without the bucket.
+    :param batch: any string; like the ids, it is percent-encoded, so that it stays one part of the key.
+    :param dag_id: id of the DAG.
+    :param task_id: id of the task.
+    :param extension: file name extension, without the leading dot.
     """
 
     s3_key: str
@@ -118,43 +122,45 @@ class KeyTemplate:
         Return the key of one object.
 
         :param period: fills in ``{start}``, ``{end}`` and ``{resolution}``.
-        :raises StemConfigError: an unknown placeholder, or a result that is no valid key.
+        :raises StemConfigError: the template has an unknown placeholder, or the result is not a valid key.
         """
         key = self._filled(period, self.batch)
         if not key or key.startswith("/") or {"", ".", ".."} & set(key.split("/")):
             raise StemConfigError(
-                f"s3_key gives {key!r}: a key has no empty, '.' or '..' part and does not end with '/'."
+                f"s3_key renders to {key!r}. Use a key without empty, '.' or '..' parts and without '/' at the end."
             )
         if len(key.encode()) > _MAX_KEY_BYTES or not key.isprintable():
             raise StemConfigError(
-                f"s3_key gives {key[:100]!r}…: a key has at most 1,024 bytes and no control characters."
+                f"s3_key renders to {key[:100]!r}…. Use a key of at most 1,024 bytes without control characters."
             )
         return key
 
     def plan(self, window: Window, partition: Partition) -> dict[str, Window]:
         """
-        Return the period of each key, in order.
+        Return the period of each key, in order of time.
 
-        :raises StemConfigError: too many objects for one task, or two periods with the same key.
+        :param window: what to split, see :meth:`Window.periods`.
+        :param partition: length of the periods in UTC.
+        :raises StemConfigError: more than :data:`MAX_OBJECTS` objects, or two periods with the same key.
         """
         periods = list(window.periods(partition))
         if len(periods) > MAX_OBJECTS:
             larger = {"hour": "'day'", "day": "'month'"}.get(partition, "'interval'")
             raise StemConfigError(
-                f"partition={partition!r} makes {len(periods):,} objects of {window}, more than {MAX_OBJECTS:,}: "
-                f"use partition={larger}, or shorter windows."
+                f"partition={partition!r} creates {len(periods):,} objects for {window}, more than {MAX_OBJECTS:,}. "
+                f"Use partition={larger}, or shorter windows."
             )
         planned = {self.key(period): period for period in periods}
         if len(planned) < len(periods):
             raise StemConfigError(
-                f"s3_key {self.s3_key!r} gives several {partition}s the same key, such as {next(iter(planned))!r}. "
-                "Use {start} in it, as finely as the partition."
+                f"s3_key {self.s3_key!r} renders to the same key for several {partition}s, such as "
+                f"{next(iter(planned))!r}. Use {{start}} in it, with the precision of the partition."
             )
         return planned
 
     @property
     def prefix(self) -> str:
-        """The part of the key that is the same for every object, period and batch: the address of an asset."""
+        """The part of the key before the first placeholder that varies between periods or batches; names the asset."""
         prefix = ""
         for literal, field, _, _ in _FORMATTER.parse(self.s3_key):
             prefix += literal
@@ -165,7 +171,7 @@ class KeyTemplate:
         return prefix
 
     def probe(self, window: Window) -> str:
-        """Return the key of a hidden object in the folder of the first period's, different for each batch."""
+        """Return the key of a hidden object in the folder of the first period, different for each batch."""
         folder = "".join(self.key(window).rpartition("/")[:2])
         return f"{folder}.stem-probe-{zlib.crc32(self.batch.encode(errors='surrogatepass')):08x}"
 
@@ -173,8 +179,8 @@ class KeyTemplate:
         """
         Describe the keys of all batches of one period.
 
-        :return: their common prefix, and a pattern whose group ``batch`` is the batch, percent-encoded; ``None`` where
-            the key does not hold the batch.
+        :return: their common prefix, and a pattern whose group ``batch`` matches the batch, percent-encoded; ``None``
+            if the key does not contain the batch.
         """
         parts = self._filled(period, _MARK).split(_MARK)
         if len(parts) == 1:
@@ -199,7 +205,7 @@ def _values(period: Window, batch: str, dag_id: str, task_id: str, extension: st
 
 
 def _part(text: str) -> str:
-    """Make a foreign text one harmless part of a key."""
+    """Return any string percent-encoded as one part of a key."""
     quoted = quote(text, safe=" ", errors="backslashreplace")
     return quoted.replace(".", "%2E") if set(quoted) <= {"."} else quoted
 
@@ -211,5 +217,5 @@ def _format(template: str, values: dict[str, Any]) -> str:
         raise
     except (ValueError, KeyError, IndexError, TypeError) as exc:
         raise StemConfigError(
-            f"s3_key {template!r} cannot be filled in ({exc}): write a literal brace twice."
+            f"s3_key {template!r} cannot be formatted ({exc}). Write a literal brace twice."
         ) from None

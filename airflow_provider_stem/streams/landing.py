@@ -1,8 +1,8 @@
 """
-One window of many sites to objects, and the receipt; for the operator.
+Landing of one window of many sites in objects; used by the operator.
 
-First everything is read, checked and stored on local disk; only then is anything uploaded. A run that fails earlier
-leaves what was there, and one that fails during the upload leaves whole objects that a retry completes.
+All data is read, checked and stored on local disk before anything is uploaded. A run that fails earlier changes no
+object. A run that fails during the upload leaves complete objects, and a retry writes the others.
 """
 
 from __future__ import annotations
@@ -49,13 +49,19 @@ class Landing:
     """
     What to land, and how.
 
-    :param window: what to read; see :meth:`Window.moved_back` for whole periods.
+    :param window: what to read; see :meth:`Window.with_lookback` for whole periods.
+    :param stream_types: the types to read.
     :param objects: the periods of the window by key; see :meth:`KeyTemplate.plan`.
-    :param template: of these keys.
-    :param compression: as :func:`~airflow_provider_stem.streams.formats.check_format` returns it.
+    :param template: the template of these keys.
+    :param file_format: ``parquet``, ``csv`` or ``jsonl``.
+    :param compression: as :func:`~airflow_provider_stem.streams.formats.resolve_compression` returns it.
+    :param parquet_encoding: see :data:`~airflow_provider_stem.streams.formats.PARQUET_ENCODINGS`.
     :param if_exists: see :class:`~airflow_provider_stem.streams.objects.ObjectWriter`.
-    :param on_incomplete: where rows are missing: ``warn``, or ``fail`` before anything is uploaded.
-    :param on_empty: where the run has no row at all: ``write`` objects without rows, ``skip`` or ``fail``.
+    :param on_incomplete: if rows are missing, ``warn``, or ``fail`` before anything is uploaded.
+    :param on_unavailable: see :class:`~airflow_provider_stem.streams.extraction.Extraction`.
+    :param on_empty: if there are no rows at all, ``write`` objects without rows, ``skip`` or ``fail``.
+    :param on_site_error: see :class:`~airflow_provider_stem.streams.extraction.Extraction`.
+    :param max_workers: number of sites to read concurrently, 1 or more.
     """
 
     window: Window
@@ -74,15 +80,19 @@ class Landing:
 
     def run(self, client: StemClient, sites: Sequence[Site], store: ObjectStore) -> Receipt:
         """
-        Read, write and upload.
+        Read the window, write its objects and upload them. Return the receipt.
 
-        Where another task has landed rows that it read later, the window is read again.
+        If another task has landed rows that it read later, the window is read again.
 
-        :return: the receipt; without objects where ``on_empty="skip"`` applies.
+        :param client: client of the API; it is closed when a site fails.
+        :param sites: the sites to read, in order of their ids.
+        :param store: where to write the objects.
+        :return: the receipt; it lists no objects if ``on_empty="skip"`` applies.
         :raises StemConfigError: the objects under the prefix belong to another number of batches.
-        :raises StemIncompleteError: rows are missing and the policy says so, or every site failed.
-        :raises StemTransportError: other tasks landed later rows again and again.
-        :raises StemError: see :mod:`airflow_provider_stem.errors`.
+        :raises StemIncompleteError: rows are missing with ``on_incomplete="fail"``, or there are none with
+            ``on_empty="fail"``.
+        :raises StemTransportError: other tasks landed later rows during every attempt.
+        :raises StemError: a site failed; see :mod:`airflow_provider_stem.errors`.
         """
         began = time.monotonic()
         merges: dict[str, Merge] = {}
@@ -92,7 +102,7 @@ class Landing:
             if seen == overtaken:
                 raise StemTransportError(
                     f"HEAD and GET of the store describe different objects of {self.window}. Check the store and the "
-                    "proxies before it."
+                    "proxies in front of it."
                 )
             self._check_batches([self.objects[key] for key, version in seen.items() if not version], sites, store)
             writer = ObjectWriter(
@@ -102,7 +112,7 @@ class Landing:
                 receipt = self._attempt(client, sites, writer, seen, merges)
             except OvertakenError as exc:
                 overtaken = seen
-                log.warning("Another task landed rows that it read later, so the window is read again [%s]", exc)
+                log.warning("Another task landed rows that it read later. The window is read again [%s]", exc)
             else:
                 break
         else:
@@ -110,7 +120,7 @@ class Landing:
                 f"Other tasks landed later rows of {self.window} {_MAX_ATTEMPTS} times. Try again when they are done."
             )
         log.info(
-            "Landed %s in %s with %s in %.1f s: %s of %s expected are missing",
+            "Landed %s in %s with %s in %.1f s: %s missing of %s expected",
             _count(receipt["rows"], "row"),
             _count(len(receipt["objects"]), "object"),
             _count(receipt["requests"], "request"),
@@ -121,7 +131,7 @@ class Landing:
         return receipt
 
     def _look_up(self, store: ObjectStore) -> tuple[dict[str, Version | None], datetime]:
-        """Return the version of each object before anything is read, and the time of the store at that moment."""
+        """Return the version of each object and the store's time, before anything is read."""
         with ThreadPoolExecutor(self.max_workers, thread_name_prefix="stem-store") as pool:
             found = dict(zip(self.objects, pool.map(store.head, self.objects), strict=True))
         seen = {key: version for key, (version, _) in found.items()}
@@ -129,13 +139,13 @@ class Landing:
         for key, version in seen.items():
             if version and version.read_at and version.read_at > read_at + _MAX_CLOCK_ERROR:
                 raise StemTransportError(
-                    f"The object was read at {iso(version.read_at)} according to its metadata, and the store's clock "
-                    f"says {iso(read_at)}. Correct that clock, or delete the object [{one_line(store.uri(key))}]"
+                    f"The object was read at {iso(version.read_at)} according to its metadata, but the store's clock "
+                    f"shows {iso(read_at)}. Correct that clock, or delete the object [{one_line(store.uri(key))}]"
                 )
         return seen, read_at
 
     def _check_batches(self, new: Iterable[Window], sites: Sequence[Site], store: ObjectStore) -> None:
-        """Check that no interval would be there twice, since the sites were in other batches before."""
+        """Raise `StemConfigError` if objects of other batches exist, since every interval would be there twice."""
 
         def scheme(batch: str) -> str | None:
             if site_ids == {batch}:
@@ -171,10 +181,10 @@ class Landing:
         merges: dict[str, Merge],
     ) -> Receipt:
         """
-        Read the window once, and write what was read.
+        Read the window once, write its objects and return the receipt.
 
-        :param seen: the version of each object before.
-        :param merges: the counts of each object that this run has written so far.
+        :param seen: the version of each object before the reading.
+        :param merges: the counts of the objects that earlier attempts have written; updated.
         """
         with Spool() as spool, ScratchFile() as scratch:
             partitioner = _Partitioner(spool, list(self.objects.values()))
@@ -200,7 +210,7 @@ class Landing:
             incoming = _collected(extraction.read(sites, self.max_workers), results, len(sites))
             prepared = None
             if seen[next(iter(self.objects))] is None:
-                # Written while other sites are still being read.
+                # A new object is written while other sites are still being read.
                 prepared = scratch, writer.write_file(scratch, partitioner.rows(incoming, 0, self.window.resolution))
             deque(incoming, maxlen=0)
 
@@ -230,9 +240,9 @@ class Landing:
         return receipt
 
     def _check(self, receipt: Receipt, results: Sequence[SiteResult[_Pieces]]) -> None:
-        """Apply the policies for what is missing, before anything is uploaded."""
+        """Apply ``on_incomplete`` and ``on_empty`` before anything is uploaded."""
         if receipt["failed_count"] == len(results):
-            raise results[0].error or StemError("no site was read")
+            raise results[0].error or StemError("No site was read.")
         if receipt["incomplete_count"]:
             first = receipt["incomplete"][0]
             message = (
@@ -241,12 +251,14 @@ class Landing:
                 f"{one_line(first['site_id'])} for the interval that ends at {first['first_missing']}"
             )
             if self.on_incomplete == "fail":
-                raise StemIncompleteError(f"{message}; nothing was uploaded (on_incomplete='fail').")
+                raise StemIncompleteError(
+                    f"{message}; nothing was uploaded. Try again later, or set on_incomplete='warn'."
+                )
             log.warning("%s", message)
         if not receipt["rows"] and self.on_empty == "fail":
             raise StemIncompleteError(
-                f"No row came for {self.window} from {_count(len(results), 'site')}; "
-                "nothing was uploaded (on_empty='fail')."
+                f"No rows for {self.window} from {_count(len(results), 'site')}; nothing was uploaded. "
+                "Try again later, or set on_empty='write' or 'skip'."
             )
 
 
@@ -255,7 +267,7 @@ _Pieces = dict[int, Piece]
 
 
 class _Partitioner:
-    """Splits rows by period on their way to local disk, and reads them back object by object."""
+    """Store rows on local disk by period, and read them back period by period."""
 
     def __init__(self, spool: Spool, periods: Sequence[Window]) -> None:
         self._spool = spool
@@ -266,7 +278,7 @@ class _Partitioner:
         pieces = {}
         begin = 0
         while begin < stream.num_rows:
-            # An interval belongs to the period in which it ends, the period's own end included.
+            # An interval belongs to the period in which it ends; the end of the period is inclusive.
             period = bisect_left(self._edges, ends[begin].as_py())
             upto = bisect_right(
                 range(stream.num_rows), self._edges[period], lo=begin, key=lambda row: ends[row].as_py()
@@ -287,7 +299,7 @@ class _Partitioner:
 def _collected(
     incoming: Iterator[SiteResult[_Pieces]], results: list[SiteResult[_Pieces]], total: int
 ) -> Iterator[SiteResult[_Pieces]]:
-    """Collect each result on its way, and log the progress."""
+    """Iterate over the results; append each to ``results``, and log the progress."""
     step = max(1, total // 10)
     for result in incoming:
         results.append(result)

@@ -1,4 +1,4 @@
-"""Rows that an object holds and rows that were read, united as sorted streams; for the writing of objects."""
+"""Merging of the rows in an object with rows that were read, as sorted streams; used by the writing of objects."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Stream = tuple[tuple[str, str], pa.RecordBatch]
 @dataclass(slots=True)
 class Merge:
     """
-    Unites held and read rows by site, stream type, resolution and interval; of a key in both the read value holds.
+    Merge held and read rows by site, stream type, resolution and interval. For a key in both, the read value is used.
 
-    Both sides are sorted by ``site_id, stream_type, interval_end``, so memory holds one stream of each at a time.
+    Both sides are sorted by ``site_id, stream_type, interval_end``, so only one stream of each is in memory.
 
-    :param inserted: how many keys were read and not held.
-    :param changed: how many were both, with another value; null differs from a number.
-    :param unchanged: how many were both, with the same value.
-    :param kept: how many were held and not read.
-    :param keeps: whether these are in the union; they are not counted otherwise.
+    :param inserted: number of keys that were read and not held.
+    :param changed: number of keys in both with different values; null differs from a number.
+    :param unchanged: number of keys in both with the same value.
+    :param kept: number of keys that were held and not read.
+    :param keeps: whether the merged rows include these; otherwise they are not counted.
     """
 
     inserted: int = 0
@@ -36,13 +36,13 @@ class Merge:
     kept: int = 0
     keeps: bool = True
 
-    def united(self, held: Iterable[pa.RecordBatch], read: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def merged(self, held: Iterable[pa.RecordBatch], read: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """
-        Iterate over the union, one stream at a time; the counts are complete at its end.
+        Iterate over the merged rows, one stream at a time. The counts are complete at the end.
 
-        :param held: batches in the landing schema, as
-            :func:`~airflow_provider_stem.streams.file_reading.read_batches` iterates over them.
-        :param read: the same; all rows are of one resolution.
+        :param held: sorted batches in the landing schema, as from
+            :func:`~airflow_provider_stem.streams.file_reading.read_batches`.
+        :param read: sorted batches in the landing schema; all rows have the same resolution.
         """
         for held_rows, read_rows in _paired(_streams(held), _streams(read)):
             if held_rows is None:
@@ -57,9 +57,11 @@ class Merge:
 
     def after(self, earlier: Merge | None) -> Merge:
         """
-        Return the counts against what was held before an earlier attempt of the same run.
+        Return the counts compared with the rows before an earlier attempt of the same run.
 
         Rows that the earlier attempt wrote are unchanged when they are read again.
+
+        :param earlier: the counts of that attempt; ``None`` if there was none.
         """
         if earlier is None:
             return self
@@ -75,7 +77,7 @@ class Merge:
             self._compare(held.column("kw_total_avg"), read.column("kw_total_avg"))
             return read
         position = pc.index_in(held.column("interval_end"), read.column("interval_end"))
-        # Rows of another resolution are other keys, whatever their interval ends at.
+        # Rows of another resolution have other keys, even with the same interval end.
         same_resolution = pc.equal(held.column("resolution"), read.column("resolution")[0])
         position = pc.if_else(same_resolution, position, pa.scalar(None, pa.int32()))
         common = pc.is_valid(position)
@@ -92,7 +94,7 @@ class Merge:
         return union.take(order)
 
     def _compare(self, held: pa.DoubleArray, read: pa.DoubleArray) -> None:
-        # A comparison with a null is null: equal where both are.
+        # A comparison with a null is null; two nulls are equal.
         same = pc.if_else(pc.is_valid(held), pc.fill_null(pc.equal(held, read), False), pc.is_null(read))
         unchanged = pc.sum(same).as_py() or 0
         self.unchanged += unchanged
@@ -100,7 +102,7 @@ class Merge:
 
 
 def _streams(batches: Iterable[pa.RecordBatch]) -> Iterator[Stream]:
-    """Iterate over the streams of batches that may be split anywhere."""
+    """Iterate over the streams in batches that may be split anywhere."""
     for key, pieces in groupby(_pieces(batches), lambda piece: piece[0]):
         yield key, _joined([rows for _, rows in pieces])
 
@@ -117,7 +119,7 @@ def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[Stream]:
 
 
 def _paired(held: Iterator[Stream], read: Iterator[Stream]) -> Iterator[tuple[Any, Any]]:
-    """Join by key: the rows of one stream on both sides, ``None`` where a side has none."""
+    """Iterate over the rows of each stream on both sides; ``None`` if a side lacks the stream."""
     of_held, of_read = next(held, None), next(read, None)
     while of_held or of_read:
         if of_read is None or (of_held and of_held[0] < of_read[0]):

@@ -1,8 +1,8 @@
 """
-Rows to one object in a store, on top of what it holds; for the landing.
+Writing of one object in a store, merged with the rows that it has; used by the landing.
 
-Several tasks, and paused attempts of one task, may write the same object. An object is therefore written on condition
-that it is still the one that was read, and its metadata tell when the reading of its newest rows began.
+Several tasks, or attempts of one task, may write the same object. It is therefore written only if it is still the
+version that was read, and its metadata contains the time when the reading of its newest rows began.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 IfExists = Literal["merge", "replace", "fail"]
 
 Rows = Callable[[], Iterable[pa.RecordBatch]]
-"""Iterates over rows in the landing schema, sorted; again from the first with each call."""
+"""Returns an iterator over sorted rows in the landing schema; each call starts at the first row."""
 
-_MAX_WRITES = 20  # each of them only where another task has written the object meanwhile
+_MAX_WRITES = 20  # a write is repeated only if another task has written the object in the meantime
 _MAX_DAMAGES = 3
 _CLOCK_SKEW = timedelta(seconds=60)
-"""The store's times have whole seconds and come from several servers, whose clocks may be set back."""
+"""The store's times are in whole seconds and come from several servers, whose clocks may differ or be set back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,9 @@ class Version:
     One version of a stored object.
 
     :param etag: the store's identifier of its content.
-    :param sha256: SHA-256 of its content in hexadecimal, where its metadata have it.
-    :param read_at: when the reading of its newest rows began, in UTC by the store's clock, where its metadata have it.
+    :param sha256: SHA-256 of its content in hexadecimal; ``None`` if its metadata does not contain it.
+    :param read_at: when the reading of its newest rows began, UTC, by the store's clock; ``None`` if its metadata does
+        not contain it.
     """
 
     etag: str
@@ -51,39 +52,41 @@ class Version:
 
 
 class ObjectStore(Protocol):
-    """Where objects are kept; see :class:`~airflow_provider_stem._s3.S3Store`."""
+    """A store of objects; see :class:`~airflow_provider_stem._s3.S3Store`."""
 
     def head(self, key: str) -> tuple[Version | None, datetime]:
-        """Return an object's version, ``None`` where there is none, and the store's time."""
+        """Return an object's version, ``None`` if it does not exist, and the store's time in UTC."""
 
     def keys(self, prefix: str, *, required: bool) -> Iterable[str]:
-        """Iterate over the keys below a prefix; ``required`` makes it an error where listing is forbidden."""
+        """Iterate over the keys with a prefix; ``required`` raises an error if listing is forbidden."""
 
     def get(self, key: str, file: ScratchFile) -> Version | None:
-        """Copy an object into a file; ``None`` where there is none."""
+        """Copy an object into a file and return its version; ``None`` if it does not exist."""
 
     def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
         """
         Store a file.
 
-        :raises ObjectChangedError: the object is not ``replaces`` any more.
-        :raises DamagedObjectError: the store keeps something else.
+        :param read_at: time for the metadata, UTC.
+        :param replaces: the version to replace; ``None`` if the object must not exist.
+        :raises ObjectChangedError: the object is no longer the version ``replaces``.
+        :raises DamagedObjectError: the store has other bytes than were sent.
         """
 
     def uri(self, key: str) -> str:
-        """Return the address of a key."""
+        """Return the URI of a key."""
 
 
 class ObjectChangedError(Exception):
-    """Another task has written the object since it was looked up."""
+    """Another task has written the object since it was read."""
 
 
 class DamagedObjectError(Exception):
-    """The store keeps other bytes than were sent to it."""
+    """The store has other bytes than were sent to it."""
 
 
 class OvertakenError(Exception):
-    """The object holds rows that were read later than those at hand, so these must be read again."""
+    """The object contains rows that were read later than those to be written, so the window must be read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,11 @@ class Written:
     """
     One object as it was written.
 
-    :param rows: how many it holds.
+    :param rows: number of rows.
     :param size: bytes.
-    :param sha256: of its bytes, in hexadecimal.
-    :param read_at: when the reading of its newest rows began, in UTC by the store's clock.
-    :param merge: counts of the rows that were read against what it held before.
+    :param sha256: SHA-256 of its bytes, in hexadecimal.
+    :param read_at: when the reading of its newest rows began, UTC, by the store's clock.
+    :param merge: counts of the rows that were read, compared with the rows that it had before.
     """
 
     rows: int
@@ -108,12 +111,15 @@ class Written:
 @dataclass(frozen=True, slots=True)
 class ObjectWriter:
     """
-    Writes the objects of one attempt.
+    Write the objects of one attempt.
 
-    :param compression: as :func:`~airflow_provider_stem.streams.formats.check_format` returns it.
-    :param if_exists: ``merge``: the object becomes the union of what it held and what was read; ``replace``: it becomes
-        what was read; ``fail``: other content is an error.
-    :param read_at: when the attempt began to read, in UTC by the store's clock.
+    :param store: where to write.
+    :param file_format: ``parquet``, ``csv`` or ``jsonl``.
+    :param compression: as :func:`~airflow_provider_stem.streams.formats.resolve_compression` returns it.
+    :param parquet_encoding: see :data:`~airflow_provider_stem.streams.formats.PARQUET_ENCODINGS`.
+    :param if_exists: ``merge`` writes the union of the rows in the object and the rows that were read; ``replace``
+        writes the rows that were read; ``fail`` raises an error if the object has other content.
+    :param read_at: when the attempt began to read, UTC, by the store's clock.
     """
 
     store: ObjectStore
@@ -124,7 +130,7 @@ class ObjectWriter:
     read_at: datetime
 
     def write_file(self, file: ScratchFile, batches: Iterable[pa.RecordBatch]) -> int:
-        """Write rows in the landing schema into a file, and return how many there are."""
+        """Write rows in the landing schema to a file, and return their number."""
         file.clear()
         return write_file(
             iter(batches), cast(BinaryIO, file), self.file_format, self.compression, self.parquet_encoding
@@ -140,25 +146,26 @@ class ObjectWriter:
         """
         Write one object.
 
-        :param seen: its version before the attempt began to read; ``None`` where there was none.
+        :param key: its key in the store.
+        :param seen: its version before the attempt began to read; ``None`` if it did not exist.
         :param read: the rows that were read.
-        :param prepared: the file of these rows alone and their number, where it is written already.
-        :raises OvertakenError: the object holds rows that were read later.
-        :raises StemConfigError: it holds other content, with ``if_exists="fail"``, or something that rows cannot be
-            merged with.
-        :raises StemTransportError: the store failed, or other tasks wrote the object again and again.
+        :param prepared: the file with only these rows, and their number, if it is written already.
+        :raises OvertakenError: the object contains rows that were read later.
+        :raises StemConfigError: it has other content with ``if_exists="fail"``, or its content is not rows that can be
+            merged.
+        :raises StemTransportError: the store failed, or other tasks wrote the object during every attempt.
         """
         uri = one_line(self.store.uri(key))
         written: Written | None = None
         with ScratchFile() as copy, ScratchFile() as scratch:
-            file, damages, look = scratch, 0, seen is not None
+            file, damages, exists = scratch, 0, seen is not None
             etags = set()
             for _ in range(_MAX_WRITES):
-                current = self.store.get(key, copy) if look else None
+                current = self.store.get(key, copy) if exists else None
                 if current and written and (current.sha256, current.read_at) == (written.sha256, written.read_at):
                     if copy.sha256 == written.sha256:
-                        return written  # the answer to the PUT was lost
-                    # It is damaged, and its rows are at hand: it is written again, not merged with.
+                        return written  # the response to the PUT was lost
+                    # The object of this attempt is damaged. Write it again instead of merging with it.
                 elif current and self.if_exists == "fail":
                     return self._compared(_Held(uri, current, copy), scratch, read)
                 elif current and current != seen and self._may_be_later(current):
@@ -171,27 +178,27 @@ class ObjectWriter:
                         merge = Merge(inserted=rows)
                     read_at = self.read_at
                     if current and current.read_at:
-                        # Each version has a later time than the one that it replaces, even within one second.
+                        # Each version has a later time than the version that it replaces, even within one second.
                         read_at = max(read_at, current.read_at + timedelta(microseconds=1))
                     written = Written(rows, file.size, file.sha256, read_at, merge)
                 etags.add(current and current.etag)
                 try:
                     self.store.put(key, file, written.read_at, current)
                 except ObjectChangedError:
-                    look = True
+                    exists = True
                 except DamagedObjectError:
-                    look, damages = True, damages + 1
+                    exists, damages = True, damages + 1
                     if damages == _MAX_DAMAGES:
                         raise StemTransportError(
-                            "The store keeps other bytes than were sent to it. Check the store and the network before "
-                            f"it, then delete the object, or land it with if_exists='replace' [{uri}]"
+                            "The store keeps other bytes than were sent to it. Check the store and the network, then "
+                            f"delete the object, or land it with if_exists='replace' [{uri}]"
                         ) from None
                 else:
                     return written
         if len(etags) == 1:
             raise StemTransportError(
-                f"The store refused {_MAX_WRITES} writes of an object that did not change. Check whether it or a proxy "
-                f"before it rewrites ETags [{uri}]"
+                f"The store rejected {_MAX_WRITES} writes of an object that did not change. Check whether the store or "
+                f"a proxy rewrites ETags [{uri}]"
             )
         raise StemTransportError(f"Other tasks changed the object {_MAX_WRITES} times. Try again later [{uri}]")
 
@@ -202,7 +209,7 @@ class ObjectWriter:
         rows = self.write_file(scratch, read())
         if scratch.sha256 != held.file.sha256:
             raise StemConfigError(
-                "The object exists with other content, and stays as it is (if_exists='fail'). Use if_exists='merge' or "
+                "The object exists with other content and is not changed (if_exists='fail'). Use if_exists='merge' or "
                 f"'replace', or delete it [{held.uri}]"
             )
         log.info("%s exists with the same content", held.uri)
@@ -210,12 +217,12 @@ class ObjectWriter:
         return Written(rows, scratch.size, scratch.sha256, read_at, Merge(unchanged=rows))
 
     def _united(self, held: _Held, scratch: ScratchFile, read: Rows) -> tuple[int, Merge]:
-        """Write the file that replaces an object."""
+        """Write the file that replaces an object; return its number of rows and the counts."""
         merge = Merge(keeps=self.if_exists == "merge")
         try:
-            return self.write_file(scratch, merge.united(held.rows(), read())), merge
+            return self.write_file(scratch, merge.merged(held.rows(), read())), merge
         except _NotMergeableError as exc:
-            message = f"The object cannot be merged with, since it holds something else: {exc}"
+            message = f"The object cannot be merged with, since its content is not valid rows: {exc}"
             if self.if_exists == "merge":
                 raise StemConfigError(
                     f"{message}. Restore or delete it, or use if_exists='replace' [{held.uri}]"
@@ -226,21 +233,23 @@ class ObjectWriter:
 
 
 class _NotMergeableError(Exception):
-    """What an object holds is not what this package writes."""
+    """The content of an object is not what this package writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """An object that exists, and the copy of its content."""
+    """An existing object and the local copy of its content."""
 
     uri: str
     version: Version
     file: ScratchFile
 
     def rows(self) -> Iterator[pa.RecordBatch]:
-        """Iterate over its verified rows."""
+        """Iterate over its verified rows in the landing schema."""
         if self.version.sha256 not in (None, self.file.sha256):
-            raise _NotMergeableError(f"its SHA-256 is {self.file.sha256}, its metadata say {self.version.sha256}")
+            raise _NotMergeableError(
+                f"its SHA-256 is {self.file.sha256} instead of {self.version.sha256}, as in its metadata"
+            )
         self.file.seek(0)
         try:
             yield from read_batches(cast(BinaryIO, self.file))

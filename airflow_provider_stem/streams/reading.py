@@ -1,4 +1,4 @@
-"""One site's streams in a window, whole and accounted for; for the extraction and the hook."""
+"""Reading of one site's streams in a window; used by the extraction, the watch and the hook."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ K = TypeVar("K")
 @dataclass(slots=True)
 class StreamAccount:
     """
-    What one stream of a site should have in the window, and what came of it.
+    Expected and received intervals of one stream in the window.
 
-    :param expected: intervals of the window from the stream's start on.
-    :param received: how many of those came, nulls included.
-    :param first_missing: end of the first one that did not come.
+    :param expected: number of intervals in the window since the stream's start.
+    :param received: number of these that were received, nulls included.
+    :param first_missing: end of the first one that was not received, in UTC.
     """
 
     expected: int = 0
@@ -40,13 +40,13 @@ class StreamAccount:
 @dataclass(slots=True)
 class SiteResult(Generic[K]):
     """
-    One site, read.
+    The result of reading one site.
 
-    :param rows: how many rows were kept.
-    :param kept: by stream type, what the caller's ``keep`` gave for each part, in order of time.
+    :param rows: number of rows that were kept.
+    :param kept: results of the caller's ``keep`` by stream type, one for each part, in order of time.
     :param accounts: by stream type; empty or absent for a type that began after the window or that the site lacks.
-    :param unavailable: types that were asked for and that the site lacks.
-    :param error: why the site was left out, where it was.
+    :param unavailable: requested types that the site lacks.
+    :param error: why the site was skipped; ``None`` if it was read.
     """
 
     site_id: str
@@ -59,17 +59,17 @@ class SiteResult(Generic[K]):
 
 class SiteReading(Generic[K]):
     """
-    Reads one site, part by part, and learns on the way which streams it has and since when.
+    Read one site in parts, and find out which streams it has and when they began.
 
-    Where only the site's id is known, its streams are asked for directly. The site itself is read, once, only where
-    the API says that a type is unavailable, or where the window's first intervals do not come.
+    If only the site's id is known, its streams are requested directly. The site itself is requested, once, only if the
+    API reports that a type is unavailable, or if the first intervals of the window are missing.
 
-    :param source: the API.
-    :param site: what is known of the site.
-    :param stream_types: what to read; all types go into one request.
-    :param window: what to read of them.
-    :param keep: takes the rows of one part of one stream.
-    :param on_unavailable: ``fail`` raises where the site lacks a type; ``skip`` reads the others.
+    :param source: source of streams.
+    :param site: the site, with its streams if they are known.
+    :param stream_types: the types to read; one request is for all types.
+    :param window: the intervals to read.
+    :param keep: called with the rows of one part of one stream; its result is kept.
+    :param on_unavailable: ``fail`` raises an error if the site lacks a type; ``skip`` reads the other types.
     """
 
     def __init__(
@@ -92,17 +92,17 @@ class SiteReading(Generic[K]):
 
     @property
     def site(self) -> Site:
-        """What is known of the site by now."""
+        """The site, with its streams if they are known by now."""
         return self._site
 
     def planned_requests(self) -> int:
-        """Count the requests that the window takes, as far as is known before the first one."""
+        """Return the number of requests for the window, as far as it is known before the first one."""
         available = [t for t in self._stream_types if not self._site.lacks(t)]
         return len(list(self._window.chunks(min(map(self._expected_from, available))))) if available else 0
 
     def run(self) -> SiteResult[K]:
         """
-        Read the window.
+        Read the window and return the result.
 
         :raises StemUnavailableError: the site lacks a type, with ``on_unavailable="fail"``.
         :raises StemError: see :mod:`airflow_provider_stem.errors`.
@@ -110,17 +110,17 @@ class SiteReading(Generic[K]):
         self._drop([t for t in self._stream_types if self._site.lacks(t)])
         rest = self._window
         while part := self._next_part(rest):
-            asked = [t for t in self._available() if self._expected_from(t) <= part.last_end]
+            requested = [t for t in self._available() if self._expected_from(t) <= part.last_end]
             try:
-                streams = self._source.fetch(self._site.site_id, asked, part)
+                streams = self._source.fetch(self._site.site_id, requested, part)
             except StemUnavailableError as exc:
-                self._learn_from_refusal(exc, asked)
+                self._handle_unavailable(exc, requested)
                 continue
             if part.start == self._window.start:
-                self._learn_from_leading_gaps(streams, part)
+                self._handle_leading_gaps(streams, part)
             for stream_type in self._available():
                 if stream_type in streams:
-                    self._take(stream_type, streams[stream_type], part)
+                    self._add_rows(stream_type, streams[stream_type], part)
             rest = Window(part.end, self._window.end, self._window.resolution)
         return self._result
 
@@ -137,16 +137,16 @@ class SiteReading(Generic[K]):
             return None
         return next(rest.chunks(min(map(self._expected_from, available))), None)
 
-    def _learn_from_refusal(self, exc: StemUnavailableError, asked: Sequence[str]) -> None:
-        lacking = [t for t in asked if t in exc.stream_types]
-        if self._on_unavailable == "skip" and len(lacking) < len(asked) and not self._site_was_read:
+    def _handle_unavailable(self, exc: StemUnavailableError, requested: Sequence[str]) -> None:
+        lacking = [t for t in requested if t in exc.stream_types]
+        if self._on_unavailable == "skip" and len(lacking) < len(requested) and not self._site_was_read:
             self._read_site()
-            lacking = [t for t in asked if t in exc.stream_types or self._site.lacks(t)]
+            lacking = [t for t in requested if t in exc.stream_types or self._site.lacks(t)]
         if not lacking:
             raise exc
         self._drop(lacking)
 
-    def _learn_from_leading_gaps(self, streams: Streams, part: Window) -> None:
+    def _handle_leading_gaps(self, streams: Streams, part: Window) -> None:
         if self._site.stream_starts is not None or self._site_was_read:
             return
         if all(s.num_rows and _ends(s)[0].as_py() == part.first_end for s in streams.values()):
@@ -176,7 +176,7 @@ class SiteReading(Generic[K]):
             )
         self._result.unavailable += lacking
 
-    def _take(self, stream_type: str, stream: pa.RecordBatch, part: Window) -> None:
+    def _add_rows(self, stream_type: str, stream: pa.RecordBatch, part: Window) -> None:
         step = part.resolution
         first = max(self._expected_from(stream_type), part.first_end)
         ends = stream.column(0)
@@ -187,13 +187,15 @@ class SiteReading(Generic[K]):
         account.expected += expected
         account.received += received
         if received < expected and account.first_missing is None:
-            came = set(_ends(stream).to_pylist())
-            account.first_missing = from_epoch(next(k for k in range(first, part.last_end + 1, step) if k not in came))
+            ends_received = set(_ends(stream).to_pylist())
+            account.first_missing = from_epoch(
+                next(k for k in range(first, part.last_end + 1, step) if k not in ends_received)
+            )
         if stream.num_rows:
             self._result.rows += stream.num_rows
             self._result.kept.setdefault(stream_type, []).append(self._keep(stream))
 
 
 def _ends(stream: pa.RecordBatch) -> pa.Int64Array:
-    """Give the interval ends in epoch seconds."""
+    """Return the interval ends in epoch seconds."""
     return stream.column(0).cast(pa.timestamp("s", "UTC")).cast(pa.int64())

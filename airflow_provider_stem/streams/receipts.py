@@ -1,4 +1,4 @@
-"""The receipt of what was read, as yet without objects; for the landing."""
+"""The receipt of a run; used by the landing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ _MAX_LISTED = 100
 
 def receipt_of(results: Sequence[SiteResult[Any]], window: Window, redact: Callable[[str], str]) -> Receipt:
     """
-    Return the receipt of what was read, as yet without objects.
+    Return the receipt of the sites that were read, still without objects and counts of merges.
 
-    :param redact: removes the API key from a string; sites and errors are foreign text.
+    :param results: one result for each site.
+    :param window: the window that was read.
+    :param redact: removes the API key from a string; site ids and errors come from the API.
     """
     read = [result for result in results if result.error is None]
     accounts = [(r.site_id, t, a) for r in read for t, a in sorted(r.accounts.items())]

@@ -1,4 +1,4 @@
-"""What tasks return as plain JSON, and the reader of what comes back through XCom and asset events; light to import."""
+"""JSON records that tasks return, and their validation when they come back through XCom or asset events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WindowRecord(TypedDict):
     """
     A window of wall time, aligned to its resolution.
 
-    :param start: ISO 8601, UTC. ``end`` is the instant after the last one.
+    :param start: ISO 8601, UTC, exclusive: intervals end after it. ``end`` is inclusive: the last interval ends there.
     :param resolution: seconds.
     """
 
@@ -72,10 +72,10 @@ class Receipt(TypedDict):
     """
     What one run of ``StemStreamsToS3Operator`` read and landed.
 
-    :param rows: how many this run read; ``expected`` of them should be there, and ``missing`` are not.
-    :param requests: how many HTTP requests were sent to the API, retries included.
-    :param inserted: rows that no object held before; ``changed``, with another value; ``unchanged``, with the same.
-    :param kept: rows that the objects held and this run did not read.
+    :param rows: number of rows that this run read; ``expected`` is how many should exist, ``missing`` how many do not.
+    :param requests: number of HTTP requests to the API, including retries.
+    :param inserted: rows that are new in the objects; ``changed`` have another value, ``unchanged`` the same.
+    :param kept: rows that the objects had and this run did not read.
     :param incomplete: at most 100 of ``incomplete_count``; the same for ``unavailable`` and ``failed_sites``.
     """
 
@@ -102,7 +102,7 @@ class SiteRecord(TypedDict):
     """
     A site as ``StemSiteListOperator`` returns it.
 
-    :param stream_start_times: shown start of each stream, ISO 8601; ``None`` where the API does not report it.
+    :param stream_start_times: shown start of each stream, ISO 8601, UTC; ``None`` if the API does not report it.
     """
 
     site_id: str
@@ -115,8 +115,8 @@ class WatchReport(TypedDict):
     """
     What ``StemStreamsSensor`` returns.
 
-    :param expected: how many intervals the sites should have, and how many of them are ``missing``.
-    :param incomplete_sites: how many of the ``sites`` lack an interval, or were not asked for yet.
+    :param expected: number of intervals that the sites should have; ``missing`` of them are missing.
+    :param incomplete_sites: number of the ``sites`` that lack an interval or were not requested yet.
     """
 
     window: WindowRecord
@@ -131,13 +131,14 @@ class LandedObject:
     """
     A landed object, as its receipt describes it.
 
-    :param rows: how many it holds.
+    :param uri: ``s3://bucket/key``.
+    :param rows: number of rows.
     :param size: bytes.
-    :param sha256: of its bytes, in hexadecimal.
-    :param read_at: when the reading of its newest rows began, by the store's clock.
-    :param start: left edge of the period whose intervals it holds; an interval belongs where it ends.
-    :param end: right edge.
-    :param resolution: seconds, where it is known.
+    :param sha256: SHA-256 of its bytes, in hexadecimal.
+    :param read_at: when the reading of its newest rows began, UTC, by the store's clock.
+    :param start: start of its period, UTC; an interval belongs to the period in which it ends.
+    :param end: end of its period, UTC.
+    :param resolution: seconds; ``None`` if unknown.
     """
 
     uri: str
@@ -164,18 +165,20 @@ class LandedObject:
 
 def read_objects(argument: Any) -> list[LandedObject]:
     """
-    Read what tasks returned or events carry: a receipt, an object of one, or a list of either.
+    Return the objects in receipts or asset events.
 
     Anyone who may create an event may write anything into it, so each value is validated.
 
-    :param argument: entries that are ``None``, of tasks that were skipped, are passed over.
-    :return: each object once, as the last entry describes it, in the order of these.
-    :raises StemConfigError: names the entry and the remedy.
+    :param argument: a receipt, an object of one, or an iterable of either. Entries that are ``None``, from skipped
+        tasks, are ignored.
+    :return: each object once, as the last entry describes it, in the order of these entries.
+    :raises StemConfigError: an entry is invalid. The message names the entry and the remedy.
     """
     entries = [argument] if isinstance(argument, Mapping) else argument
     if not isinstance(entries, Iterable) or isinstance(entries, (str, bytes, bytearray)):
         raise StemConfigError(
-            f"objects is {one_line(repr(argument))[:100]}: give what StemStreamsToS3Operator returned, or a list of it."
+            f"Invalid objects {one_line(repr(argument))[:100]}. Use what StemStreamsToS3Operator returned, or a list "
+            "of it."
         )
     objects: dict[str, LandedObject] = {}
     for entry in entries:
@@ -193,19 +196,19 @@ def read_objects(argument: Any) -> list[LandedObject]:
 
 def read_receipt(receipt: Any) -> Receipt:
     """
-    Return a receipt that came back from a task, with its window and its counts validated as far as events carry them.
+    Return a receipt that a task returned, with its window, objects and rows validated.
 
-    :raises StemConfigError: it is something else.
+    :raises StemConfigError: it is not a valid receipt.
     """
     if not isinstance(receipt, Mapping) or not receipt.keys() >= {"window", "objects", "rows"}:
         raise StemConfigError(
-            f"receipts holds {one_line(repr(receipt))[:100]}: give what StemStreamsToS3Operator returned, or None."
+            f"receipts contains {one_line(repr(receipt))[:100]}. Use what StemStreamsToS3Operator returned, or None."
         )
     window = receipt["window"]
     if not isinstance(window, Mapping) or type(receipt["rows"]) is not int:
         raise StemConfigError(
-            f"receipts holds a window of {one_line(repr(window))[:100]} and {one_line(repr(receipt['rows']))[:20]} "
-            "rows: give what StemStreamsToS3Operator returned."
+            f"receipts contains the window {one_line(repr(window))[:100]} and {one_line(repr(receipt['rows']))[:20]} "
+            "rows. Use what StemStreamsToS3Operator returned."
         )
     parse_instant("window.start of a receipt", window.get("start"))
     parse_instant("window.end of a receipt", window.get("end"))
@@ -217,17 +220,17 @@ def read_receipt(receipt: Any) -> Receipt:
 def _read_object(entry: Any, resolution: Any) -> LandedObject:
     if not isinstance(entry, Mapping) or not entry.keys() >= ObjectRecord.__required_keys__:
         raise StemConfigError(
-            f"objects holds {one_line(repr(entry))[:100]}: give what StemStreamsToS3Operator returned, or entries of "
+            f"objects contains {one_line(repr(entry))[:100]}. Use what StemStreamsToS3Operator returned, or entries of "
             f"its 'objects', each with {', '.join(ObjectRecord.__annotations__)}."
         )
     uri, rows, size, sha256 = (entry[name] for name in ("uri", "rows", "bytes", "sha256"))
     if not isinstance(uri, str) or not uri.startswith("s3://") or not uri.isprintable():
-        raise _wrong_value("uri", uri)
+        raise _invalid("uri", uri)
     for name, count in (("rows", rows), ("bytes", size)):
         if type(count) is not int or count < 0:
-            raise _wrong_value(name, count)
+            raise _invalid(name, count)
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise _wrong_value("sha256", sha256)
+        raise _invalid("sha256", sha256)
     resolution = entry.get("resolution", resolution)
     if resolution is not None:
         check_resolution(resolution)
@@ -237,7 +240,7 @@ def _read_object(entry: Any, resolution: Any) -> LandedObject:
     return LandedObject(uri, rows, size, sha256, read_at, start, end, resolution)
 
 
-def _wrong_value(name: str, value: Any) -> StemConfigError:
+def _invalid(name: str, value: Any) -> StemConfigError:
     return StemConfigError(
-        f"objects holds {one_line(repr(value))[:100]} as {name}: give what StemStreamsToS3Operator returned."
+        f"objects contains the {name} {one_line(repr(value))[:100]}. Use what StemStreamsToS3Operator returned."
     )

@@ -1,4 +1,4 @@
-"""Which sites to read, and what is known of their streams; for operators, sensors and the extraction."""
+"""Sites to read and the starts of their streams; used by operators, sensors and the extraction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.windows import first_expected_end
 
 StreamStarts = Mapping[str, datetime | None]
-"""When each stream of a site began; ``None`` where the API does not say."""
+"""When each stream of a site began, in UTC; ``None`` if the API does not report it."""
 
 _MAX_TIME = 64
 
@@ -23,44 +23,45 @@ class Site:
     One site.
 
     :param site_id: opaque identifier.
-    :param stream_starts: the site's streams, or ``None`` where only the id is known.
+    :param stream_starts: the site's streams, or ``None`` if only the id is known.
     """
 
     site_id: str
     stream_starts: StreamStarts | None = None
 
     def lacks(self, stream_type: str) -> bool:
-        """Tell whether the site is known to have no such stream."""
+        """Return whether the site is known to have no stream of the type."""
         return self.stream_starts is not None and stream_type not in self.stream_starts
 
     def expected_from(self, stream_type: str, resolution: int) -> int | None:
-        """Give the end of the stream's first interval in epoch seconds, where its start is known."""
+        """Return the end of the stream's first interval in epoch seconds; ``None`` if its start is unknown."""
         start = (self.stream_starts or {}).get(stream_type)
         return None if start is None else first_expected_end(start, resolution)
 
 
 class ListAsText(str):
-    """What a template made of a list where the DAG does not render native objects."""
+    """The string that a template made of a list because the DAG does not render native objects."""
 
     __slots__ = ()
 
 
 def read_sites(argument: Any) -> list[Site]:
     """
-    Read the operators' ``sites``: an id, a record of ``StemSiteListOperator``, or a list of either.
+    Return the sites in the operators' argument ``sites``.
 
+    :param argument: a site id, a record of ``StemSiteListOperator``, or an iterable of either.
     :return: each site once, sorted by id.
-    :raises StemConfigError: names the entry and the remedy.
+    :raises StemConfigError: an entry is invalid, or there is none. The message names the entry and the remedy.
     """
     if isinstance(argument, ListAsText):
         raise StemConfigError(
-            "sites is the text of a list. Pass the output itself (sites=task.output), or set "
+            "sites is a list that was rendered to a string. Pass the output itself (sites=task.output), or set "
             f"render_template_as_native_obj=True in the DAG. It begins with {one_line(argument)[:40]!r}."
         )
     entries = [argument] if isinstance(argument, (str, Mapping)) else argument
     if not isinstance(entries, Iterable) or isinstance(entries, (bytes, bytearray)):
         raise StemConfigError(
-            f"sites is {one_line(repr(argument))}: give a site id, a site record, or a list of either."
+            f"Invalid sites {one_line(repr(argument))}. Use a site id, a site record, or a list of either."
         )
     sites: dict[str, Site] = {}
     for entry in entries:
@@ -69,22 +70,24 @@ def read_sites(argument: Any) -> list[Site]:
         if known is None or known.stream_starts is None:
             sites[site.site_id] = site
     if not sites:
-        raise StemConfigError("sites is empty: give at least one site id or record.")
+        raise StemConfigError("sites is empty. Use at least one site id or record.")
     return [sites[site_id] for site_id in sorted(sites)]
 
 
 def stream_starts(payload: Mapping[str, Any], site_id: str) -> StreamStarts | None:
     """
-    Read ``stream_start_times`` (guide: "Obtaining sites"), such as ``{"MONITOR": "2011-03-01T16:15:01Z"}``.
+    Return ``stream_start_times`` (guide: "Obtaining sites"), such as ``{"MONITOR": "2011-03-01T16:15:01Z"}``.
 
-    :return: ``None`` where the payload does not hold it.
-    :raises StemDataError: it holds something else than times.
+    :param payload: a site from the API, or a record of one.
+    :param site_id: for the message.
+    :return: ``None`` if the payload does not have it.
+    :raises StemDataError: a value is not a time.
     """
     times = payload.get("stream_start_times")
     if times is None:
         return None
     if not isinstance(times, Mapping):
-        raise StemDataError(f"site {one_line(site_id)}: stream_start_times is no object")
+        raise StemDataError(f"site {one_line(site_id)}: stream_start_times is not an object")
     return {stream_type: _read_start(text, site_id, stream_type) for stream_type, text in times.items()}
 
 
@@ -92,9 +95,9 @@ def _read_start(text: Any, site_id: str, stream_type: str) -> datetime | None:
     if text is None:
         return None
     try:
-        # Python takes any number of digits after the seconds; a record is to be of bounded size.
+        # Python accepts any number of digits after the seconds, and records must be bounded in size.
         instant = datetime.fromisoformat(text if len(text) <= _MAX_TIME else "")
-        # All times of the API are UTC, so one that does not say so is not refused here.
+        # All times of the API are UTC, so a time without an offset is accepted here.
         return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         raise StemDataError(
@@ -105,23 +108,25 @@ def _read_start(text: Any, site_id: str, stream_type: str) -> datetime | None:
 
 def _read_site(entry: Any) -> Site:
     if isinstance(entry, str):
-        return Site(_checked_id(entry))
+        return Site(_parse_site_id(entry))
     if isinstance(entry, Mapping):
         if {"sites", "batch"} <= entry.keys():
             raise StemConfigError(
-                "sites holds a batch of StemSiteListOperator(batches=...). Map with .expand_kwargs(listing.output) "
+                "sites contains a batch of StemSiteListOperator(batches=...). Map with .expand_kwargs(listing.output) "
                 "instead of .expand(sites=listing.output)."
             )
         site_id = entry.get("site_id", entry.get("id"))
         if isinstance(site_id, str):
             try:
-                return Site(_checked_id(site_id), stream_starts(entry, site_id))
+                return Site(_parse_site_id(site_id), stream_starts(entry, site_id))
             except StemDataError as exc:
-                raise StemConfigError(f"sites holds a wrong record: {exc}.") from None
-    raise StemConfigError(f"sites holds {one_line(repr(entry))[:100]}: give site ids, or records with a 'site_id'.")
+                raise StemConfigError(
+                    f"sites contains an invalid record: {exc}. Use records that StemSiteListOperator returned."
+                ) from None
+    raise StemConfigError(f"sites contains {one_line(repr(entry))[:100]}. Use site ids, or records with a 'site_id'.")
 
 
-def _checked_id(site_id: str) -> str:
+def _parse_site_id(site_id: str) -> str:
     if site_id.strip() in {"", ".", ".."}:
-        raise StemConfigError(f"sites holds {site_id[:100]!r}, which is no site id: give the ids that the API lists.")
+        raise StemConfigError(f"sites contains the invalid site id {site_id[:100]!r}. Use ids that the API lists.")
     return site_id

@@ -1,4 +1,4 @@
-"""One range of one site, whichever way the server reads the guide; for the reading of a site."""
+"""Fetching of one time range of one site, however the server interprets the guide; used by the reading of a site."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ from airflow_provider_stem.streams.tables import Streams
 from airflow_provider_stem.streams.windows import Window
 
 CLOCK_TOLERANCE = timedelta(seconds=60)
-"""How much earlier than ours the server's clock may show that an interval is over."""
+"""How far ahead of ours the server's clock may be."""
 
 
 class StreamsSource:
     """
-    Fetches windows that fit into one request.
+    Fetch windows that fit into one request.
 
-    Can be shared between threads; one serves a whole run.
+    Thread-safe; a run needs only one.
 
-    :param client: the API.
+    :param client: client of the API.
     """
 
     def __init__(self, client: StemClient) -> None:
         self.client = client
         self._decoder = StreamsDecoder(client.redact)
-        self._refuses_future = False
+        self._rejects_future = False
 
     def fetch(self, site_id: str, stream_types: Sequence[str], window: Window) -> Streams:
         """
         Return exactly the window's rows, by stream type.
 
-        One interval more is asked for on each side, see :meth:`Window.padded`. A server may refuse what is not over
-        yet; then that is left out, here and for the rest of the run. An interval that is not over by our own clock,
-        give or take :data:`CLOCK_TOLERANCE`, is never in the result, whatever the server returns.
+        One extra interval is requested on each side, see :meth:`Window.padded`. If the server rejects a range that is
+        not over yet, the future is omitted, here and for the rest of the run. The result never contains an interval
+        that ends more than :data:`CLOCK_TOLERANCE` after our current time.
 
-        :raises StemUnavailableError: the site lacks one of the types; none was delivered.
+        :param site_id: id of the site.
+        :param stream_types: the types to request.
+        :param window: at most :data:`~airflow_provider_stem.streams.windows.MAX_RANGE` with its padding.
+        :raises StemUnavailableError: the site lacks one of the types, so the API returned none of them.
         :raises StemError: see :mod:`airflow_provider_stem.errors`.
         """
         now = datetime.now(UTC)
@@ -52,34 +55,34 @@ class StreamsSource:
         return {stream_type: _until(over, stream) for stream_type, stream in streams.items()}
 
     def _fetch(self, site_id: str, stream_types: Sequence[str], window: Window, now: datetime) -> Streams:
-        # The server's clock may differ from ours, so what a refusal leaves out is tried step by step.
+        # The server's clock may differ from ours, so shorter and shorter ranges are tried.
         *longer, shortest = dict.fromkeys(
             [window.padded(), window.padded(until=now + CLOCK_TOLERANCE), window.padded(until=now)]
         )
-        for asked in longer:
-            if self._refuses_future and asked.end > now:
+        for requested in longer:
+            if self._rejects_future and requested.end > now:
                 continue
             try:
-                return self._ask(site_id, stream_types, window, asked)
+                return self._request(site_id, stream_types, window, requested)
             except StemUnavailableError:
                 raise
             except StemRequestError as exc:
-                # It may be behind ours by as much as one resolution.
-                if exc.status != HTTPStatus.BAD_REQUEST or asked.end <= now - window.step:
+                # The server's clock may be up to one resolution behind ours.
+                if exc.status != HTTPStatus.BAD_REQUEST or requested.end <= now - window.step:
                     raise
         try:
-            streams = self._ask(site_id, stream_types, window, shortest)
+            streams = self._request(site_id, stream_types, window, shortest)
         except StemUnavailableError:
-            self._refuses_future = True
+            self._rejects_future = True
             raise
-        self._refuses_future = True
+        self._rejects_future = True
         return streams
 
-    def _ask(self, site_id: str, stream_types: Sequence[str], window: Window, asked: Window) -> Streams:
+    def _request(self, site_id: str, stream_types: Sequence[str], window: Window, requested: Window) -> Streams:
         return self.client.get_streams(
             site_id,
-            asked.start,
-            asked.end,
+            requested.start,
+            requested.end,
             stream_types,
             window.resolution,
             lambda body: self._decoder.decode(body, site_id, stream_types, window),

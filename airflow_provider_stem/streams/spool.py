@@ -1,4 +1,4 @@
-"""Rows and files on local disk, in files without a name: the kernel removes them however the process ends."""
+"""Rows and files on local disk, in unnamed files, which the kernel removes when the process ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_stem.streams.tables import STREAM_SCHEMA
 
 
 class Piece(NamedTuple):
-    """Where some rows are in a :class:`Spool`."""
+    """Position of some rows in a :class:`Spool`; bytes."""
 
     offset: int
     size: int
@@ -24,9 +24,9 @@ class Piece(NamedTuple):
 
 class Spool:
     """
-    Stores rows outside of memory until they are written to an object.
+    Store rows on disk until they are written to an object.
 
-    Can be shared between threads.
+    Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class Spool:
         self._end = 0
 
     def append(self, stream: pa.RecordBatch) -> Piece:
-        """Store some rows of one stream, and return where they are."""
-        # Not from Arrow's own pool, in which each thread that calls this would keep megabytes.
+        """Store some rows of one stream in ``STREAM_SCHEMA``, and return their position."""
+        # Not from Arrow's pool, in which each calling thread would keep megabytes.
         data = stream.serialize(memory_pool=pa.system_memory_pool())
         with self._lock:
             piece = Piece(self._end, len(data))
@@ -46,7 +46,7 @@ class Spool:
         return piece
 
     def read(self, piece: Piece) -> pa.RecordBatch:
-        """Return the rows of a piece."""
+        """Return the rows at a position."""
         return pa.ipc.read_record_batch(_read_at(self._file.fileno(), piece.size, piece.offset), STREAM_SCHEMA)
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Spool:
 
 
 class ScratchFile(io.RawIOBase):
-    """A file without a name, with the digest of what was written: written from front to end, then read at will."""
+    """An unnamed file that is written sequentially and read anywhere; computes the SHA-256 of its content."""
 
     def __init__(self) -> None:
         with own_disk():
@@ -70,11 +70,11 @@ class ScratchFile(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what was written, in hexadecimal."""
+        """SHA-256 of the content, in hexadecimal."""
         return self._hash.hexdigest()
 
     def clear(self) -> None:
-        """Remove what was written."""
+        """Remove the content."""
         self._file.truncate(0)
         self._hash = hashlib.sha256()
         self._position = 0
@@ -104,7 +104,7 @@ class ScratchFile(io.RawIOBase):
 
     def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
         if self._position != self.size:
-            raise io.UnsupportedOperation("a scratch file is written from front to end")
+            raise io.UnsupportedOperation("a scratch file must be written sequentially")
         view = memoryview(data)
         _write_at(self._file.fileno(), view, self.size)
         self._hash.update(view)

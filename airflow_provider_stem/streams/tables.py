@@ -1,4 +1,4 @@
-"""The landing schema, and rows in it; for all that hold, write or describe rows."""
+"""The landing schema; used by all modules that read, write or describe rows."""
 
 from __future__ import annotations
 
@@ -51,7 +51,12 @@ Streams = dict[str, pa.RecordBatch]
 
 
 def landing_batch(site_id: str, stream_type: str, resolution: int, stream: pa.RecordBatch) -> pa.RecordBatch:
-    """Complete the rows of one stream to the landing schema."""
+    """
+    Return the rows of one stream in the landing schema.
+
+    :param resolution: seconds.
+    :param stream: rows in :data:`STREAM_SCHEMA`.
+    """
     rows = stream.num_rows
     ends = stream.column(0)
     starts = pc.subtract(ends, pa.scalar(resolution, pa.duration("s"))).cast(INSTANT)

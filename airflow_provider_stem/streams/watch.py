@@ -1,4 +1,4 @@
-"""How far a window has come in, look by look; for the sensor and its trigger."""
+"""Completeness of a window, updated with each poke; used by the sensor and its trigger."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.windows import Window, iso, parse_instant
 
 Progress = dict[str, Any]
-"""What a watch knows, as plain JSON: it goes on elsewhere from there."""
+"""The state of a watch as JSON, from which another process can continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lag:
     """
-    What a stream still lacks.
+    The missing intervals of a stream.
 
-    :param since: end of the first interval that is missing.
-    :param missing: how many are.
+    :param since: end of the first one, in UTC.
+    :param missing: their number.
     """
 
     since: datetime
@@ -37,20 +37,20 @@ class _Lag:
 
 class Watch:
     """
-    Knows which streams of a window are still missing, and asks for nothing else.
+    Track which intervals of a window are missing, and request only those.
 
-    :param sites: what to look at; a site that has none of the types is complete.
-    :param stream_types: what each site should have, as far as it has it at all.
-    :param window: what of it.
-    :param progress: of an earlier watch; one with other arguments is passed over.
+    :param sites: the sites to poke; a site that has none of the types is complete.
+    :param stream_types: the types to wait for; a site may lack some of them.
+    :param window: the intervals to wait for.
+    :param progress: state of an earlier watch, see :meth:`progress`; ignored if its arguments differ.
     """
 
     def __init__(
         self, sites: Sequence[Site], stream_types: Sequence[str], window: Window, progress: Progress | None = None
     ) -> None:
         self.window = window
-        self.looks = 0
-        """How often it was looked."""
+        self.pokes = 0
+        """The number of pokes so far."""
         self._sites = {site.site_id: site for site in sites}
         self._stream_types = tuple(stream_types)
         self._lags: dict[str, dict[str, _Lag]] = {}
@@ -62,48 +62,50 @@ class Watch:
 
     @property
     def pending(self) -> list[str]:
-        """Give the ids of the sites that are not complete, as far as is known."""
+        """The ids of the sites that are not known to be complete, sorted."""
         with self._lock:
             return sorted(self._unseen | set(self._lags))
 
     def ready(self, settle: timedelta) -> datetime:
         """
-        Return when the window is over and has settled.
+        Return the end of the window plus ``settle``, in UTC.
 
-        :raises StemConfigError: that is after the year 9999.
+        :param settle: time to wait after the window.
+        :raises StemConfigError: the result is after the year 9999.
         """
         try:
             return self.window.end + settle
         except OverflowError:
             raise StemConfigError(
-                f"settle is {settle!r}, which after {iso(self.window.end)} is not a date. Use a shorter one."
+                f"Invalid settle {settle!r}: with {iso(self.window.end)} it exceeds the year 9999. Use a shorter one."
             ) from None
 
-    def begin_look(self) -> list[str]:
-        """Count a look, and give the ids of the sites to look at."""
-        self.looks += 1
+    def begin_poke(self) -> list[str]:
+        """Count a poke, and return the ids of the sites to poke."""
+        self.pokes += 1
         return self.pending
 
-    def look(self, client: StemClient, max_workers: int) -> None:
+    def poke(self, client: StemClient, max_workers: int) -> None:
         """
-        Ask for what is still missing, several sites at a time.
+        Request the missing intervals of all sites, several sites concurrently.
 
-        :raises StemError: of the first site that fails; the others' waits end then, and the client is closed.
+        :param max_workers: number of sites to poke concurrently.
+        :raises StemError: the error of the first site that fails; the client is closed then.
         """
         source = StreamsSource(client)
         with ThreadPoolExecutor(max_workers, thread_name_prefix="stem") as pool:
-            looks = [pool.submit(self.look_at, source, site_id) for site_id in self.begin_look()]
+            pokes = [pool.submit(self.poke_site, source, site_id) for site_id in self.begin_poke()]
             try:
-                for done in as_completed(looks):
+                for done in as_completed(pokes):
                     done.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 client.close()
                 raise
 
-    def look_at(self, source: StreamsSource, site_id: str) -> None:
+    def poke_site(self, source: StreamsSource, site_id: str) -> None:
         """
-        Ask for what one site still lacks, from its first gap on. Several sites can be looked at side by side.
+        Request the intervals of one site since its first missing one. Several threads may poke different sites.
 
         :raises StemError: see :mod:`airflow_provider_stem.errors`.
         """
@@ -121,7 +123,7 @@ class Watch:
         }
         known = reading.site
         if known.stream_starts is None:
-            # The first intervals came, so what is missing now is no later start, for which the site would be read.
+            # The first intervals exist, so the missing ones do not mean a later start, and the site need not be read.
             known = Site(site_id, dict.fromkeys(accounts))
         with self._lock:
             self._sites[site_id] = known
@@ -133,15 +135,19 @@ class Watch:
                 self._lags[site_id] = still
 
     def is_complete(self, share: float = 1.0) -> bool:
-        """Tell whether every site was looked at, and at least this share of all expected intervals is there."""
+        """
+        Return whether every site was poked, and at least a share of all expected intervals exists.
+
+        :param share: above 0 and up to 1.
+        """
         with self._lock:
-            # As a quotient: that is the very float that someone who means 7 of 25 writes as 0.28.
+            # As a quotient, since 7 / 25 is the float 0.28 that a user writes.
             return not self._unseen and (
                 not self._expected or (self._expected - self._missing()) / self._expected >= share
             )
 
     def report(self) -> WatchReport:
-        """Return what is there and what is missing."""
+        """Return the numbers of expected and missing intervals."""
         with self._lock:
             return {
                 "window": self.window.as_json(),
@@ -152,11 +158,11 @@ class Watch:
             }
 
     def progress(self) -> Progress:
-        """Give what is known, as plain JSON: the sum, and site by site only what is missing."""
+        """Return the state as JSON: sums, and the missing intervals of each site."""
         with self._lock:
             return {
                 "of": self._identity(),
-                "looks": self.looks,
+                "pokes": self.pokes,
                 "expected": self._expected,
                 "unseen": sorted(self._unseen),
                 "lags": {
@@ -169,7 +175,7 @@ class Watch:
             }
 
     def records(self) -> list[dict[str, Any]]:
-        """Give the sites as operators take them; of those that were looked at, :meth:`progress` knows the rest."""
+        """Return the sites as operators accept them. Stream starts of sites that were poked are in :meth:`progress`."""
         with self._lock:
             return [
                 {"site_id": site_id, "stream_start_times": _as_json(site.stream_starts)}
@@ -190,7 +196,7 @@ class Watch:
         return sum(lag.missing for lags in self._lags.values() for lag in lags.values())
 
     def _resume(self, progress: Progress) -> None:
-        self.looks = progress["looks"]
+        self.pokes = progress["pokes"]
         self._expected = progress["expected"]
         self._unseen = set(progress["unseen"])
         for site_id, known in progress["lags"].items():

@@ -1,8 +1,8 @@
 """
-The resolution rules as pure functions: which intervals a window covers, and which requests fetch them.
+Windows of time: which intervals a window covers, and which requests fetch them.
 
-The grid of a resolution R is the UTC epoch multiples of R. A stream is one interval ``(k - R, k]`` with k on the
-grid; the API shows it as ``start_datetime = k - R + 1 s``, ``end_datetime = k`` (guide: "Response output").
+The grid of a resolution R is the multiples of R since the UTC epoch. An interval is ``(k - R, k]`` with k on the grid;
+the API shows it as ``start_datetime = k - R + 1 s``, ``end_datetime = k`` (guide: "Response output").
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 """Guide: "stream Types"."""
 
 MAX_RANGE = timedelta(days=365)
-"""The guide's "1 year", taken at its shortest."""
+"""Longest range of a request: the guide's "1 year", without a leap day."""
 
 _FIRST_YEAR = 1000
 
@@ -38,9 +38,9 @@ PARTITIONS: tuple[Partition, ...] = ("interval", "hour", "day", "month")
 @dataclass(frozen=True, slots=True)
 class Window:
     """
-    The intervals with ``start < k <= end``: what a period of wall time is billed on.
+    The intervals that end at k with ``start < k <= end``, as they are billed.
 
-    Windows that follow each other tile: every interval lies in exactly one.
+    Each interval lies in exactly one of several consecutive windows.
 
     :param start: aware UTC, on the grid.
     :param end: aware UTC, on the grid, not before ``start``.
@@ -54,56 +54,57 @@ class Window:
     @classmethod
     def covering(cls, start: datetime, end: datetime, resolution: int) -> Window:
         """
-        Give the window of the wall time ``[start, end)``: both ends go down to the grid.
+        Return the window of the wall time ``[start, end)``; both bounds are rounded down to the grid.
 
-        So an interval belongs to the window in which it ends, and is never read before it is over.
+        An interval belongs to the window in which it ends, so it is never read before it is over.
 
-        :raises StemConfigError: a naive bound, a year before 1000 or after 9999, ``end <= start``, or an unknown
-            resolution.
+        :param start: aware instant, inclusive.
+        :param end: aware instant, exclusive.
+        :param resolution: seconds: 900, 1800 or 3600.
+        :raises StemConfigError: a bound is naive or not in the years 1000 to 9999, ``end <= start``, or the API does
+            not have the resolution.
         """
         check_resolution(resolution)
         for name, value in (("start", start), ("end", end)):
             if value.tzinfo is None or value.utcoffset() is None:
-                raise StemConfigError(
-                    f"{name} is {value.isoformat()}, which has no time zone: add an offset such as Z."
-                )
+                raise _naive(name, value.isoformat())
             in_utc(name, value)
         check_order(start, end)
         return cls(_floor(start, resolution), _floor(end, resolution), resolution)
 
     @property
     def step(self) -> timedelta:
-        """Give the resolution as a duration."""
+        """The resolution as a duration."""
         return timedelta(seconds=self.resolution)
 
     @property
     def intervals(self) -> int:
-        """Count the intervals; 0 where no grid point lies inside."""
+        """The number of intervals; may be 0."""
         return (self.end - self.start) // self.step
 
     @property
     def first_end(self) -> int:
-        """Give the first interval's end, in epoch seconds."""
+        """End of the first interval, in epoch seconds."""
         return epoch(self.start) + self.resolution
 
     @property
     def last_end(self) -> int:
-        """Give the last interval's end, in epoch seconds."""
+        """End of the last interval, in epoch seconds."""
         return epoch(self.end)
 
     def __str__(self) -> str:
         return f"{iso(self.start)}/{iso(self.end)}"
 
     def as_json(self) -> WindowRecord:
-        """Give the window as plain JSON, as receipts and asset events carry it."""
+        """Return the window as the JSON object in receipts and asset events."""
         return {"start": iso(self.start), "end": iso(self.end), "resolution": self.resolution}
 
     def chunks(self, needed_from: int | None = None) -> Iterator[Window]:
         """
-        Cut the window into the fewest pieces that one request each can fetch.
+        Iterate over the fewest consecutive windows that one request each can fetch.
 
-        :param needed_from: epoch seconds; intervals that end earlier are not expected. They are left out only as
-            far as that saves requests: rows that do exist, against expectation, are then still delivered.
+        :param needed_from: epoch seconds; intervals that end earlier are not expected to exist. They are omitted only
+            if that saves requests, so that rows that exist nevertheless are usually fetched.
         """
         capacity = (MAX_RANGE - 2 * self.step) // self.step
         first = max(self.first_end, needed_from) if needed_from is not None else self.first_end
@@ -120,22 +121,24 @@ class Window:
 
     def padded(self, *, until: datetime | None = None) -> Window:
         """
-        Widen the window by one interval on each side: the range to ask for.
+        Return the range to request: the window and one interval on each side.
 
-        The guide can be read as selecting by an interval's begin, or by its shown start and end. The second reading
-        delivers one interval less at the end; with a padded range either delivers at least the window.
+        The guide may mean that intervals are selected by their begin, or by their shown start and end. The latter
+        returns one interval fewer at the end. With a padded range, both return at least the window.
 
-        :param until: leave out the interval on the right, and what of the window is not over by then.
+        :param until: aware instant; omit the interval on the right, and intervals that end after this instant.
         """
         end = self.end + self.step if until is None else max(self.start, min(self.end, _floor(until, self.resolution)))
         return Window(self.start - self.step, end, self.resolution)
 
-    def moved_back(self, lookback: timedelta | None, partition: Partition) -> Window:
+    def with_lookback(self, lookback: timedelta | None, partition: Partition) -> Window:
         """
-        Start earlier by ``lookback``, and at a boundary of the partition's periods.
+        Return the window with a start that is ``lookback`` earlier, rounded down to a period of the partition.
 
-        :raises StemConfigError: the window's end is on no such boundary, so that its last period would be
-            written in part; or a look-back that would write objects of shifting extent.
+        :param lookback: extra time to read; ``None`` adds none.
+        :param partition: length of the periods in UTC.
+        :raises StemConfigError: the window does not end at the end of a period, so that its last period would be
+            incomplete; or there is a lookback with ``partition="interval"``.
         """
         check_lookback(lookback, partition)
         if partition == "interval":
@@ -144,13 +147,13 @@ class Window:
             fits = [p for p in ("month", "day", "hour") if _period_start(self.end, p) == self.end]
             raise StemConfigError(
                 f"partition={partition!r} writes whole UTC {partition}s, but the window ends at {iso(self.end)}, "
-                f"inside one: partition={(fits or ['interval'])[0]!r} fits this end."
+                f"inside one. Use partition={(fits or ['interval'])[0]!r}."
             )
         start = _period_start(in_utc("start - lookback", self.start - (lookback or timedelta())), partition)
         return Window(start, self.end, self.resolution)
 
     def periods(self, partition: Partition) -> Iterator[Window]:
-        """Cut the window at the boundaries of UTC hours, days or months; ``interval`` keeps it whole."""
+        """Iterate over the window split into UTC hours, days or months; ``interval`` does not split it."""
         if partition == "interval":
             yield self
             return
@@ -162,55 +165,66 @@ class Window:
 
 
 def check_order(start: datetime, end: datetime) -> None:
-    """Refuse a time that ends before it begins."""
-    # In UTC: Python compares two times of one zone by the clock on the wall, which goes back once a year.
+    """Raise `StemConfigError` unless ``end`` is after ``start``; both are aware."""
+    # In UTC: Python compares two times of one zone by wall clock time, which repeats when summer time ends.
     if end.astimezone(UTC) <= start.astimezone(UTC):
         raise StemConfigError(
-            f"end {end.isoformat()} is not after start {start.isoformat()}: give an end later than the start."
+            f"end {end.isoformat()} is not after start {start.isoformat()}. Use an end later than the start."
         )
 
 
 def check_lookback(lookback: timedelta | None, partition: str) -> None:
-    """Refuse a look-back that would write objects of shifting extent."""
+    """Raise `StemConfigError` for a lookback with ``partition="interval"``: its objects would overlap."""
     if lookback and partition == "interval":
         raise StemConfigError(
-            f"lookback={lookback} needs whole periods to rewrite: set partition to 'hour', 'day' or 'month'."
+            f"lookback={lookback} needs whole periods to rewrite. Set partition to 'hour', 'day' or 'month'."
         )
 
 
 def check_resolution(resolution: object) -> None:
-    """Refuse what is no resolution of the API."""
+    """Raise `StemConfigError` unless the API has the resolution (guide: "resolution")."""
     if type(resolution) is not int or resolution not in RESOLUTIONS:
-        raise StemConfigError(
-            f"resolution is {resolution!r}: the API knows {', '.join(map(str, RESOLUTIONS))} seconds."
-        )
+        raise StemConfigError(f"Invalid resolution {resolution!r}. Use one of {', '.join(map(str, RESOLUTIONS))} s.")
 
 
-def check_stream_types(stream_types: object) -> tuple[str, ...]:
-    """Give the stream types, each once and sorted; refuse what is none of the API's."""
-    given = (stream_types,) if isinstance(stream_types, str) else stream_types
-    if not isinstance(given, (list, tuple, set, frozenset)) or not given:
-        raise StemConfigError(f"stream_types is {stream_types!r}: give one or more of {', '.join(STREAM_TYPES)}.")
-    if unknown := [one for one in given if one not in STREAM_TYPES]:
-        raise StemConfigError(f"stream_types has {unknown[0]!r}: the API knows {', '.join(STREAM_TYPES)}.")
-    return tuple(sorted(set(given)))
+def parse_stream_types(stream_types: object) -> tuple[str, ...]:
+    """
+    Return the stream types, sorted and without duplicates (guide: "stream Types").
+
+    :param stream_types: a string, or a list, tuple or set of strings.
+    :raises StemConfigError: it is empty, or a type is unknown.
+    """
+    types = (stream_types,) if isinstance(stream_types, str) else stream_types
+    if not isinstance(types, (list, tuple, set, frozenset)) or not types:
+        raise StemConfigError(f"Invalid stream_types {stream_types!r}. Use one or more of {', '.join(STREAM_TYPES)}.")
+    if unknown := [one for one in types if one not in STREAM_TYPES]:
+        raise StemConfigError(f"stream_types contains {unknown[0]!r}. Use one or more of {', '.join(STREAM_TYPES)}.")
+    return tuple(sorted(set(types)))
 
 
 def check_end(end: datetime, resolution: int, now: datetime | None = None) -> None:
-    """Refuse a window that is not over; one resolution is allowed, since clocks differ."""
+    """
+    Raise `StemConfigError` unless a window is over; one resolution of tolerance is allowed, since clocks differ.
+
+    :param end: aware instant.
+    :param resolution: seconds.
+    :param now: aware instant; the default is the current time.
+    """
     now = now or datetime.now(UTC)
     if end > now + timedelta(seconds=resolution):
         raise StemConfigError(
-            f"end {end.isoformat()} lies in the future (it is {iso(now)}): run after the window is over, "
+            f"end {end.isoformat()} is in the future (now: {iso(now)}). Run after the window is over, "
             "or wait for it with StemStreamsSensor."
         )
 
 
 def parse_instant(name: str, value: object) -> datetime:
     """
-    Read an aware ``datetime``, or an ISO 8601 string with an offset, as UTC.
+    Return an aware ``datetime``, or an ISO 8601 string with a UTC offset, as a UTC ``datetime``.
 
-    :raises StemConfigError: names the argument, the value and the remedy; a naive time is one.
+    :param name: name of the argument, for the message.
+    :param value: the argument.
+    :raises StemConfigError: the value is naive, not a time, or not in the years 1000 to 9999.
     """
     instant = value
     if isinstance(value, str):
@@ -218,54 +232,62 @@ def parse_instant(name: str, value: object) -> datetime:
             instant = datetime.fromisoformat(value.strip())
         except ValueError:
             raise StemConfigError(
-                f"{name} is {value!r}: give an ISO 8601 time with an offset, such as 2025-07-01T00:00:00Z."
+                f"Invalid {name} {value!r}. Use an ISO 8601 time with a UTC offset, such as '2025-07-01T00:00Z'."
             ) from None
     if not isinstance(instant, datetime):
-        raise StemConfigError(f"{name} is {value!r}: give an aware datetime or an ISO 8601 string with an offset.")
+        raise StemConfigError(
+            f"Invalid {name} {value!r}. Use an aware datetime, or an ISO 8601 string with a UTC offset."
+        )
     if instant.utcoffset() is None:
-        raise StemConfigError(f"{name} is {value!s}, which has no time zone: add an offset such as Z.")
+        raise _naive(name, str(value))
     return in_utc(name, instant)
+
+
+def _naive(name: str, value: str) -> StemConfigError:
+    return StemConfigError(f"Invalid {name} {value!r}: no UTC offset. Use one, such as '2025-07-01T00:00Z'.")
 
 
 def in_utc(name: str, instant: datetime) -> datetime:
     """
     Return an aware instant in UTC.
 
-    :raises StemConfigError: its year has not four digits there, as the API's times have.
+    :param name: name of the argument, for the message.
+    :raises StemConfigError: its year in UTC is not in 1000 to 9999; the API's times have four digits.
     """
     try:
         in_range = instant.astimezone(UTC)
     except OverflowError:
         in_range = None
     if in_range is None or in_range.year < _FIRST_YEAR:
-        raise StemConfigError(f"{name} is {instant!s}: give a time in the years {_FIRST_YEAR} to 9999, in UTC.")
+        raise StemConfigError(f"Invalid {name} '{instant!s}'. Use a time in the years {_FIRST_YEAR} to 9999, in UTC.")
     return in_range
 
 
 def first_expected_end(stream_start: datetime, resolution: int) -> int:
     """
-    Give the end of the first interval that a stream should have, in epoch seconds.
+    Return the end of the first interval that a stream should have, in epoch seconds.
 
-    :param stream_start: from ``stream_start_times``, which holds a shown start such as ``16:15:01``: the first
-        interval is the one whose own shown start, ``k - resolution + 1 s``, is not before it.
+    :param stream_start: aware instant from ``stream_start_times``, a shown start such as ``16:15:01``. The first
+        interval is the first one whose shown start, ``k - resolution + 1 s``, is not earlier.
+    :param resolution: seconds.
     """
     start = epoch(stream_start) + (stream_start.microsecond > 0)
     return -(-(start + resolution - 1) // resolution) * resolution
 
 
 def epoch(instant: datetime) -> int:
-    """Give the whole seconds since 1970-01-01T00:00:00Z."""
-    # Not by subtraction: Airflow hands in pendulum's instants, whose differences cannot be divided this way.
+    """Return the whole seconds since 1970-01-01T00:00:00Z; the instant is aware."""
+    # Not by subtraction: Airflow passes pendulum instants, whose differences cannot be divided by a timedelta.
     return calendar.timegm(instant.utctimetuple())
 
 
 def from_epoch(seconds: int) -> datetime:
-    """Give the UTC instant of an epoch second."""
+    """Return the UTC instant of an epoch second."""
     return _EPOCH + timedelta(seconds=seconds)
 
 
 def iso(instant: datetime) -> str:
-    """Give a UTC instant in the API's own format, ``YYYY-MM-DDTHH:MM:SSZ``."""
+    """Return an aware instant in the API's format, ``YYYY-MM-DDTHH:MM:SSZ``, in UTC."""
     return instant.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

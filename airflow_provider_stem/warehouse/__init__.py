@@ -1,1 +1,1 @@
-"""Landed objects and site records to a SQL warehouse: staged, merged, counted."""
+"""Loading landed objects and site records into a SQL warehouse: staging, verifying, merging, counting."""

@@ -1,4 +1,4 @@
-"""Airflow's connections as what the loads need: a session of a warehouse, objects from S3; for the operators."""
+"""Airflow connections turned into what a load needs: warehouse sessions and objects from S3. For the operators."""
 
 from __future__ import annotations
 
@@ -22,65 +22,69 @@ if TYPE_CHECKING:
     from airflow_provider_stem.warehouse.staging import Fetch
 
 _EXTRAS = {"duckdb": "duckdb", "postgres": "postgres"}
-"""The extra that brings the hook, by the connection's type."""
+"""The extra that installs the hook, by connection type."""
 
 
-def warehouse_of(sql_conn_id: str, schema: str, lock_timeout: float) -> Callable[[], Session]:
+def session_factory(sql_conn_id: str, schema: str, lock_timeout: float) -> Callable[[], Session]:
     """
-    Find what opens a warehouse, by its connection's type.
+    Return a function that opens a session of the warehouse.
 
-    :raises StemConfigError: nothing loads into a connection of this type, its hook is not installed, or the file
-        cannot be used.
+    :param sql_conn_id: connection of type ``duckdb`` or ``postgres``.
+    :param schema: schema of the tables and views.
+    :param lock_timeout: seconds to wait for other writers.
+    :raises StemConfigError: the connection has another type, its hook is not installed, or its DuckDB database cannot
+        be used.
     """
     connection = BaseHook.get_connection(sql_conn_id)
     conn_type = connection.conn_type
     if conn_type not in _EXTRAS:
         raise StemConfigError(
-            f"sql_conn_id is {sql_conn_id!r}, a connection of type {conn_type!r}: give one of type "
-            f"{' or '.join(map(repr, _EXTRAS))}. For Redshift, Snowflake, BigQuery and Athena there is SQL in "
-            "airflow_provider_stem/warehouse/sql, to be run with their own operators."
+            f"Invalid sql_conn_id {sql_conn_id!r}: its type is {conn_type!r}. Use a connection of type "
+            f"{' or '.join(map(repr, _EXTRAS))}. For Redshift, Snowflake, BigQuery and Athena, run the SQL in "
+            "airflow_provider_stem/warehouse/sql with their own operators."
         )
     try:
         hook = connection.get_hook()  # type: ignore[no-untyped-call]
         if conn_type == "duckdb":
-            from airflow_provider_stem.warehouse.on_duckdb import DuckDBSession as Engine
+            from airflow_provider_stem.warehouse.duckdb_session import DuckDBSession as Engine
         else:
-            from airflow_provider_stem.warehouse.on_postgres import PostgresSession as Engine  # type: ignore[assignment]
+            from airflow_provider_stem.warehouse.postgres_session import PostgresSession as Engine  # type: ignore[assignment]
     except Exception as exc:
-        # Each Airflow tells in a way of its own that a hook is not there.
+        # Airflow versions raise different exceptions for a hook that is not installed.
         raise StemConfigError(
-            f"sql_conn_id is {sql_conn_id!r}, whose hook cannot be used ({one_line(str(exc))}): install "
+            f"Invalid sql_conn_id {sql_conn_id!r}: its hook cannot be loaded ({one_line(str(exc))}). Install "
             f"airflow-provider-stem[{_EXTRAS[conn_type]}]."
         ) from exc
     if conn_type == "duckdb" and (connection.password or str(connection.host).startswith(("md:", "motherduck:"))):
         raise StemConfigError(
-            f"sql_conn_id is {sql_conn_id!r}, a database of MotherDuck, where two loads at once could double rows: "
-            "give the path of a file as Host, and no Password."
+            f"Invalid sql_conn_id {sql_conn_id!r}: concurrent loads could duplicate rows in MotherDuck. Set Host to "
+            "the path of a DuckDB file, and leave Password empty."
         )
     if conn_type == "duckdb" and (connection.host or ":memory:") == ":memory:":
         raise StemConfigError(
-            f"sql_conn_id is {sql_conn_id!r}, a DuckDB in memory, gone with the task: give the path of a file as Host."
+            f"Invalid sql_conn_id {sql_conn_id!r}: an in-memory DuckDB is lost when the task ends. Set Host to the "
+            "path of a file."
         )
-    # DuckDB takes "stem.streams" for a table in the database or in the schema of this name.
+    # DuckDB cannot resolve "stem.streams" where both the database and the schema are called "stem".
     path = PurePath(connection.host or "")
-    if conn_type == "duckdb" and database_of_file(path).lower() == schema.lower():
+    if conn_type == "duckdb" and duckdb_database_name(path).lower() == schema.lower():
         raise StemConfigError(
-            f"sql_conn_id is {sql_conn_id!r}, a DuckDB file {path.name!r}, which DuckDB cannot tell from schema "
-            f"{schema!r}: rename the file, such as to 'telemetry.duckdb', or give another schema."
+            f"Invalid sql_conn_id {sql_conn_id!r}: DuckDB cannot distinguish its file {path.name!r} from schema "
+            f"{schema!r}. Rename the file, for example to 'telemetry.duckdb', or use another schema."
         )
     return lambda: Engine(hook.get_conn, schema, lock_timeout)
 
 
-def database_of_file(path: PurePath) -> str:
-    """Give the name that DuckDB calls a file's database by: the file's own, up to its first dot."""
+def duckdb_database_name(path: PurePath) -> str:
+    """Return the name that DuckDB gives to a file's database: the file's name up to its first dot."""
     return path.name.strip(".").partition(".")[0]
 
 
 def fetch_from_s3(aws_conn_id: str | None) -> Fetch:
     """
-    Return a function that copies objects from S3.
+    Return a function that copies an object from S3 into a file.
 
-    :param aws_conn_id: connection of type ``aws``.
+    :param aws_conn_id: connection of type ``aws``, or ``None`` for boto3's own credentials.
     """
     from airflow_provider_stem import _s3
 

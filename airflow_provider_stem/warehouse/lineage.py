@@ -1,7 +1,7 @@
 """
-A load as OpenLineage has it: landed objects as inputs, the warehouse's table as output; for the operators.
+OpenLineage metadata of a load: landed objects as inputs, the warehouse table as output. For the operators.
 
-Only loaded where the OpenLineage provider asks for it.
+Imported only when the OpenLineage provider asks for it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from airflow.providers.common.compat.sdk import BaseHook
 from airflow_provider_stem._lineage import PRODUCER, name_of_object, run_facet, schema_facet
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.warehouse.connections import database_of_file
-from airflow_provider_stem.warehouse.sites import listed_schema
+from airflow_provider_stem.warehouse.connections import duckdb_database_name
+from airflow_provider_stem.warehouse.sites import listing_schema
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import InputDataset, OutputDataset
@@ -27,17 +27,20 @@ LOAD_FACET = "stem_load"
 
 _INSTANT = LANDING_SCHEMA.field("interval_end").type
 _STREAMS = [*LANDING_SCHEMA, *(pa.field(name, _INSTANT) for name in ("loaded_at", "changed_at"))]
-_SITES = [*listed_schema(), *(pa.field(name, _INSTANT) for name in ("valid_from", "valid_to", "last_listed_at"))]
+_SITES = [*listing_schema(), *(pa.field(name, _INSTANT) for name in ("valid_from", "valid_to", "last_listed_at"))]
 
 
-def objects_loaded(
+def objects_lineage(
     load: tuple[Sequence[LandedObject], Mapping[str, int]] | None, sql_conn_id: str, schema: str
 ) -> OperatorLineage[Any, Any]:
     """
-    Tell which objects were loaded, and what that changed.
+    Return the lineage of a load of objects.
 
-    :param load: the objects and what :func:`~airflow_provider_stem.warehouse.loading.load_objects` gave, or ``None``
-        where it did not get that far.
+    :param load: the objects and the counts of :func:`~airflow_provider_stem.warehouse.loading.load_objects`, or
+        ``None`` if the load did not finish.
+    :param sql_conn_id: connection of the warehouse.
+    :param schema: schema of its tables.
+    :return: one input per object and the table ``streams`` as output; empty if the load did not finish.
     """
     from airflow.providers.openlineage.extractors import OperatorLineage
 
@@ -46,19 +49,22 @@ def objects_loaded(
     objects, counts = load
     written = counts["inserted"] + counts["changed"]
     return OperatorLineage(
-        # How many rows an object has that was landed anew is in the table of loads alone.
+        # The receipt of an object that was rewritten has an outdated row count; the table of loads has the right one.
         inputs=[_input(landed, with_rows=not counts["replaced"]) for landed in objects],
         outputs=[_table(sql_conn_id, schema, "streams", _STREAMS, written)],
         run_facets=_run_facets(counts),
     )
 
 
-def sites_loaded(counts: Mapping[str, int] | None, sql_conn_id: str, schema: str) -> OperatorLineage[Any, Any]:
+def sites_lineage(counts: Mapping[str, int] | None, sql_conn_id: str, schema: str) -> OperatorLineage[Any, Any]:
     """
-    Tell how a listing changed the table of sites. Where the records came from they do not tell.
+    Return the lineage of a load of sites. It has no inputs, since the records do not name their source.
 
-    :param counts: what :func:`~airflow_provider_stem.warehouse.sites.load_sites` gave, or ``None`` where it did not
-        get that far.
+    :param counts: what :func:`~airflow_provider_stem.warehouse.sites.load_sites` returned, or ``None`` if the load did
+        not finish.
+    :param sql_conn_id: connection of the warehouse.
+    :param schema: schema of its tables.
+    :return: the table ``sites`` as output; empty if the load did not finish.
     """
     from airflow.providers.openlineage.extractors import OperatorLineage
 
@@ -103,12 +109,12 @@ def _table(sql_conn_id: str, schema: str, name: str, fields: Iterable[pa.Field],
 
 
 def _database(sql_conn_id: str) -> tuple[str, str]:
-    """Give a warehouse's namespace and its database's name, as other tools that write there give them."""
+    """Return a warehouse's namespace and database name, in the form that other OpenLineage producers use."""
     from airflow.providers.openlineage.sqlparser import SQLParser
 
     connection = BaseHook.get_connection(sql_conn_id)
     if connection.conn_type == "duckdb":
-        return f"duckdb://{connection.host}", database_of_file(PurePath(connection.host or ""))
+        return f"duckdb://{connection.host}", duckdb_database_name(PurePath(connection.host or ""))
     info = connection.get_hook().get_openlineage_database_info(connection)  # type: ignore[no-untyped-call]
-    # Where no database is named PostgreSQL takes the one called as the user.
+    # PostgreSQL's default database has the name of the user.
     return SQLParser.create_namespace(info), info.database or connection.login or ""

@@ -1,7 +1,7 @@
 """
-Verified objects into the table of streams, in one transaction; for the operator.
+Load verified objects into the table of streams in one transaction. For the operator.
 
-The statements are common to all engines that are loaded from here.
+DuckDB and PostgreSQL share these statements.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ CREATE TEMPORARY TABLE stem_known (
     interval_end TIMESTAMP WITH TIME ZONE, kw_total_avg DOUBLE PRECISION
 )
 """
-# The one look at the large table, stream by stream and within a period: by PostgreSQL's index, or in the few of
-# DuckDB's blocks that hold the period. What it costs must not grow with all that was ever loaded.
-_LOOK = """
+# The only read of the large table. It is limited to the object's streams and period, so that PostgreSQL uses its index
+# and DuckDB reads few blocks: the cost must not grow with the size of the table.
+_SELECT_KNOWN = """
 INSERT INTO stem_known
 SELECT known.site_id, known.stream_type, known.resolution, known.interval_end, known.kw_total_avg
 FROM {{ params.schema }}.streams AS known
@@ -53,8 +53,8 @@ LEFT JOIN stem_known AS known
     ON known.site_id = staged.site_id AND known.stream_type = staged.stream_type
     AND known.resolution = staged.resolution AND known.interval_end = staged.interval_end
 """
-# Two plain statements under a lock, not ON CONFLICT: that writes a lock into every row that is the same, and in DuckDB
-# 1.1 it has left two rows with one key in a file that was opened anew.
+# Two plain statements under a lock instead of ON CONFLICT. That would lock every unchanged row, and DuckDB 1.1 left two
+# rows with one key in a file that was reopened.
 _CHANGE = """
 UPDATE {{ params.schema }}.streams AS stored
 SET kw_total_avg = differing.kw_total_avg, changed_at = CAST(? AS TIMESTAMP WITH TIME ZONE)
@@ -101,17 +101,20 @@ def load_objects(
     loaded_at: datetime | None = None,
 ) -> Counts:
     """
-    Load objects, all or none.
+    Load objects, all or none, and return counts.
 
-    :param fetch: gets an object.
-    :param connect: opens the warehouse, once every object is here and verified.
-    :param dag_id: for the log of loads.
-    :param run_id: likewise.
-    :param loaded_at: default: the clock.
+    :param objects: what to load, in order; the last value of a key wins.
+    :param fetch: copies an object into a file.
+    :param connect: opens the warehouse; called once every object is fetched and verified.
+    :param dag_id: stored in the table of loads.
+    :param run_id: stored in the table of loads.
+    :param loaded_at: time of the load, with a time zone; default: now.
     :return: ``objects``; ``replaced``: how many of them a later run has rewritten since their receipt; ``rows``,
-        ``inserted``, ``changed``, ``unchanged`` and ``absent``: rows that the warehouse has in an object's period, of
-        streams that the object holds, and that the object does not have. They stay.
-    :raises StemDataError: an object is not as it was landed; nothing is loaded.
+        ``inserted``, ``changed`` and ``unchanged``; ``absent``: rows of the warehouse that an object lacks, of the
+        object's streams and period. They are kept.
+    :raises StemDataError: an object does not match its receipt, or another program writes the table without its lock.
+        Nothing is loaded.
+    :raises StemTransportError: an object cannot be fetched, or the warehouse stayed locked.
     """
     with Staging(fetch) as staging:
         staged = [staging.add(landed) for landed in objects]
@@ -134,28 +137,29 @@ def load_objects(
                     )  # fmt: skip
                     for name, count in counts.items():
                         total[name] += count
-                    log.info("%s: %s", one_line(one.landed.uri), _told(counts))
-    log.info("Loaded %s", _told(total))
+                    log.info("%s: %s", one_line(one.landed.uri), _summary(counts))
+    log.info("Loaded %s", _summary(total))
     return total
 
 
 def _merge(session: Session, staged: StagedObject, now: datetime) -> Counts:
     rows = staged.rows
     period = staged.landed.start, staged.landed.end
-    found = _look(session, period)
+    found = _compare(session, period)
     _, known, changed, in_period = found
     changes = session.change(_CHANGE, now, *period) if changed else 0
     additions = session.change(_ADD, now, now) if known < rows else 0
     session.execute("DROP TABLE stem_known")
-    # Bills are made of these rows: what was written is looked at again before it is committed.
+    # These rows are used for billing, so what was written is verified before it is committed.
     if changes or additions:
-        found = _look(session, period)
+        found = _compare(session, period)
         session.execute("DROP TABLE stem_known")
     if (changes, additions) != (changed, rows - known) or found != (rows, rows, 0, in_period + additions):
         raise StemDataError(
-            f"{one_line(staged.landed.uri)}: {changes:,} rows were changed and {additions:,} added where {changed:,} "
-            f"and {rows - known:,} were to be; now {found[1]:,} of {rows:,} are there, {found[2]:,} with other values, "
-            f"{found[0] - rows:,} twice. Another program writes the table without its lock, or has doubled keys in it."
+            f"The table of streams holds duplicate keys, or another program writes it without a lock: {changes:,} rows "
+            f"changed and {additions:,} added, expected {changed:,} and {rows - known:,}; the table now has "
+            f"{found[1]:,} of {rows:,} rows, {found[2]:,} with other values, {found[0] - rows:,} duplicates. Stop that "
+            f"program, or remove the duplicates, and load again [{one_line(staged.landed.uri)}]"
         )
     return {
         "rows": rows,
@@ -167,14 +171,18 @@ def _merge(session: Session, staged: StagedObject, now: datetime) -> Counts:
     }
 
 
-def _look(session: Session, period: tuple[datetime, datetime]) -> tuple[int, ...]:
-    """Bring in what the table holds of the object's streams; count the rows compared, known, changed, in the period."""
-    # A table of its own each time: rows that are only deleted stay until the transaction ends.
+def _compare(session: Session, period: tuple[datetime, datetime]) -> tuple[int, ...]:
+    """
+    Copy the table's rows of the object's streams and period into ``stem_known``, and compare them with the staged ones.
+
+    :return: the number of rows compared, known, changed, and in the period.
+    """
+    # The table is created each time, since deleted rows would take up space until the transaction ends.
     session.execute(_KNOWN)
-    session.execute(_LOOK, *period)
+    session.execute(_SELECT_KNOWN, *period)
     [found] = session.execute(_COMPARE)
     return found
 
 
-def _told(counts: Counts) -> str:
+def _summary(counts: Counts) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())

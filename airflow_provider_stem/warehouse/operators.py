@@ -1,4 +1,4 @@
-"""Operators: landed objects and site records to a SQL warehouse."""
+"""Operators that load landed objects and site records into a SQL warehouse."""
 
 from __future__ import annotations
 
@@ -38,13 +38,17 @@ _RENDERED: dict[str, Callable[[str, Any], object]] = {
 
 
 class _ToSql(CheckedWhenParsed):
-    """What both operators take and check. No operator: Airflow 3.3 would lose the defaults of mapped ones."""
+    """
+    Checks of the arguments that both operators have.
+
+    Not an operator itself, since Airflow 3.3 would drop the defaults of mapped operators.
+    """
 
     template_fields: Sequence[str]
 
     @classmethod
-    def _check(cls, given: Mapping[str, Any]) -> None:
-        for name, value in given.items():
+    def _check(cls, arguments: Mapping[str, Any]) -> None:
+        for name, value in arguments.items():
             if name == "lock_timeout":
                 check_duration(name, value)
             elif name in _RENDERED and name in cls.template_fields and is_known(value):
@@ -53,24 +57,29 @@ class _ToSql(CheckedWhenParsed):
 
 class StemObjectsToSqlOperator(_ToSql, BaseOperator):
     """
-    Load landed objects into a warehouse: exactly those that receipts tell of, all of them or none.
+    Load landed objects into a warehouse in one transaction: exactly those that the receipts list, all or none.
 
-    Each object is verified first. Rows are merged by ``site_id, stream_type, resolution, interval_end``, so
-    that loading again changes nothing, and a restated value replaces the older one. No row is ever deleted.
+    Each object is verified first. Rows are merged by ``site_id, stream_type, resolution, interval_end``: loading an
+    object again changes nothing, and a restated value replaces the older one. No row is ever deleted.
 
-    :param objects: what :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` returned, a list of it, or
-        entries of its ``objects``; default: the objects that the run's triggering asset events tell of.
+    :param objects: what :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` returned, a list of that, or
+        entries of its ``objects``. Default: the objects of the asset events that triggered the run.
     :param sql_conn_id: connection of type ``duckdb`` or ``postgres``.
-    :param schema: where the tables and views are; created where they are not there.
-    :param lock_timeout: how long to wait for others that write to the warehouse.
-    :param aws_conn_id: connection of type ``aws``.
-    :return: how many ``objects``, and of these ``replaced``, which were landed anew since their receipt; how many
-        ``rows``, and of these ``inserted``, ``changed``, ``unchanged``; ``absent`` rows are in the warehouse and not in
-        the object any more.
+    :param schema: schema of the tables and views, which are created if they do not exist.
+    :param lock_timeout: how long to wait for other writers of the warehouse.
+    :param aws_conn_id: connection of type ``aws``, or ``None`` for boto3's own credentials.
+    :return: counts. Of ``objects``, ``replaced`` were rewritten since their receipt. Of ``rows``, some are
+        ``inserted``, ``changed`` or ``unchanged``. ``absent`` rows are in the warehouse but no longer in the object.
+    :raises StemConfigError: an argument is invalid.
+    :raises AirflowFailException: from ``execute``: an argument is invalid after rendering, or a connection is missing
+        or cannot be used. The task is not retried.
+    :raises AirflowSkipException: from ``execute``: no object was landed.
+    :raises StemDataError: from ``execute``: an object does not match its receipt. Nothing is loaded.
+    :raises StemTransportError: from ``execute``: S3 or the DuckDB file cannot be used, or the warehouse stayed locked.
     """
 
     template_fields: Sequence[str] = ("objects", "sql_conn_id", "schema", "aws_conn_id")
-    template_fields_renderers = {"objects": "json"}  # noqa: RUF012 - the base class's own way
+    template_fields_renderers = {"objects": "json"}  # noqa: RUF012 - declared so by the base class
 
     @checked
     def __init__(
@@ -92,8 +101,8 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         self._loaded: tuple[list[LandedObject], dict[str, int]] | None = None
 
     def execute(self, context: Context) -> dict[str, int]:
-        """Fetch, verify, merge."""
-        from airflow_provider_stem.warehouse.connections import fetch_from_s3, warehouse_of
+        """Fetch and verify the objects, merge their rows, and return the counts."""
+        from airflow_provider_stem.warehouse.connections import fetch_from_s3, session_factory
         from airflow_provider_stem.warehouse.loading import load_objects
 
         with _final_errors():
@@ -102,11 +111,11 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
             check_templated(aws_conn_id=self.aws_conn_id)
             objects = self._objects(context)
             if not objects:
-                raise AirflowSkipException("No object was landed: nothing to load.")
+                raise AirflowSkipException("No object was landed. There is nothing to load.")
             counts = load_objects(
                 objects,
                 fetch_from_s3(self.aws_conn_id),
-                warehouse_of(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
+                session_factory(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
                 dag_id=self.dag_id,
                 run_id=context.get("run_id"),
             )
@@ -114,10 +123,10 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         return counts
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
-        """Tell OpenLineage what was loaded into which table; nothing where it did not get that far."""
-        from airflow_provider_stem.warehouse.lineage import objects_loaded
+        """Return the OpenLineage metadata of the load; empty if it did not finish."""
+        from airflow_provider_stem.warehouse.lineage import objects_lineage
 
-        return objects_loaded(self._loaded, self.sql_conn_id, self.schema)
+        return objects_lineage(self._loaded, self.sql_conn_id, self.schema)
 
     def _objects(self, context: Context) -> list[LandedObject]:
         if self.objects is not None:
@@ -125,28 +134,32 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         extras = [extra for extra in event_extras(context) if "objects" in extra]
         if not extras:
             raise StemConfigError(
-                "objects is None, and no asset event that tells of objects triggered this run: give what "
+                "objects is None, and no asset event with objects triggered this run. Pass what "
                 "StemStreamsToS3Operator returned, or schedule the DAG on its asset."
             )
-        # The oldest event first, so that of two objects with one key the younger one holds.
+        # Events are sorted by age, so the newest object with a key is loaded last and wins.
         return read_objects(extras)
 
 
 class StemSitesToSqlOperator(_ToSql, BaseOperator):
     """
-    Load site records into a table with history: a version of each site for every state that was listed.
+    Load site records into a table with history, with one version of a site for each state that was listed.
 
-    A site that a listing lacks is neither deleted nor closed; ``last_listed_at`` tells when it was listed last.
+    A site that a listing lacks is neither deleted nor closed; ``last_listed_at`` is the time of its last listing.
 
     :param sites: what :class:`~airflow_provider_stem.operators.StemSiteListOperator` returned: records, or batches.
     :param sql_conn_id: connection of type ``duckdb`` or ``postgres``.
-    :param schema: where the tables and views are; created where they are not there.
-    :param lock_timeout: how long to wait for others that write to the warehouse.
-    :return: how many ``sites``, and of these ``added``, ``changed`` and ``unchanged``.
+    :param schema: schema of the tables and views, which are created if they do not exist.
+    :param lock_timeout: how long to wait for other writers of the warehouse.
+    :return: counts: ``sites``, and how many of them were ``added``, ``changed`` or ``unchanged``.
+    :raises StemConfigError: an argument is invalid.
+    :raises AirflowFailException: from ``execute``: an argument is invalid after rendering, or the connection is missing
+        or cannot be used. The task is not retried.
+    :raises StemTransportError: from ``execute``: the DuckDB file cannot be used, or the warehouse stayed locked.
     """
 
     template_fields: Sequence[str] = ("sites", "sql_conn_id", "schema")
-    template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - the base class's own way
+    template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - declared so by the base class
 
     @checked
     def __init__(
@@ -166,8 +179,8 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
         self._counts: dict[str, int] | None = None
 
     def execute(self, context: Context) -> dict[str, int]:  # noqa: ARG002
-        """Compare with what is there, close what changed, open what is new."""
-        from airflow_provider_stem.warehouse.connections import warehouse_of
+        """Close the versions of changed sites, open new ones, and return the counts."""
+        from airflow_provider_stem.warehouse.connections import session_factory
         from airflow_provider_stem.warehouse.sites import load_sites
 
         with _final_errors():
@@ -175,20 +188,20 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
             check_schema("schema", self.schema)
             self._counts = load_sites(
                 read_records(self.sites),
-                warehouse_of(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
+                session_factory(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
             )
         return self._counts
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
-        """Tell OpenLineage how the table of sites changed; nothing where it did not get that far."""
-        from airflow_provider_stem.warehouse.lineage import sites_loaded
+        """Return the OpenLineage metadata of the load; empty if it did not finish."""
+        from airflow_provider_stem.warehouse.lineage import sites_lineage
 
-        return sites_loaded(self._counts, self.sql_conn_id, self.schema)
+        return sites_lineage(self._counts, self.sql_conn_id, self.schema)
 
 
 @contextmanager
 def _final_errors() -> Iterator[None]:
-    """Fail without retries where another attempt cannot help."""
+    """Fail the task without retries for errors that another attempt cannot fix."""
     try:
         yield
     except AirflowNotFoundException as exc:

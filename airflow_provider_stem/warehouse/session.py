@@ -1,4 +1,4 @@
-"""One connection to a warehouse and what every engine does alike; for the loads. The engines are beside this file."""
+"""Interface of a warehouse session, and what all engines have in common. For the loads."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA = "{{ params.schema }}"
-"""Stands for the schema in all SQL; Airflow's own operators fill it in as Jinja."""
+"""Placeholder of the schema in all SQL, in Jinja, so that Airflow's own operators can run the SQL files."""
 
 RELATIONS = ("streams", "loads", "sites", "energy", "demand_peaks", "completeness")
 
-_RELATIONS_THERE = """
+_SELECT_RELATIONS = """
 SELECT pg_class.relname
 FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_namespace.nspname = ?
 """
-_OF_THE_ENGINES = ("information_schema", "system", "temp")
+_RESERVED = ("information_schema", "system", "temp")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -33,8 +33,8 @@ class Session(ABC):
     """
     One connection to a warehouse.
 
-    :param schema: where the tables and views are.
-    :param lock_timeout: how many seconds to wait for others that write.
+    :param schema: schema of the tables and views.
+    :param lock_timeout: seconds to wait for other writers.
     """
 
     engine: ClassVar[str]
@@ -45,19 +45,19 @@ class Session(ABC):
 
     @abstractmethod
     def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Run a statement and give its rows; each ``?`` stands for a parameter."""
+        """Run a statement and return its rows. Each ``?`` is replaced by a parameter."""
 
     @abstractmethod
     def change(self, sql: str, *parameters: Any) -> int:
-        """Run a statement and tell how many rows it inserted or updated."""
+        """Run a statement and return the number of rows that it inserted or updated."""
 
     @abstractmethod
     def append(self, table: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Add rows to a temporary table, in bulk."""
+        """Insert rows into a temporary table, in bulk."""
 
     @abstractmethod
     def lock(self, table: str) -> None:
-        """Keep others from writing a table until the transaction ends; they may read it."""
+        """Lock a table against other writers until the transaction ends. Readers are not blocked."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -73,11 +73,11 @@ class Session(ABC):
 
     @abstractmethod
     def create_schema(self) -> None:
-        """Create the schema where it is not there, alone among those that want to."""
+        """Create the schema if it does not exist, safely also from concurrent sessions."""
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Do all or nothing."""
+        """Run the block in a transaction: commit at its end, roll back if it raises."""
         self.begin()
         try:
             yield
@@ -87,18 +87,18 @@ class Session(ABC):
         self.end(commit=True)
 
     def create_missing(self) -> None:
-        """Create the tables and views that are not there. Who may not create can load where all of them are."""
-        # Not from the information schema, which shows a role only what it has a right to.
-        there = self.execute(_RELATIONS_THERE, self.schema)
-        if set(RELATIONS) <= {name for (name,) in there}:
+        """Create missing tables and views. A role without the privilege to create can load if none is missing."""
+        # The information schema lists only what the role has privileges on.
+        existing = self.execute(_SELECT_RELATIONS, self.schema)
+        if set(RELATIONS) <= {name for (name,) in existing}:
             return
         self.create_schema()
         for script in ("tables", "views"):
             for statement in statements(self.engine, script):
                 self.execute(statement)
 
-    def filled_in(self, sql: str) -> str:
-        """Give a statement with the schema's name in it."""
+    def with_schema(self, sql: str) -> str:
+        """Return a statement with the placeholder replaced by the schema's name."""
         return sql.replace(SCHEMA, f'"{self.schema}"')
 
     def __enter__(self) -> Session:
@@ -109,20 +109,29 @@ class Session(ABC):
 
 
 def check_schema(argument: str, value: object) -> None:
-    """Refuse what is no plain name of a schema."""
+    """
+    Raise unless a value is a plain name of a schema.
+
+    :raises StemConfigError: it has other characters than letters, digits and underscores, or the engines reserve it.
+    """
     if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
         raise StemConfigError(
-            f"{argument} is {value!r}: give a name of letters, digits and underscores that begins with no digit, "
-            "such as 'stem'."
+            f"Invalid {argument} {value!r}: not a plain name. Use up to 63 letters, digits and underscores, not "
+            "beginning with a digit, such as 'stem'."
         )
-    if value.lower() in _OF_THE_ENGINES or value.lower().startswith("pg_"):
+    if value.lower() in _RESERVED or value.lower().startswith("pg_"):
         raise StemConfigError(
-            f"{argument} is {value!r}, which engines keep for themselves: give a name of your own, such as 'stem'."
+            f"Invalid {argument} {value!r}: a database reserves this name. Use another, such as 'stem'."
         )
 
 
 @cache
 def statements(engine: str, script: str) -> tuple[str, ...]:
-    """Give the statements of one of the engine's SQL files."""
+    """
+    Return the statements of an SQL file.
+
+    :param engine: folder of the file in ``sql``, such as ``duckdb``.
+    :param script: name of the file without its suffix, such as ``tables``.
+    """
     text = files("airflow_provider_stem.warehouse").joinpath("sql", engine, f"{script}.sql").read_text("utf-8")
     return tuple(one.strip() for one in re.split(r";\s*(?:\n|$)", text) if one.strip())

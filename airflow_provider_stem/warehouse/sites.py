@@ -1,4 +1,4 @@
-"""Site records into a table with history (a slowly changing dimension of type 2); for the operator."""
+"""Load site records into a table with history (a slowly changing dimension of type 2). For the operator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SELECT count(DISTINCT listed.site_id) AS known
 FROM stem_listed AS listed
 JOIN {{ params.schema }}.sites AS known ON known.site_id = listed.site_id
 """
-# A version lasts at least an instant, also where the clocks of workers differ.
+# A version lasts at least a microsecond, even if the clocks of workers differ.
 _CLOSE = """
 UPDATE {{ params.schema }}.sites AS known
 SET valid_to = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.valid_from + INTERVAL '1 microsecond')
@@ -72,14 +72,18 @@ WHERE known.site_id = listed.site_id AND known.valid_to IS NULL
 
 def read_records(argument: Any) -> list[SiteRow]:
     """
-    Read the operator's ``sites``: what ``StemSiteListOperator`` returned, records or batches of them.
+    Return the rows of the operator's argument ``sites``.
 
-    :return: a row for each site, sorted by id.
-    :raises StemConfigError: names the entry and the remedy.
+    :param argument: what ``StemSiteListOperator`` returned: site records, or batches of them.
+    :return: one row per site, sorted by id; the last record of a site wins.
+    :raises StemConfigError: an entry is not a site record, or there is none.
     """
     entries = [argument] if isinstance(argument, Mapping) else argument
     if not isinstance(entries, Iterable) or isinstance(entries, (str, bytes, bytearray)):
-        raise StemConfigError(f"sites is {one_line(repr(argument))[:100]}: give what StemSiteListOperator returned.")
+        raise StemConfigError(
+            f"Invalid sites {one_line(repr(argument))[:100]}: not a list of records. Pass what StemSiteListOperator "
+            "returned."
+        )
     rows: dict[str, SiteRow] = {}
     for entry in entries:
         batch = entry.get("sites") if isinstance(entry, Mapping) else None
@@ -87,7 +91,7 @@ def read_records(argument: Any) -> list[SiteRow]:
             row = _row(record)
             rows[row["site_id"]] = row
     if not rows:
-        raise StemConfigError("sites is empty: give at least one record, as StemSiteListOperator returns them.")
+        raise StemConfigError("sites is empty. Pass at least one record, as returned by StemSiteListOperator.")
     return [rows[site_id] for site_id in sorted(rows)]
 
 
@@ -95,14 +99,17 @@ def load_sites(
     rows: Sequence[SiteRow], connect: Callable[[], Session], *, listed_at: datetime | None = None
 ) -> dict[str, int]:
     """
-    Bring the table of sites up to a listing. A site that the listing lacks stays as it is.
+    Update the table of sites to a listing, and return counts. A site that the listing lacks is not changed.
 
-    :param listed_at: when the listing was made, from when changes count; default: the clock.
-    :return: ``sites``, and of these ``added``, ``changed`` and ``unchanged``.
+    :param rows: what :func:`read_records` returned.
+    :param connect: opens the warehouse.
+    :param listed_at: time of the listing, with a time zone, from which changes are valid; default: now.
+    :return: ``sites``, and how many of them were ``added``, ``changed`` or ``unchanged``.
+    :raises StemTransportError: the warehouse stayed locked.
     """
     import pyarrow as pa
 
-    [listing] = pa.Table.from_pylist(list(rows), listed_schema()).combine_chunks().to_batches()
+    [listing] = pa.Table.from_pylist(list(rows), listing_schema()).combine_chunks().to_batches()
     with connect() as session:
         with session.transaction():
             session.create_missing()
@@ -127,13 +134,13 @@ def _left_edge(start: datetime, site_id: str) -> datetime:
         return from_epoch(first_expected_end(start, finest) - finest)
     except OverflowError:
         raise StemConfigError(
-            f"sites holds a wrong record: a stream of site {one_line(site_id)} begins at {start.isoformat()}, beyond "
-            "what a timestamp holds: leave the site out."
+            f"Invalid record in sites: a stream of site {one_line(site_id)} starts at {start.isoformat()}, outside the "
+            "range of timestamps. Remove the site."
         ) from None
 
 
-def listed_schema() -> pa.Schema:
-    """Give the columns of a listing's rows."""
+def listing_schema() -> pa.Schema:
+    """Return the Arrow schema of a listing's rows. Times are UTC, in microseconds."""
     import pyarrow as pa
 
     instant = pa.timestamp("us", "UTC")
@@ -141,20 +148,22 @@ def listed_schema() -> pa.Schema:
 
 
 def _row(record: Any) -> SiteRow:
-    remedy = "give records as StemSiteListOperator returns them, with site_id, name, client_id and stream_start_times."
+    remedy = "Pass records as returned by StemSiteListOperator, with site_id, name, client_id and stream_start_times."
     if not isinstance(record, Mapping) or not {"site_id", "client_id", "stream_start_times"} <= record.keys():
-        raise StemConfigError(f"sites holds {one_line(repr(record))[:100]}: {remedy}")
+        raise StemConfigError(f"Invalid record in sites: {one_line(repr(record))[:100]}. {remedy}")
     [site] = read_sites(record)
     for name in ("name", "client_id"):
         if not isinstance(record.get(name), (str, type(None))):
-            raise StemConfigError(f"sites holds {record[name]!r} as {name} of {one_line(site.site_id)}: {remedy}")
+            raise StemConfigError(
+                f"Invalid record in sites: {name} of site {one_line(site.site_id)} is {record[name]!r}. {remedy}"
+            )
     try:
         starts = stream_starts(record, site.site_id) or {}
     except StemDataError as exc:
-        raise StemConfigError(f"sites holds a wrong record: {exc}.") from None
+        raise StemConfigError(f"Invalid record in sites: {exc}.") from None
     row = {"site_id": site.site_id, "name": record.get("name"), "client_id": record["client_id"]}
     for stream_type in STREAM_TYPES:
         start = starts.get(stream_type)
-        # The API shows when the first second begins, as 16:15:01; the left edge of its interval is 16:15:00.
+        # The API lists the first second, such as 16:15:01. The left edge of its interval is 16:15:00.
         row[f"{stream_type.lower()}_since"] = None if start is None else _left_edge(start, site.site_id)
     return row

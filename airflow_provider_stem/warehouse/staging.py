@@ -1,7 +1,7 @@
 """
-Landed objects to verified rows on disk, before any warehouse is touched; for the load.
+Verify landed objects and store their rows on disk, before the warehouse is opened. For the load.
 
-An object that is not as it was landed ends the load here, with the warehouse as it was.
+An object that does not match its receipt fails the load here, before anything is written to the warehouse.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 log = logging.getLogger(__name__)
 
 Fetch = Callable[[str, ScratchFile], Version | None]
-"""Copies the object of an address into a file, and returns its version; ``None`` where there is no object."""
+"""Copies the object of a URI into a file, and returns its version, or ``None`` if there is no object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,9 @@ class StagedObject:
     """
     One object whose rows were verified.
 
-    :param rows: how many it holds.
-    :param resolution: of its rows, else as its receipt tells.
+    :param landed: its entry in the receipt.
+    :param rows: number of its rows.
+    :param resolution: of its rows in seconds; for an object without rows, the one in its receipt.
     :param batches: numbers of its record batches in the :class:`Staging`.
     :param replaced: whether a later run has rewritten it since its receipt.
     """
@@ -49,7 +50,11 @@ class StagedObject:
 
 
 class Staging:
-    """Verified rows of many objects, in a file without a name: the kernel removes it however the process ends."""
+    """
+    Verified rows of many objects, in an anonymous temporary file, which the kernel removes however the process ends.
+
+    :param fetch: copies an object into a file.
+    """
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
@@ -66,60 +71,60 @@ class Staging:
         """
         Fetch and verify an object, and store its rows.
 
-        An object that a later run has rewritten since its receipt is read as it is now: a load that waited for a day
-        would otherwise fail for good, together with all other objects.
+        An object that a later run has rewritten since its receipt is read as it is now. Otherwise a load that was
+        delayed by a day could never succeed.
 
-        :raises StemDataError: it is not as it was landed.
+        :raises StemDataError: the object is missing, damaged, or does not match its receipt.
         """
         first, rows, resolution = self._written, 0, landed.resolution
         with ScratchFile() as file:
-            replaced = self._is_replaced(landed, file)
+            replaced = self._fetch_verified(landed, file)
             file.seek(0)
             try:
-                for batch in _of_period(read_batches(cast(BinaryIO, file)), landed):
+                for batch in _checked(read_batches(cast(BinaryIO, file)), landed):
                     self._writer.write_batch(batch)
                     self._written += 1
                     rows += batch.num_rows
                     resolution = batch.column("resolution")[0].as_py()
             except ValueError as exc:
-                raise StemDataError(f"{one_line(landed.uri)} is not as it was landed: {exc}. Land it again.") from exc
+                raise StemDataError(f"The object is invalid: {exc}. Land it again [{one_line(landed.uri)}]") from exc
         if rows != landed.rows and not replaced:
             raise StemDataError(
-                f"The object holds {rows:,} rows and its receipt lists {landed.rows:,}. Use the receipt as it was "
-                f"returned [{one_line(landed.uri)}]"
+                f"The object has {rows:,} rows and its receipt lists {landed.rows:,}. Pass the receipt unchanged "
+                f"[{one_line(landed.uri)}]"
             )
         return StagedObject(landed, rows, resolution, range(first, self._written), replaced=replaced)
 
-    def _is_replaced(self, landed: LandedObject, file: ScratchFile) -> bool:
-        """Fetch an object and check it against its receipt; return whether a later run has rewritten it."""
+    def _fetch_verified(self, landed: LandedObject, file: ScratchFile) -> bool:
+        """Fetch an object, check it against its receipt, and return whether a later run has rewritten it."""
         uri = one_line(landed.uri)
         version = self._fetch(landed.uri, file)
         if version is None:
-            raise StemDataError(f"The object does not exist any more. Land it again [{uri}]")
+            raise StemDataError(f"The object no longer exists. Land it again [{uri}]")
         if version.sha256 is None:
             raise StemDataError(f"The object has no SHA-256 in its metadata. Land it again [{uri}]")
         if version.sha256 != file.sha256:
             raise StemDataError(
-                f"The object is damaged: the SHA-256 of its bytes is {file.sha256}, its metadata say "
-                f"{one_line(version.sha256)}. Land it again [{uri}]"
+                f"The object is damaged: its SHA-256 is {file.sha256}, expected {one_line(version.sha256)} from its "
+                f"metadata. Land it again [{uri}]"
             )
         if version.sha256 == landed.sha256:
             return False
         if version.read_at is None or version.read_at <= landed.read_at:
             raise StemDataError(
-                "The object is not the one of its receipt, and was not read later. Load it with its own receipt, or "
+                "The object is not the one in its receipt, and was not read later. Load it with its own receipt, or "
                 f"land it again [{uri}]"
             )
-        log.warning("%s was rewritten since its receipt, and is loaded as it is now", uri)
+        log.warning("%s was rewritten since its receipt, and is loaded in its current version", uri)
         return True
 
     def batches(self, staged: StagedObject) -> Iterator[pa.RecordBatch]:
-        """Iterate over an object's rows, once all objects were added."""
+        """Iterate over an object's rows. After the first call no object can be added."""
         for number in staged.batches:
             yield self._reader.get_batch(number)
 
     def close(self) -> None:
-        """Free the disk space."""
+        """Close the file, which frees its disk space."""
         self._file.close()
 
     def __enter__(self) -> Staging:
@@ -129,18 +134,18 @@ class Staging:
         self.close()
 
 
-def _of_period(batches: Iterator[pa.RecordBatch], landed: LandedObject) -> Iterator[pa.RecordBatch]:
-    """Check that all rows are of one resolution and belong to the object's period."""
+def _checked(batches: Iterator[pa.RecordBatch], landed: LandedObject) -> Iterator[pa.RecordBatch]:
+    """Yield batches, and raise ``ValueError`` unless all rows have one resolution and lie in the object's period."""
     resolution = landed.resolution
     for batch in batches:
         found = pc.unique(batch.column("resolution")).to_pylist()
         resolution = resolution or found[0]
         if found != [resolution]:
-            raise ValueError(f"it holds intervals of another resolution than {resolution} s")
+            raise ValueError(f"it has intervals of another resolution than {resolution} s")
         bounds = pc.min_max(batch.column("interval_end")).as_py()
         if not landed.start < bounds["min"] <= bounds["max"] <= landed.end:
             raise ValueError(
-                f"it holds intervals that end from {bounds['min'].isoformat()} to {bounds['max'].isoformat()}, outside "
+                f"it has intervals that end from {bounds['min'].isoformat()} to {bounds['max'].isoformat()}, outside "
                 f"its period {landed.start.isoformat()} to {landed.end.isoformat()}"
             )
         yield batch

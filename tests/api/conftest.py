@@ -1,4 +1,4 @@
-"""A client for a server of the test's choice, and a server that answers as no well-behaved one would."""
+"""A client for a chosen server, and a server that sends arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config_for(url: str, key: str = KEY, **extra: object) -> ClientConfig:
 def reply(
     body: bytes | str | dict[str, Any] = b"{}", status: int | str = 200, length: int | None = None, **headers: str
 ) -> bytes:
-    """An HTTP answer; ``length`` lies about the body, underscores in header names are hyphens."""
+    """Return an HTTP response; ``length`` overrides Content-Length, underscores in header names become hyphens."""
     if isinstance(body, dict):
         body = json.dumps(body)
     content = body.encode() if isinstance(body, str) else body
@@ -49,13 +49,13 @@ def reply(
 
 
 def refusal(message: str, status: int = 400, **headers: str) -> bytes:
-    """The guide's error payload."""
+    """Return an error response (guide: "Error Payload")."""
     return reply({"errors": [{"message": message, "code": status}]}, status, None, **headers)
 
 
 class RawServer:
     """
-    Speaks TCP: reads a request's head and sends the next of ``answers``; the last one repeats.
+    A TCP server that reads a request's head and sends the next of ``answers``; the last one repeats.
 
     An answer is the bytes to send, or a function of the connection and the head.
     """
@@ -101,11 +101,11 @@ class RawServer:
             assert not thread.is_alive()
 
     def hang(self, _connection: socket.socket, _head: bytes) -> None:
-        """An answer that never comes."""
+        """Never answer."""
         self.stopped.wait()
 
     def drip(self, start: bytes, drop: bytes = b" ", drops: int | None = None) -> Answer:
-        """An answer whose bytes come so slowly that no single wait is long; without ``drops`` it never ends."""
+        """Return an answer in slow, small pieces, so that no single read times out; without ``drops`` it never ends."""
 
         def answer(connection: socket.socket, head: bytes) -> None:
             connection.sendall(start)
@@ -167,13 +167,13 @@ def raw_server() -> Iterator[Callable[..., RawServer]]:
 
 @pytest.fixture
 def waits() -> list[float]:
-    """The seconds that clients of ``connect`` would have waited before each retry."""
+    """Return the seconds that clients of ``connect`` would have waited before each retry."""
     return []
 
 
 @pytest.fixture
 def connect(waits: list[float]) -> Iterator[Connect]:
-    """Make clients that note their waits: ``connect(server or simulator, **extra)``."""
+    """Make clients that record their waits: ``connect(server or simulator, **extra)``."""
     with ExitStack() as opened:
 
         def make(server: RawServer | Simulator, **extra: Any) -> StemClient:
@@ -186,7 +186,7 @@ def connect(waits: list[float]) -> Iterator[Connect]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of 127.0.0.1 that signs itself, and its key, in one file."""
+    """Return the path of a self-signed certificate of 127.0.0.1 and its key, in one file."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)
@@ -214,7 +214,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tls(certificate: Path) -> ssl.SSLContext:
-    """The server's side of TLS, with ``certificate``."""
+    """Return the server's TLS context, with ``certificate``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context

@@ -28,7 +28,7 @@ def read(
     return ClientConfig.from_connection(host=host, schema=schema, port=port, password=password, extra=extra)
 
 
-def read_or_complaint(*fields: Any, **named: Any) -> ClientConfig | str:
+def read_or_message(*fields: Any, **named: Any) -> ClientConfig | str:
     try:
         return read(*fields, **named)
     except StemConfigError as error:
@@ -130,9 +130,7 @@ def test_every_form_of_the_address(host: str | None, schema: str | None, port: i
         (None, None, 8443, "Host"),
     ],
 )
-def test_an_address_that_cannot_be_is_refused(
-    host: str | None, schema: str | None, port: int | None, named: str
-) -> None:
+def test_an_invalid_address_is_rejected(host: str | None, schema: str | None, port: int | None, named: str) -> None:
     with pytest.raises(StemConfigError) as raised:
         read(host, schema, port)
     assert named in str(raised.value)
@@ -150,19 +148,19 @@ def test_an_address_that_cannot_be_is_refused(
         "https://app.stem.com/#s3cr3t",
     ],
 )
-def test_what_looks_like_a_credential_in_the_host_is_not_repeated(host: str) -> None:
+def test_a_credential_in_the_host_is_not_shown(host: str) -> None:
     with pytest.raises(StemConfigError, match="Host") as raised:
         read(host, password="s3cr3t")
     assert "s3cr3t" not in str(raised.value)
 
 
 @pytest.mark.parametrize("key", ["abc", "a/b+c=", "==", "user@host:8080", "a:b", "%2F%", VISIBLE, "'\"\\"])
-def test_a_key_is_taken_as_it_is(key: str) -> None:
+def test_a_key_is_kept_unchanged(key: str) -> None:
     assert read(password=key).api_key.reveal() == key
 
 
 @pytest.mark.parametrize("key", ["the-key\n", "  the-key", "\tthe-key \r\n"])
-def test_the_white_space_that_pasting_leaves_is_cut_off(key: str) -> None:
+def test_white_space_around_a_key_is_removed(key: str) -> None:
     assert read(password=key).api_key.reveal() == "the-key"
 
 
@@ -173,7 +171,7 @@ def test_no_key(key: str | None) -> None:
 
 
 @pytest.mark.parametrize("middle", [" ", "\n", "\r\nX-Header: 1\r\n", "\t", "\x00", "\x7f", "é", "\u200b", "\ud800"])
-def test_a_key_that_fits_no_header_is_refused_and_not_repeated(middle: str) -> None:
+def test_a_key_that_cannot_be_in_a_header_is_rejected_and_not_shown(middle: str) -> None:
     with pytest.raises(StemConfigError, match="Password") as raised:
         read(password=f"left{middle}right")
     assert "left" not in str(raised.value)
@@ -223,7 +221,7 @@ def test_the_defaults(extra: str | None) -> None:
         ("verify", str(Path(__file__).parent), str(Path(__file__).parent)),
     ],
 )
-def test_an_option_as_json_or_as_text(name: str, value: object, expected: object) -> None:
+def test_an_option_may_be_json_or_a_string(name: str, value: object, expected: object) -> None:
     read_value = getattr(read(extra=json.dumps({name: value})), name)
     assert read_value == expected
     assert type(read_value) is type(expected)
@@ -252,7 +250,7 @@ def test_an_option_as_json_or_as_text(name: str, value: object, expected: object
         ("verify", json.dumps("/a" * 4000)),
     ],
 )  # fmt: skip
-def test_an_option_that_makes_no_sense_is_named(name: str, value: str) -> None:
+def test_an_invalid_option_is_named(name: str, value: str) -> None:
     with pytest.raises(StemConfigError, match=f"'{name}'"):
         read(extra=f'{{"{name}": {value}}}')
 
@@ -260,7 +258,7 @@ def test_an_option_that_makes_no_sense_is_named(name: str, value: str) -> None:
 @pytest.mark.parametrize(
     "extra", ["{", "no", "[]", '"text"', "3", "null", "true", '{"timeout": 3,}', "[" * 100_000, '{"a": ' * 100_000]
 )
-def test_an_extra_that_is_no_json_object(extra: str) -> None:
+def test_an_extra_that_is_not_a_json_object(extra: str) -> None:
     with pytest.raises(StemConfigError, match="Extra"):
         read(extra=extra)
 
@@ -292,7 +290,7 @@ paths = st.lists(st.from_regex(r"[A-Za-z0-9_~-]{1,8}", fullmatch=True), max_size
     full=st.booleans(),
     inside=st.booleans(),
 )
-def test_any_address_gives_its_own_url_once_and_for_all(
+def test_any_valid_address_becomes_a_base_url_that_reads_as_itself(
     name: str, path: str, slashes: str, port: int | None, full: bool, inside: bool
 ) -> None:
     host = f"{name}:{port}" if port and inside else name
@@ -310,21 +308,21 @@ fields = st.none() | st.text(max_size=30)
 @given(key=keys, host=fields, schema=fields, port=st.none() | st.integers(), extra=fields)
 @example(key="s3cr3t", host="https://s3cr3t@app.stem.com", schema=None, port=None, extra=None)
 @example(key="s3cr3t", host=None, schema="s", port=None, extra='{"verify": "no-file"}')
-def test_no_complaint_holds_the_key_or_is_of_another_kind(
+def test_every_error_is_a_config_error_without_the_key(
     key: str, host: str | None, schema: str | None, port: int | None, extra: str | None
 ) -> None:
-    shown = read_or_complaint(host, schema, port, key, extra)
-    assert key not in (shown if isinstance(shown, str) else repr(shown))
-    assert isinstance(shown, str) or shown.base_url.endswith("/")
+    result = read_or_message(host, schema, port, key, extra)
+    assert key not in (result if isinstance(result, str) else repr(result))
+    assert isinstance(result, str) or result.base_url.endswith("/")
 
 
 @given(key=st.text().map("k3y%".__add__))
-def test_a_key_is_taken_whole_or_refused_unseen(key: str) -> None:
-    shown = read_or_complaint(password=key)
-    if isinstance(shown, str):
-        assert key.strip() not in shown
+def test_a_key_is_kept_whole_or_rejected_without_being_shown(key: str) -> None:
+    result = read_or_message(password=key)
+    if isinstance(result, str):
+        assert key.strip() not in result
     else:
-        assert shown.api_key.reveal() == key.strip()
+        assert result.api_key.reveal() == key.strip()
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(
@@ -335,8 +333,8 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["timeout", "max_attempts", "page_size", "verify", "other"]), json_values))
-def test_any_extra_gives_sound_options_or_a_config_error(options: dict[str, Any]) -> None:
-    config = read_or_complaint(extra=json.dumps(options))
+def test_any_extra_gives_valid_options_or_a_config_error(options: dict[str, Any]) -> None:
+    config = read_or_message(extra=json.dumps(options))
     if isinstance(config, str):
         return
     assert 0 < config.timeout < float("inf")
@@ -346,7 +344,7 @@ def test_any_extra_gives_sound_options_or_a_config_error(options: dict[str, Any]
 
 
 @pytest.mark.parametrize("field", ["host", "schema", "extra"])
-def test_a_key_that_was_pasted_into_another_field_too_is_not_repeated(field):
+def test_a_key_that_was_pasted_into_another_field_is_not_shown(field):
     key = "aKey/With+Signs="
     fields: dict[str, Any] = {"host": "app.stem.com", "schema": "", "port": None, "password": key, "extra": None}
     fields[field] = json.dumps({"verify": key}) if field == "extra" else f"ftp://{key}"

@@ -45,18 +45,18 @@ def client(key: str = KEY) -> StemClient:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_text_does_not_hold_the_key_in_any_written_form(form: str) -> None:
+def test_the_key_is_redacted_in_every_encoding(form: str) -> None:
     left = client().redact(f"before {FORMS[form](KEY)} after")
     assert re.fullmatch(r"""before [b\\"']*\*\*\*[\\"']* after""", left)
 
 
 @given(key=st.text(VISIBLE, min_size=4), form=st.sampled_from(sorted(FORMS)))
-def test_any_key_is_found_in_any_written_form(key: str, form: str) -> None:
+def test_any_key_is_redacted_in_every_encoding(key: str, form: str) -> None:
     assert "***" in client(key).redact(f"x {FORMS[form](key)} y")
 
 
 @pytest.mark.parametrize("text", ["", "s3nT/Key", "no key here: *** [GET /x]", KEY[:-1]])
-def test_other_text_stays_as_it_is(text: str) -> None:
+def test_other_strings_are_unchanged(text: str) -> None:
     assert client().redact(text) == text
 
 

@@ -36,7 +36,7 @@ def page(*entries: object, **fields: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("total_as", "past_end", "max_per_page"), list(itertools.product(TOTALS, PAST_ENDS, [500, 3])), ids=str
 )
-def test_a_listing_is_complete_whatever_the_server_s_habits(
+def test_a_listing_is_complete_in_every_variant_of_the_server(
     stem_simulator_factory: Factory, connect: Connect, total_as: str, past_end: str, max_per_page: int
 ) -> None:
     page_as = {"empty": "number", "not_found": "string", "repeat": "number", "null": "missing"}[past_end]
@@ -45,7 +45,7 @@ def test_a_listing_is_complete_whatever_the_server_s_habits(
     )
     expected = [simulator.fleet.site_id(index) for index in range(7)]
     client_id = simulator.fleet.clients[0].id
-    # Nothing but the next page tells a repeat past the end from a page that another one took the place of.
+    # Only the next page distinguishes a repeat past the end from a page that replaced another one.
     more = 2 if (total_as, past_end) == ("missing", "repeat") else 1
     for page_size in (1, 2, 3, 6, 8, 100):
         simulator.reset_requests()
@@ -59,12 +59,12 @@ def test_a_listing_is_complete_whatever_the_server_s_habits(
 def test_an_empty_listing_ends(stem_simulator_factory: Factory, connect: Connect, past_end: str, total_as: str) -> None:
     simulator = stem_simulator_factory(clients=1, sites=0, past_end=past_end, total_as=total_as)
     assert list(connect(simulator).list_sites(simulator.fleet.clients[0].id)) == []
-    # One empty page looks like one item that is missing, until it stays so.
+    # A total of 1 may mean one empty page or one missing item, so the listing is repeated.
     assert len(simulator.requests) == (4 if total_as == "pages" else 1)
 
 
 Pages = Callable[[int, int], tuple[list[str], object] | None]
-"""Which ids and which total the answer to a page holds, at which time of listing; None is a 404."""
+"""Return the ids and the total of a page, given its number and how often it was listed; None is a 404."""
 FLEET = [f"s{number:03}" for number in range(350)]
 
 
@@ -73,7 +73,7 @@ def hundred(number: int, fleet: list[str] = FLEET) -> list[str]:
 
 
 class Listed:
-    """A server of sites and clients alike, 100 a page; a null page is ``[]`` with ``null``."""
+    """A server that lists sites or clients, 100 a page; ``null`` sends ``null`` instead of ``[]``."""
 
     def __init__(self, pages: Pages, *, echo: Callable[[int], object] | None = None, null: bool = False) -> None:
         self._pages = pages
@@ -101,7 +101,7 @@ class Listed:
 
 
 def with_page(number: int, instead: list[str] | None, total: object) -> Pages:
-    """The fleet, with one page replaced; None is a 404."""
+    """Return pages of the fleet with one page replaced; None is a 404."""
 
     def pages(page: int, _: int) -> tuple[list[str], object] | None:
         if page == number:
@@ -143,7 +143,7 @@ COUNT_OF_ITEMS_ALONE_SHOWS = ["2 cut", "3 for 2"]
     [("clients", False, None), ("clients", True, str), ("sites of a client", False, int)],
     ids=["clients", "with nulls and pages as strings", "sites of a client"],
 )
-def test_a_listing_that_is_short_is_listed_again_and_then_an_error(
+def test_an_incomplete_listing_is_listed_again_and_then_an_error(
     raw_server: Start,
     connect: Connect,
     kind: str,
@@ -168,9 +168,9 @@ def test_a_listing_that_is_short_is_listed_again_and_then_an_error(
 
 @pytest.mark.parametrize("name", ["total", "page"])
 @pytest.mark.parametrize("wrong", ["many", "", True, [350], {}, 3.5, float("nan"), "3 50"], ids=repr)
-def test_a_count_that_is_no_number_is_an_error(name: str, wrong: object) -> None:
+def test_a_count_that_is_not_a_number_is_an_error(name: str, wrong: object) -> None:
     with pytest.raises(StemDataError, match=f"{name} on page 1 of 'clients' is .*, not a number"):
-        Pager("clients", 100).take(page("a", **{name: wrong}))
+        Pager("clients", 100).add_page(page("a", **{name: wrong}))
 
 
 @listings
@@ -192,7 +192,7 @@ def test_the_first_page_for_every_page_is_an_error(
 @listings
 @pytest.mark.parametrize("echo", [lambda number: 2 if number == 3 else number, lambda number: f"{number + 1}"])
 @pytest.mark.parametrize("total", [350, 4, None], ids=repr)
-def test_another_page_than_was_asked_for_is_an_error(
+def test_a_page_with_another_number_is_an_error(
     raw_server: Start,
     connect: Connect,
     listing: Callable[[StemClient], Iterator[dict[str, Any]]],
@@ -200,24 +200,24 @@ def test_another_page_than_was_asked_for_is_an_error(
     total: object,
 ) -> None:
     server = Listed(lambda number, _: (hundred(number), total), echo=echo)
-    with pytest.raises(StemDataError, match=r"the answer to page \d of '\w+' is page \d"):
+    with pytest.raises(StemDataError, match=r"The response for page \d of '\w+' is page \d"):
         list(listing(connect(raw_server(server))))
     assert server.asked.count(1) == 4
 
 
 @pytest.mark.parametrize("echo", [None, lambda number: 2 if number == 3 else number], ids=["no page", "page"])
-def test_without_a_total_a_page_that_another_took_the_place_of_shows_in_the_next(
+def test_without_a_total_a_replaced_page_is_detected_on_the_next_page(
     raw_server: Start, connect: Connect, echo: Callable[[int], object] | None
 ) -> None:
     server = Listed(with_page(3, hundred(2), None), echo=echo)
-    with pytest.raises(StemDataError, match="page 4 has new clients"):
+    with pytest.raises(StemDataError, match="Page 4 has new clients"):
         list(connect(raw_server(server)).list_clients())
     assert server.asked == [1, 2, 3, 4] * 4
 
 
 @listings
 @pytest.mark.parametrize(("gone", "kind"), [(0, int), (50, str), (99, int)])
-def test_a_site_that_goes_while_the_pages_are_read_takes_no_other_with_it(
+def test_a_site_that_is_removed_during_paging_does_not_hide_another(
     raw_server: Start,
     connect: Connect,
     listing: Callable[[StemClient], Iterator[dict[str, Any]]],
@@ -253,21 +253,19 @@ def test_a_whole_listing_is_read_once(
     assert server.asked == [1, 2, 3, 4, 5]
 
 
-def test_of_a_walk_over_all_clients_a_short_listing_is_an_error_too(
-    stem_simulator: Simulator, connect: Connect
-) -> None:
+def test_an_incomplete_listing_of_one_of_all_clients_is_an_error(stem_simulator: Simulator, connect: Connect) -> None:
     second = stem_simulator.fleet.clients[1].id
 
     def short(request: Any, payload: Any) -> Any:
         return {**payload, "sites": []} if request.path.endswith(f"/{second}/sites") else payload
 
     stem_simulator.rewrite = short
-    with pytest.raises(StemDataError, match=f"page 1 is empty, but total is 10 .*/clients/{second}/sites"):
+    with pytest.raises(StemDataError, match=f"Page 1 is empty, but total is 10 .*/clients/{second}/sites"):
         list(connect(stem_simulator).list_sites())
     assert [r.path for r in stem_simulator.requests].count(f"/api/v1/clients/{second}/sites") == 4
 
 
-def test_no_message_of_a_listing_holds_the_key(raw_server: Start, connect: Connect, caplog: Any) -> None:
+def test_no_message_of_a_listing_contains_the_key(raw_server: Start, connect: Connect, caplog: Any) -> None:
     server = raw_server(reply({"clients": {"id": KEY}, "errors": []}), reply(page(KEY, {"name": KEY})))
     client = connect(server)
     for _ in range(2):
@@ -278,7 +276,7 @@ def test_no_message_of_a_listing_holds_the_key(raw_server: Start, connect: Conne
 
 @dataclass
 class Listing:
-    """A server's clients, its habits of listing them, and what goes wrong, how often."""
+    """A server's clients, how it lists them, and which fault occurs how often."""
 
     items: int = 0
     cap: int = 500
@@ -354,8 +352,8 @@ def test_a_listing_is_exactly_the_fleet_or_an_error(
     size = min(page_size, cap)
     pages = max(1, -(-items // size))
     listed = size * (at - 1)  # before the fault
-    # What no client can see: without a total an end is an end, a count of pages may happen to be that of the items,
-    # and a total of 1 may mean one empty page.
+    # Faults that no client can detect: without a total the end is the end, the number of pages may equal the number
+    # of items, and a total of 1 may mean one empty page.
     assume(fault == "none" or at > 1 or (pages if total_as == "pages" else items) != 1)
     assume(fault == "none" or total_as != "missing")
     assume(fault == "none" or total_as != "pages" or pages != listed)
@@ -413,7 +411,7 @@ def test_a_page_that_the_guide_does_not_describe(
     raw_server: Start, connect: Connect, payload: dict[str, Any], number: int
 ) -> None:
     server = raw_server(*[reply(page("first"))] * (number - 1), reply(payload))
-    with pytest.raises(StemDataError, match=f"page {number}"):
+    with pytest.raises(StemDataError, match=f"[Pp]age {number}"):
         list(connect(server).list_clients())
     assert len(server.heads) == number
 
@@ -458,7 +456,7 @@ def test_a_listing_that_ends_at_the_limit_is_whole(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(paging, "_MAX_PAGES", 3)
     pager = Pager("clients", 1)
     for payload in (page("a"), page("b"), page()):
-        pager.take(payload)
+        pager.add_page(payload)
     assert pager.done
     assert ids(iter(pager.items)) == ["a", "b"]
 
@@ -470,7 +468,7 @@ def test_the_limit_leaves_room_for_the_largest_fleet() -> None:
 def test_the_query_of_each_page() -> None:
     pager = Pager("sites", 50, "Plant & Co")
     assert pager.params() == {"per_page": 50, "name": "Plant & Co", "page": 1}
-    pager.take({"sites": [{"id": "a"}]})
+    pager.add_page({"sites": [{"id": "a"}]})
     assert pager.params() == {"per_page": 50, "name": "Plant & Co", "page": 2}
     assert Pager("sites", 50).params() == {"per_page": 50, "page": 1}
 
@@ -478,5 +476,5 @@ def test_the_query_of_each_page() -> None:
 def test_items_arrive_as_they_were_sent() -> None:
     item = {"id": "a", "name": None, "new": {"deep": [1, 2.5, "x"]}}
     pager = Pager("sites", 50)
-    pager.take({"sites": [item]})
+    pager.add_page({"sites": [item]})
     assert pager.items == [item]

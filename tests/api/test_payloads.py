@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.api.payloads import UnreadableAnswerError, error_messages, read_object
+from airflow_provider_stem.api.payloads import UnreadableResponseError, error_messages, read_object
 from airflow_provider_stem.errors import StemDataError
 
 
@@ -22,7 +22,7 @@ from airflow_provider_stem.errors import StemDataError
         (b'{"sites": [], "errors": null}', {"sites": [], "errors": None}),
     ],
 )
-def test_an_object_comes_as_it_is(body: bytes, payload: object) -> None:
+def test_an_object_is_returned_unchanged(body: bytes, payload: object) -> None:
     assert read_object(body) == payload
 
 
@@ -38,8 +38,8 @@ def test_an_object_comes_as_it_is(body: bytes, payload: object) -> None:
         b"[" * 200_000,
     ],
 )
-def test_a_body_that_is_no_json_may_pass(body: bytes) -> None:
-    with pytest.raises(UnreadableAnswerError) as raised:
+def test_a_body_that_is_not_json_is_retryable(body: bytes) -> None:
+    with pytest.raises(UnreadableResponseError) as raised:
         read_object(body)
     assert isinstance(raised.value, StemDataError)
     assert "Sign in" not in str(raised.value)
@@ -59,13 +59,13 @@ def test_a_body_that_is_no_json_may_pass(body: bytes) -> None:
         b'{"sites": [], "errors": [{"message": "Kaputt."}]}',
     ],
 )
-def test_another_json_stays_wrong(body: bytes) -> None:
+def test_other_json_is_not_retryable(body: bytes) -> None:
     with pytest.raises(StemDataError) as raised:
         read_object(body)
-    assert not isinstance(raised.value, UnreadableAnswerError)
+    assert not isinstance(raised.value, UnreadableResponseError)
 
 
-def test_every_message_of_an_error_under_200_is_told() -> None:
+def test_every_message_of_an_error_with_status_200_is_reported() -> None:
     with pytest.raises(StemDataError, match=r"First\.; Second\."):
         read_object(b'{"errors": [{"message": "First."}, {"message": "Second."}]}')
 
@@ -83,12 +83,12 @@ def test_every_message_of_an_error_under_200_is_told() -> None:
         ("text", []),
     ],
 )
-def test_messages_are_read_from_whatever_comes(payload: object, messages: list[str]) -> None:
+def test_messages_are_read_from_any_payload(payload: object, messages: list[str]) -> None:
     assert error_messages(payload) == messages
 
 
 @given(st.text())
-def test_a_line_is_one_line_and_harmless(text: str) -> None:
+def test_one_line_is_printable_and_short(text: str) -> None:
     line = one_line(text)
     assert line.isprintable()
     assert len(line) <= 500
@@ -96,17 +96,17 @@ def test_a_line_is_one_line_and_harmless(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\r\n b", "a\x1b b", "a\u2028b", "a\u202eb", "a\x9bb", "a\x00b", "a\t \tb"])
-def test_what_a_log_would_act_on_becomes_a_space(text: str) -> None:
+def test_control_characters_become_a_space(text: str) -> None:
     assert one_line(text) == "a b"
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=5))
-def test_no_json_at_all_raises_anything_else(value: object) -> None:
+def test_any_other_json_raises_only_data_errors(value: object) -> None:
     with pytest.raises(StemDataError):
         read_object(json.dumps(value).encode())
 
 
 @given(st.binary())
-def test_no_bytes_at_all_raise_anything_else(body: bytes) -> None:
+def test_any_bytes_raise_only_data_errors(body: bytes) -> None:
     with contextlib.suppress(StemDataError):
         assert isinstance(read_object(body), dict)

@@ -79,7 +79,7 @@ LASTING: list[tuple[str | int, type[StemError]]] = [
 
 class TestRetries:
     @pytest.mark.parametrize("kind", [kind for kind, _ in PASSING])
-    def test_a_fault_that_passes_costs_one_request(
+    def test_a_temporary_fault_costs_one_retry(
         self,
         stem_simulator: Simulator,
         connect: Connect,
@@ -97,7 +97,7 @@ class TestRetries:
 
     @pytest.mark.parametrize(("kind", "error"), PASSING)
     @pytest.mark.parametrize("max_attempts", [1, 3])
-    def test_a_fault_that_stays_is_told_after_the_last_attempt(
+    def test_a_permanent_fault_is_raised_after_the_last_attempt(
         self,
         stem_simulator: Simulator,
         connect: Connect,
@@ -120,7 +120,7 @@ class TestRetries:
         assert len(waits) == max_attempts - 1
 
     @pytest.mark.parametrize(("kind", "error"), LASTING)
-    def test_what_would_not_change_is_asked_once(
+    def test_errors_that_a_retry_cannot_help_are_not_retried(
         self, stem_simulator: Simulator, connect: Connect, waits: list[float], kind: str | int, error: type[StemError]
     ) -> None:
         stem_simulator.fail(kind, times=None)
@@ -138,14 +138,14 @@ class TestRetries:
         assert next(connect(stem_simulator, max_attempts=5).list_clients())
         assert len(waits) == 4
 
-    def test_a_lasting_refusal_ends_the_retries(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_an_error_that_is_not_retryable_ends_the_retries(self, stem_simulator: Simulator, connect: Connect) -> None:
         stem_simulator.fail(503)
         stem_simulator.fail(401)
         with pytest.raises(StemAuthError):
             connect(stem_simulator).get_site("site-00001")
         assert len(stem_simulator.requests) == 2
 
-    def test_nobody_listens(self, connect: Connect, raw_server: Start, waits: list[float]) -> None:
+    def test_connection_refused(self, connect: Connect, raw_server: Start, waits: list[float]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as unused:
             port = unused.getsockname()[1]
         server = raw_server()
@@ -201,7 +201,7 @@ class TestWaits:
         assert len(waits) == 1
         assert 100 < waits[0] <= 120.5
 
-    def test_clients_that_were_told_the_same_come_back_apart(
+    def test_clients_with_the_same_retry_after_return_at_different_times(
         self, raw_server: Start, connect: Connect, waits: list[float]
     ) -> None:
         server = raw_server(refusal("Later.", 429, Retry_After="20"))
@@ -237,7 +237,9 @@ class TestWaits:
         assert len(stem_simulator.requests) == 1
         assert waits == []
 
-    def test_the_last_error_tells_what_the_server_asked_for(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_the_last_error_has_the_retry_after_of_the_server(
+        self, stem_simulator: Simulator, connect: Connect
+    ) -> None:
         stem_simulator.fail(429, retry_after=17, times=None)
         with pytest.raises(StemRateLimitError) as raised:
             connect(stem_simulator).get_site("site-00001")
@@ -267,7 +269,7 @@ class TestWaits:
             "Mon, 01 Jan 0000 00:00:00 GMT",
         ],
     )
-    def test_a_retry_after_that_makes_no_sense_is_as_good_as_none(
+    def test_an_invalid_retry_after_is_ignored(
         self, raw_server: Start, connect: Connect, waits: list[float], value: str
     ) -> None:
         server = raw_server(refusal("Later.", 503, Retry_After=value), SITE)
@@ -276,20 +278,20 @@ class TestWaits:
         assert 0 <= waits[0] <= 0.5
 
     @pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000", "UTC", ""])
-    def test_the_date_is_utc_however_it_says_so(
+    def test_the_date_is_utc_in_every_spelling(
         self, raw_server: Start, connect: Connect, waits: list[float], zone: str
     ) -> None:
         began = datetime.now(UTC)
         when = format_datetime(began + timedelta(seconds=200), usegmt=True).replace("GMT", zone).strip()
         connect(raw_server(refusal("Later.", 503, Retry_After=when), SITE)).get_site("a")
-        # Whole seconds, less what the test has taken, and more by the random part of a pause.
+        # Whole seconds, minus the time that the test has taken, plus the random part of a wait.
         assert 199 - (datetime.now(UTC) - began).total_seconds() <= waits[0] <= 200.5
 
-    def test_a_real_rate_limit_is_survived(
+    def test_a_listing_completes_under_a_real_rate_limit(
         self, stem_simulator_factory: Factory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[float] = []
-        # The limiter's own time goes on only where the client waits.
+        # The limiter's clock advances only when the client waits.
         monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: 0.11 * len(asked)))
         simulator = stem_simulator_factory(rate_limit=10, retry_after="seconds", clients=14, sites=0)
         with StemClient(config_for(simulator.url, "demo-key", page_size=1), sleep=asked.append) as client:
@@ -322,7 +324,7 @@ class TestTimeouts:
     def test_a_slow_drip_raises_in_time(
         self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, start: bytes, drop: bytes
     ) -> None:
-        monkeypatch.setattr("http.client._MAXHEADERS", 10**9)  # else a hundred would end the drip
+        monkeypatch.setattr("http.client._MAXHEADERS", 10**9)  # otherwise 100 headers would end the response
         server = raw_server()
         server.answers = [server.drip(start, drop)]
         began = time.monotonic()
@@ -332,7 +334,7 @@ class TestTimeouts:
         until(lambda: len(server.heads) == 2)
 
     @pytest.mark.parametrize(("status", "error", "attempts"), [(503, StemServerError, 2), (404, StemNotFoundError, 1)])
-    def test_a_refusal_counts_though_its_body_drips(
+    def test_an_error_status_counts_with_a_slow_body(
         self,
         raw_server: Start,
         connect: Connect,
@@ -341,7 +343,7 @@ class TestTimeouts:
         error: type[StemError],
         attempts: int,
     ) -> None:
-        # The client's time goes on with what it reads, so that the timeout ends no read of the head.
+        # The client's clock advances with each read, so that the timeout ends no read of the head.
         ticks = count()
         monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
         server = raw_server()
@@ -351,7 +353,7 @@ class TestTimeouts:
         assert len(server.heads) == attempts
 
     @pytest.mark.parametrize("slow", ["hang", "drip"])
-    def test_a_slow_answer_is_asked_for_again(
+    def test_a_slow_response_is_retried(
         self,
         raw_server: Start,
         connect: Connect,
@@ -367,7 +369,7 @@ class TestTimeouts:
         assert client.get_site("a") == {"id": "a"}
         assert client.requests_sent == 2
 
-    def test_a_slow_but_timely_answer_is_whole(self, raw_server: Start, connect: Connect) -> None:
+    def test_a_slow_response_within_the_timeout_is_complete(self, raw_server: Start, connect: Connect) -> None:
         server = raw_server()
         server.answers = [server.drip(b'HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{"id": "a"}', drops=11)]
         assert connect(server).get_site("a") == {"id": "a"}
@@ -375,7 +377,7 @@ class TestTimeouts:
 
 
 def tunnel(to: RawServer, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> Answer:
-    """What a proxy does with CONNECT: answer, then pass bytes on in both directions."""
+    """Serve CONNECT as a proxy does: respond, then forward bytes in both directions."""
 
     def serve(connection: socket.socket, head: bytes) -> None:
         assert head.startswith(b"CONNECT ")
@@ -392,7 +394,7 @@ def tunnel(to: RawServer, answer: bytes = b"HTTP/1.1 200 Connection established\
 
 
 class TestThroughAProxy:
-    """As a tunnel, which is all that a proxy is used for."""
+    """Proxies are used as tunnels only."""
 
     @pytest.fixture
     def server(self, raw_server: Start, tls: object) -> RawServer:
@@ -412,7 +414,7 @@ class TestThroughAProxy:
 
         return connected
 
-    def test_an_answer_comes_whole(self, server: RawServer, connect_by: Callable[..., StemClient]) -> None:
+    def test_a_response_is_complete(self, server: RawServer, connect_by: Callable[..., StemClient]) -> None:
         client = connect_by(tunnel(server))
         assert [client.get_site("a") for _ in range(3)] == [{"id": "a"}] * 3
         assert server.connections == 1
@@ -438,7 +440,7 @@ class TestThroughAProxy:
         assert client.requests_sent == 2
         assert server.connections == 0
 
-    def test_informational_answers_of_the_proxy_are_passed_over(
+    def test_informational_responses_of_the_proxy_are_skipped(
         self, server: RawServer, connect_by: Callable[..., StemClient]
     ) -> None:
         answer = INFORMATIONAL["early hints"] + b"HTTP/1.1 200 OK\r\n\r\n"
@@ -453,10 +455,10 @@ INFORMATIONAL = {
 }
 
 
-class TestInformationalAnswers:
+class TestInformationalResponses:
     @pytest.mark.parametrize("names", [[name] for name in INFORMATIONAL] + [[*INFORMATIONAL] * 3], ids=str)
     @pytest.mark.parametrize("pieces", [False, True], ids=["at once", "one by one"])
-    def test_are_passed_over(self, raw_server: Start, connect: Connect, names: list[str], pieces: bool) -> None:
+    def test_are_skipped(self, raw_server: Start, connect: Connect, names: list[str], pieces: bool) -> None:
         parts = [*(INFORMATIONAL[name] for name in names), SITE]
 
         def answer(connection: socket.socket, head: bytes) -> None:
@@ -469,7 +471,7 @@ class TestInformationalAnswers:
         assert [client.get_site("a") for _ in range(2)] == [{"id": "a"}] * 2
         assert (len(server.heads), server.connections) == (2, 1)
 
-    def test_leave_a_refusal_what_it_is(self, raw_server: Start, connect: Connect) -> None:
+    def test_do_not_hide_an_error_status(self, raw_server: Start, connect: Connect) -> None:
         server = raw_server(INFORMATIONAL["processing"] + refusal("No such site.", 404))
         with pytest.raises(StemNotFoundError, match="No such site"):
             connect(server).get_site("a")
@@ -514,7 +516,7 @@ class TestBodies:
             reply(b'{"id": "a"}', X_Odd="\xff\x80"),
         ],
     )
-    def test_however_a_body_travels(self, raw_server: Start, connect: Connect, answer: bytes) -> None:
+    def test_every_transfer_encoding_of_a_body(self, raw_server: Start, connect: Connect, answer: bytes) -> None:
         server = raw_server(answer)
         assert connect(server).get_site("a") == {"id": "a"}
         assert len(server.heads) == 1
@@ -553,7 +555,7 @@ class TestBodies:
             reply(b'{"name": "caf\xe9"}'),
         ],
     )
-    def test_a_broken_answer_is_asked_for_again(self, raw_server: Start, connect: Connect, answer: Answer) -> None:
+    def test_a_broken_response_is_retried(self, raw_server: Start, connect: Connect, answer: Answer) -> None:
         server = raw_server(answer, SITE)
         client = connect(server)
         assert client.get_site("a") == {"id": "a"}
@@ -562,7 +564,7 @@ class TestBodies:
             connect(raw_server(answer), max_attempts=2).get_site("a")
 
     @pytest.mark.parametrize("form", ["length", "chunks", "gzip"])
-    def test_a_body_over_the_limit_is_refused_at_once(
+    def test_a_body_over_the_limit_is_not_retried(
         self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, form: str
     ) -> None:
         monkeypatch.setattr(transport, "BODY_LIMIT", 10_000)
@@ -577,7 +579,7 @@ class TestBodies:
             connect(server).get_site("a")
         assert len(server.heads) == 1
 
-    def test_a_body_at_the_limit_is_taken(
+    def test_a_body_at_the_limit_is_accepted(
         self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(transport, "BODY_LIMIT", 11)
@@ -585,7 +587,7 @@ class TestBodies:
 
     @pytest.mark.parametrize("form", ["length", "chunks", "gzip"])
     @pytest.mark.parametrize("size", [2**20, 2**20 + 1, 5 * 2**20])
-    def test_a_long_body_comes_whole(self, raw_server: Start, form: str, size: int) -> None:
+    def test_a_long_body_is_complete(self, raw_server: Start, form: str, size: int) -> None:
         body = random.Random(size).randbytes(size)
         forms = {
             "length": reply(body),
@@ -595,7 +597,7 @@ class TestBodies:
         client = Transport(config_for(raw_server(forms[form]).url))
 
         def parse(shown: Body) -> bytes:
-            # What is long waits on disk, where it takes no memory.
+            # A long body is on disk and takes no memory.
             assert isinstance(shown, mmap.mmap) == (size > 2**20)
             return bytes(shown)
 
@@ -631,7 +633,7 @@ class TestBodies:
         ],
         ids=["cut off", "no gzip", "reset"],
     )
-    def test_a_refusal_counts_though_its_body_is_broken(
+    def test_an_error_status_counts_even_if_its_body_is_broken(
         self, raw_server: Start, connect: Connect, answer: Answer
     ) -> None:
         server = raw_server(answer)
@@ -648,7 +650,9 @@ class TestBodies:
 
 class TestRedirects:
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    def test_nobody_else_gets_the_key(self, raw_server: Start, connect: Connect, status: int) -> None:
+    def test_a_redirect_to_another_server_is_not_followed(
+        self, raw_server: Start, connect: Connect, status: int
+    ) -> None:
         elsewhere = raw_server()
         server = raw_server(reply(b"", status, Location=elsewhere.url + "?secret-place"))
         with pytest.raises(StemRequestError, match="redirect") as raised:
@@ -658,7 +662,7 @@ class TestRedirects:
         assert elsewhere.connections == 0
         assert len(server.heads) == 1
 
-    def test_nor_does_another_path_of_the_same_server(self, raw_server: Start, connect: Connect) -> None:
+    def test_a_redirect_to_another_path_is_not_followed(self, raw_server: Start, connect: Connect) -> None:
         server = raw_server(reply(b"", 302, Location="/api/v2/"), SITE)
         with pytest.raises(StemRequestError):
             connect(server).get_site("a")
@@ -667,7 +671,7 @@ class TestRedirects:
 
 class TestErrorTexts:
     @pytest.mark.parametrize("status", [400, 401, 404, 429, 500])
-    def test_the_api_s_own_messages_are_told(self, raw_server: Start, connect: Connect, status: int) -> None:
+    def test_the_message_of_the_api_is_reported(self, raw_server: Start, connect: Connect, status: int) -> None:
         body = {"errors": [{"message": "First: é.", "code": 1}, {"message": "Second."}], "debug": "s3cr3t-body"}
         server = raw_server(reply(body, status, X_Secret="s3cr3t-header", Set_Cookie="id=s3cr3t-cookie"))
         with pytest.raises(StemApiError) as raised:
@@ -684,24 +688,26 @@ class TestErrorTexts:
          b'{"errors": [{"text": "s3cr3t"}]}', b'{"errors": [{"message": {"s3cr3t": 1}}]}', b"\xff\xfe s3cr3t",
          b"[" * 60_000],
     )  # fmt: skip
-    def test_without_one_the_status_speaks(self, raw_server: Start, connect: Connect, body: bytes) -> None:
+    def test_without_a_message_the_status_phrase_is_reported(
+        self, raw_server: Start, connect: Connect, body: bytes
+    ) -> None:
         with pytest.raises(StemNotFoundError) as raised:
             connect(raw_server(reply(body, 404))).get_site("a")
         assert raised.value.message == "Not Found"
 
-    def test_an_unknown_status_has_a_message_too(self, raw_server: Start, connect: Connect) -> None:
+    def test_an_unknown_status_has_a_message(self, raw_server: Start, connect: Connect) -> None:
         with pytest.raises(StemRequestError) as raised:
             connect(raw_server(reply(b"", 499))).get_site("a")
         assert raised.value.message
 
-    def test_an_error_under_200_is_told_at_once(self, raw_server: Start, connect: Connect) -> None:
+    def test_an_error_payload_with_status_200_is_not_retried(self, raw_server: Start, connect: Connect) -> None:
         server = raw_server(reply({"errors": [{"message": "The database is away.", "code": 500}]}))
         with pytest.raises(StemDataError, match=r"The database is away\..*/sites/a\]"):
             connect(server).get_site("a")
         assert len(server.heads) == 1
 
     @pytest.mark.parametrize("status", [200, 400, 503])
-    def test_nothing_in_a_message_acts_on_a_terminal_or_a_log(
+    def test_a_message_contains_no_control_characters(
         self, raw_server: Start, connect: Connect, caplog: pytest.LogCaptureFixture, status: int
     ) -> None:
         nasty = "No\r\n2024-01-01 ERROR forged\x1b[2J\x1b]0;title\x07\x9b31m\u202e\u2028\x00 end"
@@ -712,12 +718,12 @@ class TestErrorTexts:
         assert all(record.getMessage().isprintable() for record in caplog.records)
 
     @pytest.mark.parametrize("status", [200, 400, 503])
-    def test_a_message_has_an_end(self, raw_server: Start, connect: Connect, status: int) -> None:
+    def test_a_message_is_bounded(self, raw_server: Start, connect: Connect, status: int) -> None:
         with pytest.raises(StemError) as raised:
             connect(raw_server(refusal("long " * 9000, status)), max_attempts=1).get_site("a")
         assert len(str(raised.value)) < 1000
 
-    def test_the_address_in_the_text_is_one_line(self, raw_server: Start, connect: Connect) -> None:
+    def test_the_address_in_a_message_is_one_line(self, raw_server: Start, connect: Connect) -> None:
         with pytest.raises(StemNotFoundError) as raised:
             connect(raw_server(refusal("No.", 404))).get_site("a\n\x1b[2J b")
         assert str(raised.value).isprintable()
@@ -746,7 +752,7 @@ ECHOES: dict[str, Callable[[str], Answer]] = {
 
 
 def whole_chain(error: BaseException) -> str:
-    """Every traceback that leads to ``error`` as a debugger would show it, without the tests' own frames."""
+    """Return every traceback of ``error`` as a debugger would show it, without the frames of the tests."""
     shown, pending, met = [], [error], set[int]()
     while pending:
         one = pending.pop()
@@ -759,7 +765,7 @@ def whole_chain(error: BaseException) -> str:
 
 
 class TestTheKey:
-    def test_it_is_sent_as_the_guide_says_and_nowhere_else(self, raw_server: Start, connect: Connect) -> None:
+    def test_it_is_sent_in_the_header_of_the_guide_only(self, raw_server: Start, connect: Connect) -> None:
         server = raw_server(SITE)
         connect(server).get_site("a")
         (head,) = server.heads
@@ -767,7 +773,7 @@ class TestTheKey:
         assert head.count(KEY.encode()) == 1
 
     @pytest.mark.parametrize("echo", ECHOES)
-    def test_no_text_log_or_traceback_holds_it(
+    def test_no_message_or_log_contains_it(
         self,
         raw_server: Start,
         connect: Connect,
@@ -788,7 +794,7 @@ class TestTheKey:
         "text", ["x" * 490 + KEY, "x " * 250 + KEY, " " * 990 + KEY, "x" * 499 + KEY], ids=lambda text: f"{len(text)}"
     )
     @pytest.mark.parametrize("status", [200, 400])
-    def test_no_piece_of_it_is_left_where_a_message_is_cut(
+    def test_no_part_of_it_is_left_where_a_message_is_cut(
         self, raw_server: Start, connect: Connect, text: str, status: int
     ) -> None:
         with pytest.raises(StemError) as raised:
@@ -801,7 +807,7 @@ class TestTheKey:
             connect(raw_server(refusal(f"The key '{shown}' is odd, {shown}!"))).get_site("a")
         assert raised.value.message == "The key '***' is odd, ***!"
 
-    def test_it_is_not_shown_where_it_was_given_as_an_argument(self, raw_server: Start, connect: Connect) -> None:
+    def test_it_is_not_shown_when_it_was_passed_as_an_argument(self, raw_server: Start, connect: Connect) -> None:
         for name in ("get_site", "list_sites"):
             with pytest.raises(StemNotFoundError) as raised:
                 list(getattr(connect(raw_server(refusal("No.", 404))), name)(KEY))
@@ -827,7 +833,7 @@ class TestTheKey:
         assert server.authorizations == [f"APIKEY {KEY}"]
 
     @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-    def test_no_proxy_of_the_environment_sees_it_in_the_clear(
+    def test_no_proxy_of_the_environment_receives_it_unencrypted(
         self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, variable: str
     ) -> None:
         for name in ("NO_PROXY", "no_proxy"):
@@ -839,7 +845,7 @@ class TestTheKey:
         assert server.authorizations == [f"APIKEY {KEY}"]
 
     @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
-    def test_a_proxy_for_https_is_asked_for_a_tunnel_without_it(
+    def test_an_https_proxy_does_not_receive_it(
         self, raw_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, variable: str
     ) -> None:
         for name in ("NO_PROXY", "no_proxy"):
@@ -856,7 +862,7 @@ class TestTheKey:
 
 
 class TestTls:
-    def test_an_unknown_certificate_is_refused_before_the_key_is_sent(
+    def test_an_unknown_certificate_is_rejected_before_the_key_is_sent(
         self, raw_server: Start, connect: Connect, tls: object
     ) -> None:
         server = raw_server(SITE, tls=tls)
@@ -865,18 +871,20 @@ class TestTls:
         assert server.heads == []
 
     @pytest.mark.parametrize("verify", ["true", True])
-    def test_so_it_is_where_verification_is_asked_for(
+    def test_an_unknown_certificate_is_rejected_with_verify_true(
         self, raw_server: Start, connect: Connect, tls: object, verify: object
     ) -> None:
         with pytest.raises(StemTransportError, match=r"(?i)certificate"):
             connect(raw_server(SITE, tls=tls), max_attempts=1, verify=verify).get_site("a")
 
-    def test_a_bundle_makes_it_known(self, raw_server: Start, connect: Connect, tls: object, certificate: Path) -> None:
+    def test_a_ca_bundle_is_trusted(self, raw_server: Start, connect: Connect, tls: object, certificate: Path) -> None:
         server = raw_server(SITE, tls=tls)
         assert connect(server, verify=str(certificate)).get_site("a") == {"id": "a"}
         assert server.authorizations == [f"APIKEY {KEY}"]
 
-    def test_a_bundle_of_others_does_not(self, raw_server: Start, connect: Connect, tls: object) -> None:
+    def test_a_ca_bundle_without_the_certificate_is_rejected(
+        self, raw_server: Start, connect: Connect, tls: object
+    ) -> None:
         server = raw_server(SITE, tls=tls)
         with pytest.raises(StemTransportError, match=r"(?i)certificate"):
             connect(server, max_attempts=1, verify=certifi.where()).get_site("a")
@@ -898,14 +906,14 @@ class TestTls:
             monkeypatch.setenv(bundle, "/etc/ssl/certs/ca-certificates.crt")
         assert connect(raw_server(SITE, tls=tls), verify=verify).get_site("a") == {"id": "a"}
 
-    def test_https_to_a_server_without_it(self, raw_server: Start, connect: Connect) -> None:
+    def test_https_to_a_server_without_tls(self, raw_server: Start, connect: Connect) -> None:
         server = raw_server(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         server.url = f"https://{server.address}/"
         with pytest.raises(StemTransportError):
             connect(server, max_attempts=1, timeout=0.3).get_site("a")
 
     @pytest.mark.parametrize("bundle", ["", "others", "no certificates", "gone"])
-    def test_it_is_not_asked_for_again_and_the_remedy_is_told(
+    def test_a_certificate_error_is_not_retried_and_names_the_remedy(
         self, raw_server: Start, connect: Connect, waits: list[float], tls: object, tmp_path: Path, bundle: str
     ) -> None:
         path = tmp_path / "bundle.pem"
@@ -919,7 +927,7 @@ class TestTls:
         assert (client.requests_sent, waits) == (1, [])
 
     @pytest.mark.parametrize("name", ["localhost"])
-    def test_nor_is_one_of_another_host(
+    def test_a_certificate_of_another_host_is_rejected(
         self, raw_server: Start, connect: Connect, waits: list[float], tls: object, certificate: Path, name: str
     ) -> None:
         server = raw_server(SITE, tls=tls)
@@ -941,7 +949,7 @@ client = StemClient(ClientConfig(ApiKey("k"), url, max_attempts=3), sleep=waits.
 if limit == "files":
     files = []
     try:
-        client.get_site("b")  # what is imported late has its files
+        client.get_site("b")  # modules that are imported late open files
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
         while True:
             files.append(open("/dev/null"))
@@ -960,7 +968,7 @@ print(json.dumps([told, len(waits)]))
 
 
 class TestTheWorkersOwnLimits:
-    """They are told as what they are, and another attempt does not help."""
+    """They are reported as worker errors and not retried."""
 
     @pytest.mark.parametrize(
         ("limit", "message"),
@@ -969,7 +977,7 @@ class TestTheWorkersOwnLimits:
             ("file size", r"File too large: .* on this worker\. Free space in /\S+, or set TMPDIR"),
         ],
     )
-    def test_are_told_at_once(self, raw_server: Start, limit: str, message: str) -> None:
+    def test_are_not_retried(self, raw_server: Start, limit: str, message: str) -> None:
         site_a, site_b = reply({"id": "a", "name": "x" * 4_000_000}), reply({"id": "b"})
         server = raw_server(*([site_b] if limit == "files" else []), site_a)
         told, waits = printed_by(LIMITED, server.url, "a", limit)
@@ -977,7 +985,7 @@ class TestTheWorkersOwnLimits:
         assert waits == 0
         assert len(server.heads) == 1
 
-    def test_so_is_a_directory_that_is_not_there(
+    def test_a_missing_temporary_directory_is_not_retried(
         self, raw_server: Start, connect: Connect, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
@@ -1007,7 +1015,7 @@ class TestConnections:
             reply(b"<html>", 200),
         ],
     )
-    def test_whatever_it_answers_the_connection_is_used_again(
+    def test_the_connection_is_reused_after_every_response(
         self, raw_server: Start, connect: Connect, answer: bytes
     ) -> None:
         def send(connection: socket.socket, head: bytes) -> None:
@@ -1023,7 +1031,7 @@ class TestConnections:
         assert len(server.heads) >= 3
         assert server.connections == 1
 
-    def test_it_is_reused_under_tls_too(
+    def test_the_connection_is_reused_under_tls(
         self, raw_server: Start, connect: Connect, tls: object, certificate: Path
     ) -> None:
         server = raw_server(SITE, tls=tls)
@@ -1040,7 +1048,7 @@ class TestConnections:
         assert server.connections == 3
         assert client.requests_sent == 3
 
-    def test_each_thread_has_its_own(self, raw_server: Start, connect: Connect) -> None:
+    def test_each_thread_has_its_own_connection(self, raw_server: Start, connect: Connect) -> None:
         server = raw_server(SITE)
         client = connect(server)
         together = threading.Barrier(8, timeout=HUNG_AFTER)
@@ -1077,7 +1085,7 @@ class TestConnections:
 
 
 class TestClose:
-    def test_a_wait_ends_and_nothing_is_sent_after_it(
+    def test_a_wait_is_interrupted_and_nothing_is_sent_after_it(
         self, stem_simulator: Simulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(transport, "RETRY_AFTER_CAP", math.inf)
@@ -1091,14 +1099,14 @@ class TestClose:
         assert all(isinstance(error, StemError) for error in errors)
         assert client.requests_sent == len(stem_simulator.requests) == 3
 
-    def test_a_real_wait_lasts_and_then_the_request_goes_out(self, stem_simulator: Simulator) -> None:
+    def test_the_request_is_sent_after_a_real_wait(self, stem_simulator: Simulator) -> None:
         stem_simulator.fail(503, retry_after=1)
         began = time.monotonic()
         with StemClient(config_for(stem_simulator.url, "demo-key")) as client:
             assert next(client.list_clients())
         assert time.monotonic() - began >= 1
 
-    def test_new_requests_are_refused_unsent(
+    def test_new_requests_are_rejected_unsent(
         self, stem_simulator: Simulator, connect: Connect, waits: list[float]
     ) -> None:
         client = connect(stem_simulator)
@@ -1122,7 +1130,7 @@ class TestClose:
             client.get_site("a")
         assert gone.wait(HUNG_AFTER)
 
-    def test_a_request_under_way_may_end(self, raw_server: Start) -> None:
+    def test_a_running_request_may_complete(self, raw_server: Start) -> None:
         arrived, answered = threading.Event(), threading.Event()
 
         def answer(connection: socket.socket, head: bytes) -> None:
@@ -1139,7 +1147,7 @@ class TestClose:
             assert future.result(HUNG_AFTER) == {"id": "a"}
 
 
-def test_a_parser_s_own_errors_pass_unchanged(raw_server: Start) -> None:
+def test_other_errors_of_the_parser_are_unchanged(raw_server: Start) -> None:
     def parse(body: Body) -> None:
         raise LookupError("a bug")
 
@@ -1149,7 +1157,7 @@ def test_a_parser_s_own_errors_pass_unchanged(raw_server: Start) -> None:
     assert len(server.heads) == 1
 
 
-def test_the_server_is_told_who_asks(raw_server: Start, connect: Connect) -> None:
+def test_requests_have_a_user_agent(raw_server: Start, connect: Connect) -> None:
     server = raw_server(SITE)
     connect(server).get_site("a")
     assert b"User-Agent: airflow-provider-stem/" in server.heads[0]

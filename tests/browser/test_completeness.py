@@ -243,14 +243,14 @@ def test_the_keyboard_goes_from_cell_to_cell_and_says_where_it_is(page, tmp_path
     with shown(page, tmp_path, ROWS):
         page.locator("#canvas").focus()
         page.keyboard.press("ArrowRight")
-        begin = page.locator("#told").inner_text()
+        begin = page.locator("#announcement").inner_text()
         assert re.fullmatch(r"site-\d, 2025-06-27 UTC; MONITOR, 15 min, .+", begin)
         for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"):
             page.keyboard.press(key)
-        assert page.locator("#told").inner_text() == begin
+        assert page.locator("#announcement").inner_text() == begin
         for _ in range(DAYS + 2):
             page.keyboard.press("ArrowRight")
-        assert f"{day(DAYS - 1)} UTC" in page.locator("#told").inner_text()
+        assert f"{day(DAYS - 1)} UTC" in page.locator("#announcement").inner_text()
         assert tip(page)[1] == f"{day(DAYS - 1)} (UTC)"
         page.keyboard.press("Escape")
         assert tip(page) is None

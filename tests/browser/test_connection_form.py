@@ -145,7 +145,7 @@ def test_a_connection_is_added_tested_and_edited_on_airflow_3(airflow, page, api
     with nothing_tells_the_keys(page):
         passed, told = connections.test("stem_typed")
     assert not passed
-    assert told.startswith("The API refuses the key (")
+    assert told.startswith("The API rejected the key (")
     assert saved(airflow, "stem_typed") == expected(typed_host, WRONG_KEY, **{**numbers, "timeout": None})
 
 
@@ -190,7 +190,7 @@ def test_a_connection_is_added_tested_and_edited_on_airflow_2(airflow, page, api
     assert connections.test() == f"Connected to {api.url}"
     assert api.requests[0].query["per_page"] == ["50"]
     connections.fill("password", WRONG_KEY)
-    assert connections.test().startswith("The API refuses the key (")
+    assert connections.test().startswith("The API rejected the key (")
     connections.fill("password", KEY)
     connections.save()
     numbers = {"timeout": 20, "max_attempts": 3, "page_size": 50, "verify": "false"}

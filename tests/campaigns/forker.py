@@ -153,13 +153,13 @@ def _mutate(mutation: str) -> None:
     elif mutation == "the worker's clock":
         S3Store._answered_at = lambda *_: datetime.now(UTC)  # type: ignore[method-assign]
     elif mutation == "rows are not kept":
-        united = Merge.united
+        merged = Merge.merged
 
         def read_alone(self: Any, held: Any, read: Any) -> Any:
             self.keeps = False
-            return united(self, held, read)
+            return merged(self, held, read)
 
-        Merge.united = read_alone  # type: ignore[method-assign]
+        Merge.merged = read_alone  # type: ignore[method-assign]
 
 
 def _share_loader() -> None:

@@ -1,4 +1,4 @@
-"""The two DAGs that load a fleet, run task by task on the simulator and the S3 server."""
+"""The two DAGs that load a fleet, executed task by task against the simulator and the S3 server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import expected_rows, landed_rows, run_context
 ROOT = Path(__file__).parents[2]
 TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 START = date(2023, 3, 3)
-# Their streams begin within the year before, in the middle of months and of intervals, some after the daily load.
+# Their streams begin within the previous year, in the middle of months and of intervals, some after the daily load.
 DAYS = ("start", "end")
 SITES = ["site-00047", "site-00126", "site-00190"]
 LATE = "site-00079"
@@ -30,7 +30,7 @@ class Loading:
     """
     The example DAGs, and a fleet whose list of sites can be changed.
 
-    :param sim: a simulator of 200 sites or more, of which only :attr:`listed` are listed.
+    :param sim: a simulator of 200 sites or more. Its API lists only those in :attr:`listed`.
     """
 
     def __init__(self, sim, lake, monkeypatch):
@@ -45,11 +45,11 @@ class Loading:
     def _rewrite(self, _, payload):
         if isinstance(payload, dict) and "sites" in payload:
             payload["sites"] = [site for site in payload["sites"] or () if site["id"] in self.listed]
-            payload.pop("total", None)  # of sites that are not listed here
+            payload.pop("total", None)  # it counts sites that are not listed
         return payload
 
     def begin_day(self, day, run_type="scheduled"):
-        """Run the tasks of a daily run up to those that read; return what these read."""
+        """Run the tasks of a daily run that come before `land_streams`, and return its arguments."""
         context = context_of(day, run_type)
         due = datetime.fromisoformat(f"{day + _DAY}T01:00:00+00:00")
         self.sim.now = max(due, self.sim.now or due)
@@ -58,7 +58,7 @@ class Loading:
         return [{**batch, **days} for batch in tasks.get_task("list_sites").execute(context)]
 
     def land(self, module, piece):
-        """Run one of the mapped tasks."""
+        """Run one of the mapped tasks, and return its receipt."""
         mapped = {name: value for name, value in piece.items() if name not in DAYS or module is self.history}
         task = module.dag.get_task("land_streams").unmap(mapped)
         for name in DAYS:
@@ -66,36 +66,36 @@ class Loading:
         return task.execute(run_context())
 
     def enter(self, module, pieces, receipts):
-        """Run the last tasks; return the extra of the run's event."""
+        """Run the task `enter`, and return the extra of its asset event."""
         context = run_context()
         module.dag.get_task("enter").python_callable(pieces, receipts, **context)
         return context["outlet_events"][self.daily.TELEMETRY if module is self.daily else self.history.HISTORY].extra
 
     def run_day(self, day, run_type="scheduled"):
-        """Run all of a daily run; return its event's extra."""
+        """Run all tasks of a daily run, and return the extra of its asset event."""
         pieces = self.begin_day(day, run_type)
         return self.enter(self.daily, pieces, [self.land(self.daily, piece) for piece in pieces])
 
-    def lacking(self):
-        """Run the history's tasks up to those that read; return what these are mapped over."""
+    def find_history(self):
+        """Run the history's tasks that come before `land_streams`, and return its arguments."""
         tasks = self.history.dag
         return tasks.get_task("find_history").python_callable(tasks.get_task("list_sites").execute(run_context()))
 
     def run_history(self):
-        """Run the history as often as its events start it; return the events' extras."""
+        """Run the history until its events start no more runs, and return the extras of the events."""
         extras = []
-        while pieces := self.lacking():
+        while pieces := self.find_history():
             extras.append(self.enter(self.history, pieces, [self.land(self.history, piece) for piece in pieces]))
         return extras
 
-    def asked(self):
-        """Count the requests for streams since the last look."""
+    def count_requests(self):
+        """Return the number of requests for streams since the last call."""
         count = sum(request.path.endswith("/streams") for request in self.sim.requests)
         self.sim.reset_requests()
         return count
 
     def rows(self, prefix="stem/"):
-        """Give every row that a reader of the lake finds."""
+        """Return all rows of the Parquet objects below a prefix."""
         tables = [
             pq.read_table(io.BytesIO(self.lake.read(key))) for key in self.keys(prefix) if key.endswith(".parquet")
         ]
@@ -106,7 +106,7 @@ class Loading:
         return [one["Key"] for page in pages for one in page.get("Contents", ())]
 
     def check(self, end, sites=None, start=date(2022, 1, 1)):
-        """Hold the lake against what the simulator has up to the end of a day: every row once, and no other."""
+        """Check that the lake has exactly the simulator's rows until the end of a day, each once; return the number."""
         expected = expected_rows(
             self.sim, sites or self.listed, TYPES, 900, f"{start}T00:00:00+00:00", f"{end + _DAY}T00:00:00+00:00"
         )
@@ -117,7 +117,7 @@ class Loading:
 
 
 def context_of(day, run_type="scheduled"):
-    # Airflow's are pendulum's, whose arithmetic is not that of Python's.
+    # Airflow passes pendulum datetimes, whose arithmetic differs from Python's.
     start, end = (pendulum.datetime(at.year, at.month, at.day) for at in (day, day + _DAY))
     dag_run = SimpleNamespace(run_after=None, run_type=run_type)
     return run_context(data_interval_start=start, data_interval_end=end, dag_run=dag_run)

@@ -30,15 +30,15 @@ def test_a_site_is_loaded_from_the_look_back_of_the_run_that_lists_it_first(load
     assert sorted(loading.rows(), key=str) == sorted(expected, key=str)
 
 
-def test_one_request_a_site_whatever_the_look_back(loading):
+def test_there_is_one_request_per_site_regardless_of_the_look_back(loading):
     loading.run_day(DAYS[0])
-    loading.asked()
+    loading.count_requests()
     loading.run_day(DAYS[1])
-    assert loading.asked() == len(SITES)
+    assert loading.count_requests() == len(SITES)
 
 
-def test_runs_in_any_order_with_lists_of_any_age_make_the_same_lake(loading):
-    """Old runs that are cleared, a backfill, and a task whose list of sites is older than a new site."""
+def test_the_lake_does_not_depend_on_the_order_of_runs_or_the_age_of_lists(loading):
+    """With cleared runs, a backfill, and a task whose list of sites was made before a site was added."""
     for day in DAYS[:3]:
         loading.run_day(day)
     old = loading.begin_day(DAYS[2])
@@ -64,7 +64,7 @@ def test_a_backfill_reads_each_day_once_and_a_scheduled_run_looks_back(loading):
     assert backfill == (f"{DAYS[4]}T00:00:00+00:00", f"{DAYS[5]}T00:00:00+00:00")
 
 
-def test_nothing_before_the_first_day_is_read(loading):
+def test_days_before_the_first_day_are_not_read(loading):
     for run_type in ("scheduled", "backfill"):
         with pytest.raises(AirflowSkipException):
             loading.begin_day(START - DAY, run_type)
@@ -72,7 +72,7 @@ def test_nothing_before_the_first_day_is_read(loading):
 
 
 @pytest.mark.stem_simulator(sites=200, restate=2 * 86_400)
-def test_a_restated_value_replaces_the_one_that_was_there(loading):
+def test_a_restated_value_replaces_the_older_one(loading):
     final = set(daily_rows(loading, SITES, START, START))
     loading.run_day(DAYS[0])
     keys = {one[:5] for one in final}
@@ -84,7 +84,7 @@ def test_a_restated_value_replaces_the_one_that_was_there(loading):
     assert {row for row in loading.rows() if row[:5] in keys} == final
 
 
-def test_rows_of_a_site_that_is_no_longer_listed_stay_and_it_is_completed_when_it_returns(loading):
+def test_rows_of_a_site_that_is_no_longer_listed_are_kept_and_completed_when_it_returns(loading):
     loading.run_day(DAYS[0])
     gone = loading.listed.pop()
     for number in range(1, 6):
@@ -103,7 +103,7 @@ def test_a_site_that_is_forbidden_or_a_batch_that_fails_is_completed_by_the_hist
     for day in DAYS[:2]:
         assert loading.run_day(day)["rows"] > 0
     loading.sim.clear_faults()
-    for day in DAYS[2:]:  # without any task that succeeds
+    for day in DAYS[2:]:  # no batch succeeds
         with pytest.raises(AirflowSkipException):
             loading.enter(loading.daily, loading.begin_day(day), [None])
     loading.run_day(START + 10 * DAY)
@@ -111,14 +111,14 @@ def test_a_site_that_is_forbidden_or_a_batch_that_fails_is_completed_by_the_hist
     loading.check(START + 10 * DAY)
 
 
-def test_another_number_of_batches_is_refused(loading):
+def test_another_number_of_batches_is_rejected(loading):
     loading.run_day(DAYS[0])
     (piece,) = loading.begin_day(DAYS[1])
     with pytest.raises(AirflowFailException, match="Objects of batches=1 exist"):
         loading.land(loading.daily, {**piece, "batch": "007-of-777"})
 
 
-def test_a_run_without_days_of_its_own_fails_at_once(loading):
+def test_a_run_without_a_data_interval_fails_at_once(loading):
     find_days = loading.daily.dag.get_task("find_days").python_callable
     with pytest.raises(AirflowFailException, match="CronDataIntervalTimetable"):
         find_days(**run_context())
@@ -132,7 +132,7 @@ def test_settings_come_from_the_environment(loading, monkeypatch):
     assert module.TELEMETRY.uri == f"s3://{loading.lake.bucket}/stem/daily"
 
 
-def test_the_event_describes_what_landed_although_other_batches_failed_and_the_run_fails(loading):
+def test_the_event_lists_what_landed_even_if_other_batches_and_the_run_fail(loading):
     pieces = loading.begin_day(START)
     receipts = [loading.land(loading.daily, piece) for piece in pieces]
     enter, sum_up = (loading.daily.dag.get_task(name) for name in ("enter", "sum_up"))
@@ -145,7 +145,7 @@ def test_the_event_describes_what_landed_although_other_batches_failed_and_the_r
         with pytest.raises(AirflowSkipException):
             enter.python_callable(pieces, nothing, **context_of(START))
     assert (enter.trigger_rule, sum_up.trigger_rule) == ("all_done", "all_success")
-    # Each of a run's last tasks must succeed.
+    # A run succeeds only if all of its leaf tasks succeed.
     assert {task.task_id for task in loading.daily.dag.leaves} == {"enter", "sum_up"}
     assert sum_up.upstream_task_ids == {"land_streams"}
     assert sum_up.python_callable(receipts)["rows"] == extra["rows"]

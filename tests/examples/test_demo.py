@@ -1,4 +1,4 @@
-"""The demo: its parts, and two whole runs with an interruption between them."""
+"""The demo: its parts, and two complete runs with interrupted ones between them."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def table_of(rows):
     )
 
 
-def test_comparison_of_the_same_rows(expected):
+def test_equal_rows_compare_as_equal(expected):
     found = demo_report.compare(expected, table_of(expected.items()))
     assert found.same
     assert found.landed == found.expected == len(expected) >= 2 * 2 * 96
 
 
 @pytest.mark.parametrize("fault", ["missing", "doubled", "off", "shifted", "stray"])
-def test_comparison_finds(expected, fault):
+def test_the_comparison_finds_each_fault(expected, fault):
     rows = list(expected.items())
     (key, (start, resolution, kw)), others = rows[100], rows[:100] + rows[101:]
     rows = {
@@ -71,20 +71,20 @@ def test_comparison_finds(expected, fault):
     assert not found.same
 
 
-def test_energy_keeps_import_and_export_apart():
+def test_energy_separates_import_and_export():
     rows = [(("a", "MONITOR", 900), (0, 900, 8.0)), (("a", "MONITOR", 1800), (900, 900, -4.0))]
     (found,) = demo_report.energy(table_of([*rows, (("b", "MONITOR", 900), (0, 900, None))]))
     assert (found.sites, found.rows, found.taken, found.given) == (2, 3, 2.0, 1.0)
 
 
 @pytest.mark.parametrize("name", [demo.STEM, demo.AWS])
-def test_one_connection_alone_is_an_error(name):
+def test_a_single_connection_is_an_error(name):
     (missing,) = {demo.STEM, demo.AWS} - {name}
     with pytest.raises(demo.DemoError, match=f"{name} is set, but {missing} is missing"):
         demo.parse([], {name: CONNECTION})
 
 
-def test_both_connections_need_a_bucket():
+def test_connections_need_a_bucket():
     both = {demo.STEM: CONNECTION, demo.AWS: CONNECTION}
     with pytest.raises(demo.DemoError, match=demo.BUCKET):
         demo.parse([], both)
@@ -93,7 +93,7 @@ def test_both_connections_need_a_bucket():
     assert options.day == datetime.now(UTC).date() - timedelta(days=1)
 
 
-def test_arguments(tmp_path):
+def test_arguments_are_parsed(tmp_path):
     options = demo.parse([], {})
     assert (options.day, options.sites, options.real, options.fresh) == (DAY, 20, False, False)
     assert options.folder == ROOT / ".demo"
@@ -102,13 +102,13 @@ def test_arguments(tmp_path):
 
 
 @pytest.mark.parametrize("argument", ["--day=2100-01-01", "--day=tomorrow", "--sites=0", "--sites=many"])
-def test_wrong_arguments(argument, capsys):
+def test_invalid_arguments_are_rejected(argument, capsys):
     with pytest.raises(SystemExit, match="2"):
         demo.parse([argument], {})
     assert argument.partition("=")[0] in capsys.readouterr().err
 
 
-def test_fresh_removes_only_what_the_demo_made(tmp_path):
+def test_fresh_removes_only_files_of_the_demo(tmp_path):
     for name in ("airflow.log", "notes.txt", "s3/data"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -117,7 +117,7 @@ def test_fresh_removes_only_what_the_demo_made(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "lock"}
 
 
-def test_two_demos_do_not_share_a_folder(tmp_path):
+def test_a_second_demo_in_the_same_folder_is_an_error(tmp_path):
     with demo.claimed(tmp_path), pytest.raises(demo.DemoError, match="Another demo"), demo.claimed(tmp_path):
         pass
 
@@ -131,7 +131,7 @@ def test_two_demos_do_not_share_a_folder(tmp_path):
         '{"extra": "{\\"token\\": \\"a-key\\"}"}',
     ],
 )
-def test_secrets_of_connections_are_known(connection):
+def test_secrets_of_connections_are_found(connection):
     assert demo.secrets_of(connection) == {"a-key"}
 
 
@@ -146,7 +146,7 @@ def test_a_failed_task_ends_the_demo(state, tmp_path):
         watch.read(f"Task instance state updated {state} rows_affected=1")
 
 
-def test_each_task_is_told_once_whether_its_end_is_logged_or_not(tmp_path, capsys):
+def test_each_task_is_reported_once_even_if_its_end_is_not_logged(tmp_path, capsys):
     watch = demo.Watch(demo.Screen(), tmp_path / "airflow.log")
     watch.read("[2025-07-02T00:00:00.000+0000] {dag.py:1} INFO - [DAG TEST] starting task_id=list_sites map_index=-1")
     watch.read("[2025-07-02T00:00:00.000+0000] {operators.py:1} INFO - Found 6 sites (client_id=None)")
@@ -160,7 +160,7 @@ def test_each_task_is_told_once_whether_its_end_is_logged_or_not(tmp_path, capsy
     ]
 
 
-def test_changes_of_objects():
+def test_changes_of_objects_are_counted():
     before = {"a": ("1", 1), "b": ("2", 2), "of another day": ("0", 0)}
     assert demo.changes(before, {"a": ("1", 1), "b": ("2", 2)}) == "2 objects, unchanged"
     assert demo.changes(before, {"a": ("1", 1), "b": ("3", 2), "c": ("4", 4)}) == (
@@ -176,7 +176,7 @@ def test_changes_of_objects():
         pytest.param(lambda stack, path: stack.enter_context(S3Server(path, demo.undisturbed)), id="the S3 server"),
     ],
 )
-def test_a_signal_amid_a_start_leaves_nothing(signum, start, tmp_path, monkeypatch):
+def test_a_signal_during_a_start_leaves_no_process(signum, start, tmp_path, monkeypatch):
     began = []
 
     class Interrupted(subprocess.Popen[bytes]):
@@ -192,7 +192,7 @@ def test_a_signal_amid_a_start_leaves_nothing(signum, start, tmp_path, monkeypat
 
 
 def start_demo(folder):
-    # What a user may have set, and what must not matter.
+    # Variables that a user may have set, which must not affect the demo.
     own = {
         "AIRFLOW__CORE__DAGS_FOLDER": "/nowhere", "AIRFLOW_HOME": "/nowhere", "AWS_PROFILE": "mine",
         "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",
@@ -208,7 +208,7 @@ def start_demo(folder):
 
 
 def remaining(folder):
-    """Give the processes that work in the folder."""
+    """Return the processes that use the folder."""
     return [p for p in psutil.process_iter(["cmdline", "cwd"]) if str(folder) in f"{p.info['cmdline']} {p.info['cwd']}"]
 
 
@@ -221,7 +221,7 @@ def first_run(tmp_path_factory):
 
 
 @pytest.mark.airflow
-def test_first_run(first_run):
+def test_the_first_run_loads_everything(first_run):
     folder, code, out = first_run
     assert code == 0, out
     assert re.search(r"ok +list_sites +Found 6 sites ", out), out
@@ -233,7 +233,7 @@ def test_first_run(first_run):
 
 
 def started_by(process, count):
-    """Wait until the demo has that many children, and give them."""
+    """Wait until the demo has that many child processes, and return them."""
     children: list[psutil.Process] = []
 
     def are_there():
@@ -244,13 +244,13 @@ def started_by(process, count):
     return children
 
 
-# The API and the S3 server alone; then Airflow and the reader of its results too.
+# First with only the API and the S3 server running, then also with Airflow and the reader of its results.
 @pytest.mark.airflow
 @pytest.mark.parametrize(
     ("signum", "condition", "count"),
     [(signal.SIGTERM, "simulated sites", 2), (signal.SIGINT, "airflow dags test", 4)],
 )
-def test_stopped_amid_a_run(first_run, signum, condition, count):
+def test_a_signal_during_a_run_stops_all_processes(first_run, signum, condition, count):
     folder = first_run[0]
     process = start_demo(folder)
     for line in process.stdout:
@@ -258,17 +258,17 @@ def test_stopped_amid_a_run(first_run, signum, condition, count):
             break
     children = started_by(process, count)
     process.send_signal(signum)
-    process.send_signal(signum)  # the impatient do not disturb the tidying up
+    process.send_signal(signum)  # a second signal must not interrupt the cleanup
     out, _ = process.communicate(timeout=HUNG_AFTER)
     assert process.returncode == 128 + signum
     assert out.strip() == "Stopped: the demo has ended everything that it had started."
-    # A process that was killed takes a moment to be gone.
+    # A killed process does not disappear immediately.
     until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
     assert not remaining(folder)
 
 
 @pytest.mark.airflow
-def test_second_run_changes_nothing(first_run):
+def test_the_second_run_changes_nothing(first_run):
     folder = first_run[0]
     process = start_demo(folder)
     out, _ = process.communicate(timeout=HUNG_AFTER)

@@ -21,22 +21,22 @@ DAY = timedelta(days=1)
 
 
 def run_days(loading, start, end):
-    """Run the daily load for days, counted from its first one; the end is not among them."""
+    """Run the daily load for the days from ``start`` to ``end``, exclusive, as numbers of days after its first day."""
     for number in range(start, end):
         loading.run_day(START + number * DAY)
 
 
-def test_history_and_daily_load_hold_every_interval_of_every_site_exactly_once(loading, monkeypatch):
-    """With an API that fails half-way, and a site that is listed long after its streams began."""
+def test_history_and_daily_load_contain_every_interval_of_every_site_exactly_once(loading, monkeypatch):
+    """With an API that fails during a task, and a site that is listed long after its streams began."""
     run_days(loading, 0, 2)
-    # What may still be restated waits.
-    assert [piece["end"][:10] for piece in loading.lacking()] == ["2023-03-02"]
+    # Days that may still be restated are not read yet.
+    assert [piece["end"][:10] for piece in loading.find_history()] == ["2023-03-02"]
     run_days(loading, 2, 3)
 
-    (days,) = loading.lacking()
+    (days,) = loading.find_history()
     assert (days["start"][:10], days["end"][:10], days["partition"]) == ("2023-03-01", "2023-03-03", "day")
     loading.enter(loading.history, [days], [loading.land(loading.history, days)])
-    (first,) = loading.lacking()
+    (first,) = loading.find_history()
     assert (first["start"][:10], first["end"][:10], first["partition"]) == ("2022-04-01", "2023-03-01", "month")
     monkeypatch.setenv("AIRFLOW__STEM__MAX_ATTEMPTS", "1")
     loading.sim.fail(503, after=2, times=None)
@@ -54,32 +54,32 @@ def test_history_and_daily_load_hold_every_interval_of_every_site_exactly_once(l
     rows = loading.check(START + 6 * DAY)
     assert rows > 200_000
 
-    # All is there: nothing is asked for, and nothing is written.
+    # Nothing is missing, so nothing is requested or written.
     before = loading.lake.objects()
-    loading.asked()
+    loading.count_requests()
     assert loading.run_history() == []
-    assert loading.asked() == 0
+    assert loading.count_requests() == 0
     assert loading.lake.objects() == before
 
 
-def test_a_piece_that_landed_and_was_not_entered_is_read_again_and_changes_nothing(loading):
+def test_a_landed_window_that_was_not_entered_is_read_again_and_changes_nothing(loading):
     run_days(loading, 0, 3)
-    (piece,) = loading.lacking()
+    (piece,) = loading.find_history()
     loading.land(loading.history, piece)
     before = loading.lake.objects()
-    assert loading.lacking() == [piece]
+    assert loading.find_history() == [piece]
     loading.land(loading.history, piece)
     assert loading.lake.objects() == before
 
 
-def test_a_site_that_fails_does_not_hold_up_the_others(loading):
+def test_a_site_that_fails_does_not_block_the_others(loading):
     run_days(loading, 0, 3)
     loading.sim.fail(403, path=f"{SITES[0]}/streams", times=None)
-    (piece,) = loading.lacking()
+    (piece,) = loading.find_history()
     assert len(piece["sites"]) == 3
     while len(piece["sites"]) > 1:
         loading.enter(loading.history, [piece], [loading.land(loading.history, piece)])
-        (piece,) = loading.lacking()
+        (piece,) = loading.find_history()
     assert piece["sites"][0]["site_id"] == SITES[0]
     with pytest.raises(AirflowFailException):
         loading.land(loading.history, piece)
@@ -88,8 +88,8 @@ def test_a_site_that_fails_does_not_hold_up_the_others(loading):
     loading.check(START + 2 * DAY)
 
 
-def test_a_stream_type_that_a_site_gets_later_is_read_from_its_start_on(loading):
-    """The API lists it with a past."""
+def test_a_stream_type_that_is_added_later_is_read_from_its_start(loading):
+    """The API lists it with a start time in the past."""
     hidden, rewrite = {"INTERVAL_REVENUE", "CONVERTER"}, loading.sim.rewrite
 
     def without_hidden(request, payload):
@@ -107,12 +107,12 @@ def test_a_stream_type_that_a_site_gets_later_is_read_from_its_start_on(loading)
     loading.check(START + 3 * DAY)
 
 
-def test_each_task_asks_for_each_site_once_and_the_events_describe_what_landed(loading):
+def test_each_task_requests_each_site_once_and_the_events_list_what_landed(loading):
     run_days(loading, 0, 3)
-    pieces = loading.lacking()
-    loading.asked()
+    pieces = loading.find_history()
+    loading.count_requests()
     receipts = [loading.land(loading.history, piece) for piece in pieces]
-    assert loading.asked() == sum(len(piece["sites"]) for piece in pieces)
+    assert loading.count_requests() == sum(len(piece["sites"]) for piece in pieces)
     extra = loading.enter(loading.history, pieces, [None, *receipts])
     assert extra["objects"] == [one for receipt in receipts for one in receipt["objects"]]
     enter, sum_up = (loading.history.dag.get_task(name) for name in ("enter", "sum_up"))
@@ -123,7 +123,7 @@ def test_each_task_asks_for_each_site_once_and_the_events_describe_what_landed(l
             enter.python_callable(pieces if none_landed else None, none_landed, **run_context())
 
 
-def test_history_comes_after_the_daily_load_and_agrees_with_it(loading):
+def test_the_history_runs_after_the_daily_load_and_has_the_same_settings(loading):
     daily, history = loading.daily, loading.history
     timetable = history.dag.timetable
     condition = getattr(timetable, "asset_condition", None) or timetable.dataset_condition
@@ -147,7 +147,7 @@ import stem_daily, stem_history
 
 due = datetime.datetime.fromisoformat(sys.argv[2])
 now = datetime.datetime.now(datetime.UTC)
-# Each event of the history starts the next run; the last one finds nothing.
+# Each event of the history starts its next run. The last run finds nothing.
 runs = [(stem_history, now + number * datetime.timedelta(seconds=1)) for number in range(4)]
 for module, at in [(stem_daily, due), *runs]:
     run = module.dag.test(**{"execution_date" if AIRFLOW_2 else "logical_date": at})
@@ -157,9 +157,9 @@ for module, at in [(stem_daily, due), *runs]:
 
 
 @pytest.mark.airflow
-@pytest.mark.skipif(version("apache-airflow").startswith("3.0."), reason="dag.test() takes its assets for inactive")
-def test_airflow_runs_both(loading, tmp_path):
-    """Mapped, with what XCom makes of the pieces."""
+@pytest.mark.skipif(version("apache-airflow").startswith("3.0."), reason="dag.test() considers its assets inactive")
+def test_airflow_runs_both_dags(loading, tmp_path):
+    """With mapped tasks, and arguments that passed through XCom."""
     folder = ROOT / "example_dags"
     (tmp_path / "run.py").write_text(f"AIRFLOW_2 = {version('apache-airflow').startswith('2.')}\n{RUNS}")
     environment = {

@@ -21,7 +21,7 @@ ROWS = (
 
 
 class Warehouse:
-    """A DuckDB file, and the example that loads into it."""
+    """A DuckDB file, and the example DAG that loads into it."""
 
     def __init__(self, path):
         self.path = path
@@ -29,11 +29,11 @@ class Warehouse:
         self.tasks = self.example.dag
 
     def load(self, *extras):
-        """Run the tasks as these events together would have it; give what the loads counted, in sum."""
+        """Run the tasks as for one run that was triggered by these events, and return the sum of the loads' counts."""
         events = [SimpleNamespace(extra=extra) for extra in extras]
         context = run_context(triggering_asset_events={"asset": events}, run_id="a-run")
         total: dict[str, int] = {}
-        for objects in self.tasks.get_task("cut_into_loads").python_callable(**context):
+        for objects in self.tasks.get_task("split_into_loads").python_callable(**context):
             for name, count in self.tasks.get_task("load_streams").unmap({"objects": objects}).execute(context).items():
                 total[name] = total.get(name, 0) + count
         return total
@@ -43,7 +43,7 @@ class Warehouse:
             return connection.execute(sql).fetchall()
 
     def values(self):
-        """Give the values by key, each of which there is once."""
+        """Return the values by key, and check that keys are unique."""
         rows = self.query(ROWS)
         found = {row[:5]: row[5] for row in rows}
         assert len(found) == len(rows)
@@ -62,7 +62,7 @@ def values_of(loading):
 
 
 def changes(before, after):
-    """Count what a load has to tell, from what the lake held before and after."""
+    """Return the expected counts of a load, from the rows of the lake before and after."""
     assert before.keys() <= after.keys()
     return {
         "inserted": len(after) - len(before),
@@ -70,7 +70,7 @@ def changes(before, after):
     }
 
 
-# The last two hours of a day come after its run, and each value is another one for two days.
+# The last two hours of a day are available after its run, and values are provisional for two days.
 @pytest.mark.stem_simulator(sites=200, settle=2 * 3600, restate=2 * 86_400)
 def test_late_and_restated_values_of_the_lake_reach_the_warehouse_and_are_counted(loading, warehouse):
     before: dict[tuple[object, ...], float | None] = {}
@@ -79,14 +79,14 @@ def test_late_and_restated_values_of_the_lake_reach_the_warehouse_and_are_counte
         extra = loading.run_day(START + number * DAY)
         after = values_of(loading)
         expected = changes(before, after)
-        told = warehouse.load(extra)
-        assert {name: told[name] for name in expected} == expected
-        assert told["rows"] == extra["rows"] == sum(expected.values()) + told["unchanged"]
-        assert (told["replaced"], told["absent"]) == (0, 0)
+        counts = warehouse.load(extra)
+        assert {name: counts[name] for name in expected} == expected
+        assert counts["rows"] == extra["rows"] == sum(expected.values()) + counts["unchanged"]
+        assert (counts["replaced"], counts["absent"]) == (0, 0)
         assert warehouse.values() == after
 
         again = warehouse.load(extra)
-        assert again == {**told, "inserted": 0, "changed": 0, "unchanged": told["rows"]}
+        assert again == {**counts, "inserted": 0, "changed": 0, "unchanged": counts["rows"]}
         before = after
         seen = {name: seen[name] + count for name, count in expected.items()}
     assert min(seen.values()) > 0
@@ -94,29 +94,29 @@ def test_late_and_restated_values_of_the_lake_reach_the_warehouse_and_are_counte
 
 
 @pytest.mark.stem_simulator(sites=200, settle=2 * 3600, restate=2 * 86_400)
-def test_a_warehouse_that_was_down_for_days_catches_up_event_by_event_or_at_once(loading, warehouse):
+def test_a_warehouse_that_was_down_for_days_can_load_events_separately_or_together(loading, warehouse):
     extras = [loading.run_day(START + number * DAY) for number in range(4)]
     first = warehouse.load(extras[0])
-    assert first["replaced"] == first["objects"] == 1  # its last two hours have come since
+    assert first["replaced"] == first["objects"] == 1  # its last two hours have been added since
     for extra in extras[1:]:
         warehouse.load(extra)
     assert warehouse.values() == values_of(loading)
-    told = warehouse.load(*extras)
-    assert (told["inserted"], told["changed"], told["objects"]) == (0, 0, 4)
+    counts = warehouse.load(*extras)
+    assert (counts["inserted"], counts["changed"], counts["objects"]) == (0, 0, 4)
 
 
 @pytest.mark.stem_simulator(sites=200)
-def test_the_history_follows_in_loads_of_bounded_size(loading, warehouse, monkeypatch):
+def test_the_history_is_loaded_in_loads_of_limited_size(loading, warehouse, monkeypatch):
     extras = [loading.run_day(START + number * DAY) for number in range(3)]
-    told = loading.run_history()
-    extras += told
+    history = loading.run_history()
+    extras += history
     most = max(one["rows"] for extra in extras for one in extra["objects"])
-    cut = warehouse.tasks.get_task("cut_into_loads").python_callable
-    monkeypatch.setattr(warehouse.example, "MOST_ROWS", most)
-    loads = cut(triggering_asset_events={"asset": [SimpleNamespace(extra=extra) for extra in extras]})
+    split = warehouse.tasks.get_task("split_into_loads").python_callable
+    monkeypatch.setattr(warehouse.example, "MAX_ROWS", most)
+    loads = split(triggering_asset_events={"asset": [SimpleNamespace(extra=extra) for extra in extras]})
     assert len(loads) > 2
     assert all(sum(one["rows"] for one in load) <= most for load in loads)
 
-    assert len(told) > 1
+    assert len(history) > 1
     assert warehouse.load(*extras)["inserted"] == len(loading.rows()) > len(loading.rows("stem/daily/"))
     assert warehouse.values() == values_of(loading)

@@ -1,4 +1,4 @@
-"""The example DAG, run by a real Airflow, from the API to the warehouse."""
+"""The example DAGs of warehouses. One is run by Airflow, from the API to the warehouse; the others are parsed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ assert run.state == "success", run.state
 @pytest.mark.airflow
 @pytest.mark.s3
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
-def test_the_example_loads_what_the_api_has(engine, s3_server, stem_simulator_factory, tmp_path):
+def test_the_example_loads_all_rows_of_the_api(engine, s3_server, stem_simulator_factory, tmp_path):
     sim = stem_simulator_factory(sites=2, clients=1)
     lake = Lake(s3_server)
     done = subprocess.run(
@@ -60,7 +60,7 @@ def test_the_example_loads_what_the_api_has(engine, s3_server, stem_simulator_fa
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    # The run that is due on 3 July reads the 2nd, and with its look-back the two days before.
+    # The run of 3 July reads the 2nd and, by its look-back, the two days before.
     expected = expected_rows(sim, sim.fleet.site_ids, TYPES, 900, "2025-06-30T00:00Z", "2025-07-03T00:00Z")
     found = engine.rows(
         "SELECT site_id, stream_type, resolution, CAST(extract(EPOCH FROM interval_start) AS BIGINT), "
@@ -73,8 +73,8 @@ def test_the_example_loads_what_the_api_has(engine, s3_server, stem_simulator_fa
 
 
 @pytest.mark.parametrize("dialect", ["athena", "bigquery", "redshift", "snowflake"])
-def test_an_example_for_another_engine_parses(dialect):
-    """It is not executed here; its tasks are those that the SQL asks for."""
+def test_an_example_of_another_engine_can_be_parsed(dialect):
+    """It is not executed. Its tasks and params are those that the SQL refers to."""
     path = EXAMPLES / f"stem_warehouse_{dialect}.py"
     compile(path.read_text(), path, "exec")
     for module in re.findall(r"^from (airflow\.providers\.\S+) import", path.read_text(), re.MULTILINE):
@@ -84,9 +84,9 @@ def test_an_example_for_another_engine_parses(dialect):
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    asked = set(re.findall(r"task_ids='(\w+)'", "".join(statements(dialect, "load"))))
-    assert asked <= set(module.dag.task_dict)
+    pulled = set(re.findall(r"task_ids='(\w+)'", "".join(statements(dialect, "load"))))
+    assert pulled <= set(module.dag.task_dict)
     assert {f"params.{name}" for name in module.dag.params} >= set(
         re.findall(r"params\.\w+", "".join(statements(dialect, "load")))
     )
-    assert "Not executed here" in (module.__doc__ or "")
+    assert "Not executed in the tests" in (module.__doc__ or "")

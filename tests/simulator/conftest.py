@@ -49,7 +49,7 @@ def assert_error(response: requests.Response, status: int, pattern: str = "") ->
 
 @pytest.fixture
 def get() -> Iterator[Get]:
-    """``get(simulator, path, **parameters)`` with the simulator's key."""
+    """Return ``get(simulator, path, **parameters)``, which sends a request with the simulator's key."""
     with requests.Session() as session:
         session.trust_env = False
 

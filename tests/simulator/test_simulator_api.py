@@ -20,11 +20,11 @@ DAY: dict[str, Any] = {"start_datetime": "2024-05-01T00:00:00Z", "end_datetime":
 STREAMS = "sites/site-00001/streams"
 
 
-def test_clients(stem_simulator: Simulator, get: Get) -> None:
-    answer = get(stem_simulator, "clients")
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"] == "application/json"
-    payload = answer.json()
+def test_clients_are_listed_and_read(stem_simulator: Simulator, get: Get) -> None:
+    response = get(stem_simulator, "clients")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/json"
+    payload = response.json()
     assert list(payload) == ["clients", "total", "page"]
     assert (payload["total"], payload["page"]) == (2, 1)
     assert [list(client) for client in payload["clients"]] == [["id", "name", "link"]] * 2
@@ -33,7 +33,7 @@ def test_clients(stem_simulator: Simulator, get: Get) -> None:
     assert get(stem_simulator, f"clients/{first['id']}").json() == first
 
 
-def test_sites(stem_simulator: Simulator, get: Get) -> None:
+def test_sites_are_listed_and_read(stem_simulator: Simulator, get: Get) -> None:
     clients = [client["id"] for client in get(stem_simulator, "clients").json()["clients"]]
     pages = [get(stem_simulator, f"clients/{client}/sites").json() for client in clients]
     assert [list(page) for page in pages] == [["sites", "total", "page"]] * 2
@@ -50,7 +50,7 @@ def test_sites(stem_simulator: Simulator, get: Get) -> None:
 
 
 @pytest.mark.stem_simulator(clients=3, sites=29)
-def test_pages_cover_a_list_once(stem_simulator: Simulator, get: Get) -> None:
+def test_pages_contain_each_entry_once(stem_simulator: Simulator, get: Get) -> None:
     client = stem_simulator.fleet.clients[1].id
     whole = get(stem_simulator, f"clients/{client}/sites").json()["sites"]
     pages = [get(stem_simulator, f"clients/{client}/sites", page=n, per_page=4).json() for n in (1, 2, 3, 4)]
@@ -61,7 +61,7 @@ def test_pages_cover_a_list_once(stem_simulator: Simulator, get: Get) -> None:
 
 
 @pytest.mark.stem_simulator(clients=5, sites=300)
-def test_the_page_size_is_100_and_names_are_filtered(stem_simulator: Simulator, get: Get) -> None:
+def test_lists_can_be_filtered_by_name(stem_simulator: Simulator, get: Get) -> None:
     assert len(get(stem_simulator, "clients", name="s").json()["clients"]) == sum(
         "s" in client.name for client in stem_simulator.fleet.clients
     )
@@ -74,15 +74,15 @@ def test_the_page_size_is_100_and_names_are_filtered(stem_simulator: Simulator, 
 
 
 @pytest.mark.stem_simulator(clients=1, sites=130)
-def test_the_default_page_holds_100(stem_simulator: Simulator, get: Get) -> None:
+def test_the_default_page_size_is_100(stem_simulator: Simulator, get: Get) -> None:
     path = f"clients/{stem_simulator.fleet.clients[0].id}/sites"
     assert [len(get(stem_simulator, path, page=page).json()["sites"]) for page in (1, 2)] == [100, 30]
 
 
-def test_streams_have_the_shape_of_the_guide(stem_simulator: Simulator, get: Get) -> None:
-    answer = get(stem_simulator, STREAMS, **DAY, stream_type="CONVERTER,MONITOR")
-    assert answer.headers["Content-Type"] == "application/json"
-    payload = answer.json()
+def test_streams_have_the_structure_of_the_guide(stem_simulator: Simulator, get: Get) -> None:
+    response = get(stem_simulator, STREAMS, **DAY, stream_type="CONVERTER,MONITOR")
+    assert response.headers["Content-Type"] == "application/json"
+    payload = response.json()
     assert list(payload) == ["id", "name", "stream_types"]
     assert payload["id"] == "site-00001"
     assert payload["name"] == get(stem_simulator, "sites/site-00001").json()["name"]
@@ -95,32 +95,32 @@ def test_streams_have_the_shape_of_the_guide(stem_simulator: Simulator, get: Get
     assert rows[0]["end_datetime"] == "2024-05-01T00:15:00+00:00"
     for row, following in pairwise(rows):
         assert instant(following["start_datetime"]) == instant(row["end_datetime"]) + 1
-    numbers = re.findall(r'"kw_total_avg":(-?[0-9.]+)[,}]', answer.text)
+    numbers = re.findall(r'"kw_total_avg":(-?[0-9.]+)[,}]', response.text)
     assert len(numbers) == 192
     assert max(len(number.partition(".")[2]) for number in numbers) == 5
 
 
 @pytest.mark.parametrize("resolution", [900, 1800, 3600])
-def test_streams_are_the_truth(stem_simulator: Simulator, get: Get, resolution: int) -> None:
-    asked = ["MONITOR", "CONVERTER", "INTERVAL_REVENUE"]
-    answer = get(stem_simulator, STREAMS, **DAY, resolution=resolution, stream_type=asked)
-    assert list(streams(answer)) == asked
-    for name in asked:
+def test_streams_have_the_values_of_the_fleet(stem_simulator: Simulator, get: Get, resolution: int) -> None:
+    requested = ["MONITOR", "CONVERTER", "INTERVAL_REVENUE"]
+    response = get(stem_simulator, STREAMS, **DAY, resolution=resolution, stream_type=requested)
+    assert list(streams(response)) == requested
+    for name in requested:
         at, truth = stem_simulator.fleet.values(
             "site-00001", name, resolution, instant("2024-05-01T00:00:01Z"), instant("2024-05-02T00:00:00Z")
         )
-        assert values(answer, name) == dict(zip(at.tolist(), truth.tolist(), strict=True))
-        for row in streams(answer)[name]:
+        assert values(response, name) == dict(zip(at.tolist(), truth.tolist(), strict=True))
+        for row in streams(response)[name]:
             assert instant(row["end_datetime"]) - instant(row["start_datetime"]) == resolution - 1
 
 
-def test_a_year_across_every_chunk_of_labels(stem_simulator: Simulator, get: Get) -> None:
-    answer = get(stem_simulator, STREAMS, start_datetime="2024-01-02T00:00:00Z", end_datetime="2025-01-01T00:00:00Z")
+def test_a_year_spans_several_chunks_of_labels(stem_simulator: Simulator, get: Get) -> None:
+    response = get(stem_simulator, STREAMS, start_datetime="2024-01-02T00:00:00Z", end_datetime="2025-01-01T00:00:00Z")
     at, truth = stem_simulator.fleet.values(
         "site-00001", "MONITOR", 900, instant("2024-01-02T00:15:00Z"), instant("2025-01-01T00:00:00Z")
     )
     assert len(at) == 35_040
-    assert values(answer) == dict(zip(at.tolist(), truth.tolist(), strict=True))
+    assert values(response) == dict(zip(at.tolist(), truth.tolist(), strict=True))
 
 
 def test_defaults_are_monitor_at_900_seconds(stem_simulator: Simulator, get: Get) -> None:
@@ -129,25 +129,25 @@ def test_defaults_are_monitor_at_900_seconds(stem_simulator: Simulator, get: Get
     assert list(streams(plain)) == ["MONITOR"]
 
 
-def test_stream_types_may_be_repeated_or_comma_separated(stem_simulator: Simulator, get: Get) -> None:
+def test_stream_types_can_be_repeated_or_comma_separated(stem_simulator: Simulator, get: Get) -> None:
     bodies = {
-        get(stem_simulator, STREAMS, **DAY, stream_type=asked).content
-        for asked in (["MONITOR", "CONVERTER"], "MONITOR,CONVERTER", ["MONITOR,CONVERTER", "MONITOR"])
+        get(stem_simulator, STREAMS, **DAY, stream_type=requested).content
+        for requested in (["MONITOR", "CONVERTER"], "MONITOR,CONVERTER", ["MONITOR,CONVERTER", "MONITOR"])
     }
     assert len(bodies) == 1
 
 
-def test_the_url_of_the_guide_is_understood(stem_simulator: Simulator) -> None:
+def test_the_url_in_the_guide_is_accepted(stem_simulator: Simulator) -> None:
     url = f"{stem_simulator.url}{STREAMS}?&start_datetime=2024-12-31T00:00:01Z&end_datetime=2025-01-01T00:00:01Z"
-    answer = requests.get(url, headers={"Authorization": "APIKEY demo-key"}, timeout=HUNG_AFTER)
-    assert len(ends(answer)) == 96
+    response = requests.get(url, headers={"Authorization": "APIKEY demo-key"}, timeout=HUNG_AFTER)
+    assert len(ends(response)) == 96
 
 
-def test_a_stream_starts_where_the_site_says(stem_simulator: Simulator, get: Get) -> None:
+def test_a_stream_starts_at_its_start_time(stem_simulator: Simulator, get: Get) -> None:
     for site_id in stem_simulator.fleet.site_ids:
         for name, start in stem_simulator.fleet.site(site_id).stream_start_times.items():
             for resolution in (900, 3600):
-                answer = get(
+                response = get(
                     stem_simulator,
                     f"sites/{site_id}/streams",
                     start_datetime=text(start // 3600 * 3600 - 7200),
@@ -155,39 +155,39 @@ def test_a_stream_starts_where_the_site_says(stem_simulator: Simulator, get: Get
                     resolution=resolution,
                     stream_type=name,
                 )
-                first = ends(answer, name)[0]
+                first = ends(response, name)[0]
                 assert start <= first - resolution + 1 < start + resolution
 
 
-def test_nothing_before_the_start_and_nothing_after_now(stem_simulator: Simulator, get: Get) -> None:
+def test_there_are_no_rows_before_the_start_or_after_now(stem_simulator: Simulator, get: Get) -> None:
     for year in (2009, 2190):
-        answer = get(
+        response = get(
             stem_simulator,
             STREAMS,
             start_datetime=f"{year}-05-01T00:00:00Z",
             end_datetime=f"{year}-05-02T00:00:00Z",
         )
-        assert streams(answer) == {"MONITOR": []}
+        assert streams(response) == {"MONITOR": []}
 
 
-def test_servers_and_ranges_agree(stem_simulator_factory: Factory, get: Get) -> None:
+def test_values_do_not_depend_on_the_server_or_the_range(stem_simulator_factory: Factory, get: Get) -> None:
     first, second, other = (stem_simulator_factory(seed=seed) for seed in (7, 7, 8))
-    asked = {**DAY, "stream_type": "MONITOR,CONVERTER"}
-    assert get(first, STREAMS, **asked).content == get(second, STREAMS, **asked).content
-    assert get(first, STREAMS, **asked).content != get(other, STREAMS, **asked).content
+    requested = {**DAY, "stream_type": "MONITOR,CONVERTER"}
+    assert get(first, STREAMS, **requested).content == get(second, STREAMS, **requested).content
+    assert get(first, STREAMS, **requested).content != get(other, STREAMS, **requested).content
     day = values(get(first, STREAMS, **DAY))
     hours = values(get(second, STREAMS, start_datetime="2024-05-01T07:00:00Z", end_datetime="2024-05-01T09:30:00Z"))
     assert len(hours) == 10
     assert hours.items() <= day.items()
 
 
-def test_a_cached_answer_is_the_same(stem_simulator_factory: Factory, get: Get) -> None:
+def test_cached_and_uncached_responses_are_equal(stem_simulator_factory: Factory, get: Get) -> None:
     cached, uncached = stem_simulator_factory(), stem_simulator_factory(cache_mb=0)
     bodies = {get(server, STREAMS, **DAY).content for server in (cached, cached, uncached, uncached)}
     assert len(bodies) == 1
 
 
-def test_cached_answers_are_told_apart(stem_simulator: Simulator, get: Get) -> None:
+def test_different_requests_have_different_cache_entries(stem_simulator: Simulator, get: Get) -> None:
     """The same first and last interval end, at each resolution and for each order of types."""
     bodies = {
         get(
@@ -196,15 +196,15 @@ def test_cached_answers_are_told_apart(stem_simulator: Simulator, get: Get) -> N
             start_datetime=text(instant("2024-05-01T04:00:00Z") - resolution),
             end_datetime="2024-05-01T08:00:00Z",
             resolution=resolution,
-            stream_type=asked,
+            stream_type=requested,
         ).content
         for resolution in (900, 1800, 3600)
-        for asked in ("MONITOR", "CONVERTER", "MONITOR,CONVERTER", "CONVERTER,MONITOR")
+        for requested in ("MONITOR", "CONVERTER", "MONITOR,CONVERTER", "CONVERTER,MONITOR")
     }
     assert len(bodies) == 12
 
 
-def test_the_cache_drops_what_was_not_used_for_longest() -> None:
+def test_the_cache_evicts_the_least_recently_used() -> None:
     cache = BodyCache(10)
     cache.put("a", b"aaaa")
     cache.put("b", b"bbbb")
@@ -217,7 +217,7 @@ def test_the_cache_drops_what_was_not_used_for_longest() -> None:
     assert [cache.get(key) for key in "acd"] == [b"aaaa", b"cccccc", None]
 
 
-def test_means_as_served(stem_simulator: Simulator, get: Get) -> None:
+def test_hourly_values_are_means(stem_simulator: Simulator, get: Get) -> None:
     fine = values(get(stem_simulator, STREAMS, **DAY))
     coarse = values(get(stem_simulator, STREAMS, **DAY, resolution=3600))
     assert len(coarse) == 24
@@ -240,7 +240,7 @@ def test_means_as_served(stem_simulator: Simulator, get: Get) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["clients", "clients/acme-foods/sites", STREAMS, "nowhere"])
-def test_401_without_the_right_key(stem_simulator: Simulator, header: str | None, path: str) -> None:
+def test_401_without_a_valid_key(stem_simulator: Simulator, header: str | None, path: str) -> None:
     headers = {} if header is None else {"Authorization": header}
     with requests.Session() as session:
         session.trust_env = False
@@ -249,16 +249,16 @@ def test_401_without_the_right_key(stem_simulator: Simulator, header: str | None
 
 
 @pytest.mark.stem_simulator(api_key="a/b+c=d@e:f g%20é")
-def test_any_key_is_sent_as_it_is(stem_simulator: Simulator) -> None:
+def test_a_key_can_contain_any_character(stem_simulator: Simulator) -> None:
     key = stem_simulator.settings.api_key.encode()
-    answer = requests.get(
+    response = requests.get(
         f"{stem_simulator.url}clients", headers={"Authorization": b"APIKEY " + key}, timeout=HUNG_AFTER
     )
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
 @pytest.mark.stem_simulator(forbidden=["site-00002", "harbor-properties"])
-def test_403_for_what_the_key_may_not_see(stem_simulator: Simulator, get: Get) -> None:
+def test_403_without_permission(stem_simulator: Simulator, get: Get) -> None:
     clients = get(stem_simulator, "clients").json()
     assert ([client["id"] for client in clients["clients"]], clients["total"]) == (["acme-foods"], 1)
     sites = get(stem_simulator, "clients/acme-foods/sites").json()
@@ -289,7 +289,7 @@ def test_404_for_what_does_not_exist(stem_simulator: Simulator, get: Get, path: 
     assert_error(get(stem_simulator, path), 404, "could not be found")
 
 
-def test_404_for_the_streams_of_no_site_and_outside_the_api(stem_simulator: Simulator, get: Get) -> None:
+def test_404_for_streams_of_an_unknown_site_and_outside_the_api(stem_simulator: Simulator, get: Get) -> None:
     assert_error(get(stem_simulator, "sites/white_house/streams", **DAY), 404, "white_house")
     assert_error(get(stem_simulator, "../v2/clients"), 404)
 
@@ -299,12 +299,12 @@ def test_404_for_the_streams_of_no_site_and_outside_the_api(stem_simulator: Simu
     "path", ["clients", "clients/acme-foods", "clients/acme-foods/sites", "sites/site-00001", STREAMS]
 )
 def test_405_for_other_methods(stem_simulator: Simulator, get: Get, method: str, path: str) -> None:
-    answer = get(stem_simulator, path, method=method)
+    response = get(stem_simulator, path, method=method)
     if method == "HEAD":
-        assert (answer.status_code, answer.content) == (405, b"")
+        assert (response.status_code, response.content) == (405, b"")
     else:
-        assert_error(answer, 405, "GET")
-    assert answer.headers["Allow"] == "GET"
+        assert_error(response, 405, "GET")
+    assert response.headers["Allow"] == "GET"
 
 
 BAD_LISTS = [
@@ -324,7 +324,9 @@ BAD_LISTS = [
 
 @pytest.mark.parametrize(("parameters", "message"), BAD_LISTS)
 @pytest.mark.parametrize("path", ["clients", "clients/acme-foods/sites"])
-def test_400_of_lists(stem_simulator: Simulator, get: Get, path: str, parameters: dict[str, Any], message: str) -> None:
+def test_400_for_invalid_parameters_of_lists(
+    stem_simulator: Simulator, get: Get, path: str, parameters: dict[str, Any], message: str
+) -> None:
     assert_error(get(stem_simulator, path, **parameters), 400, message)
 
 
@@ -355,21 +357,23 @@ BAD_STREAMS = [
 
 
 @pytest.mark.parametrize(("parameters", "message"), BAD_STREAMS)
-def test_400_of_streams(stem_simulator: Simulator, get: Get, parameters: dict[str, Any], message: str) -> None:
+def test_400_for_invalid_parameters_of_streams(
+    stem_simulator: Simulator, get: Get, parameters: dict[str, Any], message: str
+) -> None:
     assert_error(get(stem_simulator, STREAMS, **{**DAY, **parameters}), 400, message)
 
 
 @pytest.mark.parametrize("path", ["clients/acme-foods", "sites/site-00001"])
-def test_400_for_parameters_that_a_resource_does_not_have(stem_simulator: Simulator, get: Get, path: str) -> None:
+def test_400_for_parameters_of_a_single_resource(stem_simulator: Simulator, get: Get, path: str) -> None:
     assert_error(get(stem_simulator, path, page=1), 400, "Unknown parameter page")
 
 
 def test_400_for_a_type_that_the_site_lacks(stem_simulator: Simulator, get: Get) -> None:
     assert "INTERVAL_REVENUE" not in get(stem_simulator, "sites/site-00003").json()["stream_start_times"]
-    for asked in ("INTERVAL_REVENUE", "MONITOR,INTERVAL_REVENUE"):
-        answer = get(stem_simulator, "sites/site-00003/streams", **DAY, stream_type=asked)
-        assert answer.status_code == 400
-        assert answer.json() == {
+    for requested in ("INTERVAL_REVENUE", "MONITOR,INTERVAL_REVENUE"):
+        response = get(stem_simulator, "sites/site-00003/streams", **DAY, stream_type=requested)
+        assert response.status_code == 400
+        assert response.json() == {
             "errors": [
                 {
                     "message": "The requested stream type - INTERVAL_REVENUE is unavailable for the requested site.",
@@ -393,9 +397,11 @@ def test_400_for_a_type_that_the_site_lacks(stem_simulator: Simulator, get: Get)
         (365 * 86_400 + 1, 900, 400),
     ],
 )
-def test_the_limits_of_a_range(stem_simulator: Simulator, get: Get, seconds: int, resolution: int, status: int) -> None:
+def test_a_range_has_a_minimum_and_a_maximum(
+    stem_simulator: Simulator, get: Get, seconds: int, resolution: int, status: int
+) -> None:
     start = instant("2023-05-01T00:00:00Z")
-    answer = get(
+    response = get(
         stem_simulator,
         "sites/site-00003/streams",
         start_datetime=text(start),
@@ -403,22 +409,22 @@ def test_the_limits_of_a_range(stem_simulator: Simulator, get: Get, seconds: int
         resolution=resolution,
     )
     if status == 200:
-        assert len(ends(answer)) == seconds // resolution
+        assert len(ends(response)) == seconds // resolution
     else:
-        assert_error(answer, 400, "1 year" if seconds > 86_400 else f"resolution, {resolution} seconds")
+        assert_error(response, 400, "1 year" if seconds > 86_400 else f"resolution, {resolution} seconds")
 
 
-def test_the_last_year_of_the_calendar_is_no_crash(stem_simulator: Simulator, get: Get) -> None:
-    answer = get(
+def test_the_last_day_of_the_calendar_is_valid(stem_simulator: Simulator, get: Get) -> None:
+    response = get(
         stem_simulator,
         STREAMS,
         start_datetime="9999-12-31T00:00:00Z",
         end_datetime="9999-12-31T23:59:59Z",
     )
-    assert streams(answer) == {"MONITOR": []}
+    assert streams(response) == {"MONITOR": []}
 
 
-def test_500_for_a_crash(stem_simulator: Simulator, get: Get, caplog: pytest.LogCaptureFixture) -> None:
+def test_500_for_an_exception(stem_simulator: Simulator, get: Get, caplog: pytest.LogCaptureFixture) -> None:
     def crash(request: object, payload: object) -> object:
         raise LookupError("on purpose")
 
@@ -430,7 +436,7 @@ def test_500_for_a_crash(stem_simulator: Simulator, get: Get, caplog: pytest.Log
     assert get(stem_simulator, "clients").status_code == 200
 
 
-def test_the_openapi_page_documents_everything(stem_simulator: Simulator) -> None:
+def test_openapi_describes_every_endpoint(stem_simulator: Simulator) -> None:
     root = stem_simulator.url.removesuffix("/api/v1/")
     assert "swagger" in requests.get(f"{root}/docs", timeout=HUNG_AFTER).text
     schema = requests.get(f"{root}/openapi.json", timeout=HUNG_AFTER).json()

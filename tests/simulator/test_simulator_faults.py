@@ -24,21 +24,21 @@ STREAMS = "sites/site-00001/streams"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 418, 429, 500, 502, 503, 504])
-def test_a_status_once(stem_simulator: Simulator, get: Get, status: int) -> None:
+def test_a_status_is_returned_once(stem_simulator: Simulator, get: Get, status: int) -> None:
     stem_simulator.fail(status)
     assert_error(get(stem_simulator, "clients"), status)
     assert get(stem_simulator, "clients").status_code == 200
     assert [request.status for request in stem_simulator.requests] == [status, 200]
 
 
-def test_a_status_without_a_body(stem_simulator: Simulator, get: Get) -> None:
+def test_status_204_has_no_body(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail(204)
-    answer = get(stem_simulator, "clients")
-    assert (answer.status_code, answer.content) == (204, b"")
+    response = get(stem_simulator, "clients")
+    assert (response.status_code, response.content) == (204, b"")
     assert get(stem_simulator, "clients").status_code == 200
 
 
-def test_times_and_after(stem_simulator: Simulator, get: Get) -> None:
+def test_times_and_after_select_requests(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail(503, times=2, after=1)
     assert [get(stem_simulator, "clients").status_code for _ in range(5)] == [200, 503, 503, 200, 200]
     stem_simulator.fail(500, times=None)
@@ -47,14 +47,14 @@ def test_times_and_after(stem_simulator: Simulator, get: Get) -> None:
     assert get(stem_simulator, "clients").status_code == 200
 
 
-def test_faults_queue_in_order(stem_simulator: Simulator, get: Get) -> None:
+def test_faults_are_queued(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail(503)
     stem_simulator.fail(429)
     assert [get(stem_simulator, "clients").status_code for _ in range(3)] == [503, 429, 200]
 
 
 @pytest.mark.parametrize("path", ["site-00002", r"sites/site-0000[2-9]$", "page=2", "per_page=7&page=2"])
-def test_a_path_by_substring_or_pattern(stem_simulator: Simulator, get: Get, path: str) -> None:
+def test_a_path_is_a_substring_or_a_pattern(stem_simulator: Simulator, get: Get, path: str) -> None:
     stem_simulator.fail(503, path=path)
     assert get(stem_simulator, "sites/site-00001").status_code == 200
     assert get(stem_simulator, "clients", per_page=7, page=1).status_code == 200
@@ -75,24 +75,26 @@ def test_a_path_by_substring_or_pattern(stem_simulator: Simulator, get: Get, pat
         (None, None),
     ],
 )
-def test_retry_after(stem_simulator: Simulator, get: Get, retry_after: Any, header: str | None) -> None:
+def test_retry_after_is_a_number_a_string_or_a_date(
+    stem_simulator: Simulator, get: Get, retry_after: Any, header: str | None
+) -> None:
     stem_simulator.fail(429, retry_after=retry_after)
     assert get(stem_simulator, "clients").headers.get("Retry-After") == header
 
 
 @pytest.mark.parametrize("kind", ["nonsense", "", 99, 600, 12345])
-def test_unknown_kinds_are_refused(stem_simulator: Simulator, kind: str | int) -> None:
-    with pytest.raises(ValueError, match="Unknown fault"):
+def test_unknown_kinds_are_rejected(stem_simulator: Simulator, kind: str | int) -> None:
+    with pytest.raises(ValueError, match="Unknown fault .*Use a status code from 200 to 599, or one of"):
         stem_simulator.fail(kind)
 
 
-def test_counts_are_checked(stem_simulator: Simulator) -> None:
+def test_counts_are_validated(stem_simulator: Simulator) -> None:
     for bad in ({"times": 0}, {"after": -1}):
         with pytest.raises(ValueError, match="times >= 1"):
             stem_simulator.fail(503, **bad)  # type: ignore[arg-type]
 
 
-def test_hang_ends_when_the_client_goes(stem_simulator: Simulator, get: Get) -> None:
+def test_hang_ends_when_the_client_disconnects(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail("hang")
     address = urlsplit(stem_simulator.url)
     with socket.create_connection((str(address.hostname), address.port or 0)) as client:
@@ -103,7 +105,7 @@ def test_hang_ends_when_the_client_goes(stem_simulator: Simulator, get: Get) -> 
     assert get(stem_simulator, "clients").status_code == 200
 
 
-def test_a_server_with_hanging_requests_stops(stem_simulator_factory: Factory) -> None:
+def test_a_server_stops_despite_hanging_requests(stem_simulator_factory: Factory) -> None:
     simulator = stem_simulator_factory()
     simulator.fail("hang", times=None)
     failures: list[Exception] = []
@@ -124,15 +126,15 @@ def test_a_server_with_hanging_requests_stops(stem_simulator_factory: Factory) -
     assert len(failures) == 3
 
 
-def test_html(stem_simulator: Simulator, get: Get) -> None:
+def test_html_has_status_200(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail("html")
-    answer = get(stem_simulator, "clients")
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"].startswith("text/html")
-    assert answer.text.startswith("<!doctype html>")
+    response = get(stem_simulator, "clients")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert response.text.startswith("<!doctype html>")
 
 
-def test_cut_json(stem_simulator: Simulator, get: Get) -> None:
+def test_cut_json_is_incomplete(stem_simulator: Simulator, get: Get) -> None:
     whole = get(stem_simulator, STREAMS, **DAY)
     stem_simulator.fail("cut_json")
     cut = get(stem_simulator, STREAMS, **DAY)
@@ -143,7 +145,7 @@ def test_cut_json(stem_simulator: Simulator, get: Get) -> None:
         cut.json()
 
 
-def test_cut_body(stem_simulator: Simulator, get: Get) -> None:
+def test_cut_body_closes_the_connection(stem_simulator: Simulator, get: Get) -> None:
     whole = get(stem_simulator, STREAMS, **DAY)
     stem_simulator.fail("cut_body")
     with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
@@ -151,7 +153,7 @@ def test_cut_body(stem_simulator: Simulator, get: Get) -> None:
     assert get(stem_simulator, STREAMS, **DAY).content == whole.content
 
 
-def test_reset(stem_simulator: Simulator, get: Get) -> None:
+def test_reset_breaks_the_connection(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail("reset")
     with pytest.raises(requests.ConnectionError, match="reset"):
         get(stem_simulator, "clients")
@@ -159,29 +161,29 @@ def test_reset(stem_simulator: Simulator, get: Get) -> None:
     assert get(stem_simulator, "clients").status_code == 200
 
 
-def test_empty(stem_simulator: Simulator, get: Get) -> None:
+def test_empty_has_no_body(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail("empty")
-    answer = get(stem_simulator, "clients")
-    assert (answer.status_code, answer.content) == (200, b"")
+    response = get(stem_simulator, "clients")
+    assert (response.status_code, response.content) == (200, b"")
 
 
-def test_error_200(stem_simulator: Simulator, get: Get) -> None:
+def test_error_200_has_the_error_payload(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail("error_200")
-    answer = get(stem_simulator, "clients")
-    assert answer.status_code == 200
-    assert [list(error) for error in answer.json()["errors"]] == [["message", "code"]]
+    response = get(stem_simulator, "clients")
+    assert response.status_code == 200
+    assert [list(error) for error in response.json()["errors"]] == [["message", "code"]]
 
 
-def test_redirect(stem_simulator: Simulator, get: Get) -> None:
+def test_redirect_has_a_location(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.fail("redirect")
-    answer = get(stem_simulator, "clients", page=1)
-    assert answer.status_code == 302
-    assert answer.headers["Location"] == "https://elsewhere.invalid/api/v1/clients?page=1"
+    response = get(stem_simulator, "clients", page=1)
+    assert response.status_code == 302
+    assert response.headers["Location"] == "https://elsewhere.invalid/api/v1/clients?page=1"
     stem_simulator.fail("redirect", location="http://127.0.0.1:1/")
     assert get(stem_simulator, "clients").headers["Location"] == "http://127.0.0.1:1/"
 
 
-def test_random_faults_repeat_with_the_seed(stem_simulator_factory: Factory, get: Get) -> None:
+def test_random_faults_are_reproducible(stem_simulator_factory: Factory, get: Get) -> None:
     def statuses(seed: int) -> list[int]:
         simulator = stem_simulator_factory(faults=("503:0.3", "429:0.2"), seed=seed)
         return [get(simulator, "clients").status_code for _ in range(60)]
@@ -193,7 +195,7 @@ def test_random_faults_repeat_with_the_seed(stem_simulator_factory: Factory, get
 
 
 @pytest.mark.stem_simulator(faults=("500:1",))
-def test_documentation_does_not_fail(stem_simulator: Simulator, get: Get) -> None:
+def test_the_documentation_never_fails(stem_simulator: Simulator, get: Get) -> None:
     assert requests.get(stem_simulator.url.replace("/api/v1/", "/openapi.json"), timeout=HUNG_AFTER).status_code == 200
     assert_error(get(stem_simulator, "clients"), 500)
 
@@ -218,7 +220,7 @@ def test_requests_are_recorded(stem_simulator: Simulator, get: Get) -> None:
     assert (stem_simulator.requests, stem_simulator.peak_concurrency) == ([], 0)
 
 
-def test_the_peak_of_concurrency(stem_simulator: Simulator, get: Get) -> None:
+def test_peak_concurrency_is_recorded(stem_simulator: Simulator, get: Get) -> None:
     for _ in range(3):
         get(stem_simulator, "clients")
     assert stem_simulator.peak_concurrency == 1
@@ -238,20 +240,20 @@ def test_the_peak_of_concurrency(stem_simulator: Simulator, get: Get) -> None:
     assert stem_simulator.peak_concurrency == 5
 
 
-def test_rewriting_rows(stem_simulator: Simulator, get: Get) -> None:
+def test_rows_can_be_rewritten(stem_simulator: Simulator, get: Get) -> None:
     seen: list[str] = []
 
-    def spoil(request: Any, payload: Any) -> Any:
+    def rewrite(request: Any, payload: Any) -> Any:
         seen.append(request.target)
         rows = payload["stream_types"][0]["streams"]
         rows[3]["kw_total_avg"] = math.nan
         rows.append(dict(rows[0]))
         return payload
 
-    stem_simulator.rewrite = spoil
-    answer = get(stem_simulator, STREAMS, **DAY)
-    assert '"kw_total_avg":NaN' in answer.text
-    rows = streams(answer)["MONITOR"]
+    stem_simulator.rewrite = rewrite
+    response = get(stem_simulator, STREAMS, **DAY)
+    assert '"kw_total_avg":NaN' in response.text
+    rows = streams(response)["MONITOR"]
     assert math.isnan(rows[3]["kw_total_avg"])
     assert (len(rows), rows[-1]) == (97, rows[0])
     assert seen == [stem_simulator.requests[0].target]
@@ -260,20 +262,20 @@ def test_rewriting_rows(stem_simulator: Simulator, get: Get) -> None:
 
 
 @pytest.mark.parametrize("raw", ['{"clients": [', b"\xff\xfe"])
-def test_rewriting_to_raw_text(stem_simulator: Simulator, get: Get, raw: str | bytes) -> None:
+def test_a_rewrite_can_return_a_raw_body(stem_simulator: Simulator, get: Get, raw: str | bytes) -> None:
     stem_simulator.rewrite = lambda _request, _payload: raw
-    answer = get(stem_simulator, "clients")
-    assert (answer.status_code, answer.content) == (200, raw.encode() if isinstance(raw, str) else raw)
+    response = get(stem_simulator, "clients")
+    assert (response.status_code, response.content) == (200, raw.encode() if isinstance(raw, str) else raw)
 
 
-def test_rewriting_sees_errors_too(stem_simulator: Simulator, get: Get) -> None:
+def test_errors_can_be_rewritten(stem_simulator: Simulator, get: Get) -> None:
     stem_simulator.rewrite = lambda _request, payload: {"was": payload}
-    answer = get(stem_simulator, "sites/nowhere")
-    assert answer.status_code == 404
-    assert answer.json()["was"]["errors"][0]["code"] == 404
+    response = get(stem_simulator, "sites/nowhere")
+    assert response.status_code == 404
+    assert response.json()["was"]["errors"][0]["code"] == 404
 
 
-def test_the_connection(stem_simulator: Simulator) -> None:
+def test_the_connection_is_one_of_airflow(stem_simulator: Simulator) -> None:
     assert json.loads(stem_simulator.connection) == {
         "conn_type": "stem",
         "host": stem_simulator.url,

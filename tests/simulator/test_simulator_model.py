@@ -18,16 +18,16 @@ FLEET = Fleet(Settings())
 
 
 def decimals(values: object) -> list[Fraction]:
-    """Floats as the decimals that their shortest text shows."""
+    """Return floats as exact fractions of their shortest decimal form."""
     return [Fraction(repr(float(value))) for value in np.asarray(values)]
 
 
 def local_hours(building: Building, ends: object) -> np.ndarray:
-    """The hour of the local day in the middle of each 900 s interval."""
+    """Return the hour of the local day at the middle of each 900 s interval."""
     return ((np.asarray(ends) - 450 + building.utc_offset) % 86_400) / 3600
 
 
-def test_the_first_twenty_sites_serve_for_comparisons() -> None:
+def test_the_first_twenty_sites_are_comparable() -> None:
     starts = [FLEET.site(site_id).stream_start_times for site_id in FLEET.site_ids]
     assert len(starts) == 20
     assert all({"MONITOR", "CONVERTER"} <= times.keys() for times in starts)
@@ -44,9 +44,9 @@ def test_a_large_fleet_is_lazy_and_varied() -> None:
     assert len(set(names)) == 12_000
     assert len({client.id for client in fleet.clients}) == 300
     sites = [fleet.site(site_id) for site_id in fleet.site_ids[:600]]
-    lacking = [sum(name not in site.stream_start_times for site in sites) for name in ("CONVERTER", "INTERVAL_REVENUE")]
-    assert 20 <= lacking[0] <= 120
-    assert 150 <= lacking[1] <= 250
+    without = [sum(name not in site.stream_start_times for site in sites) for name in ("CONVERTER", "INTERVAL_REVENUE")]
+    assert 20 <= without[0] <= 120
+    assert 150 <= without[1] <= 250
     assert len({site.stream_start_times["MONITOR"] // (365 * 86_400) for site in sites}) >= 8
     indices = [index for client in fleet.clients for index in fleet.site_indices(client.id)]
     assert indices == list(range(12_000))
@@ -66,13 +66,13 @@ def test_a_large_fleet_is_lazy_and_varied() -> None:
         "site-\u0660\u0660\u0660\u0660\u0661",
     ],
 )
-def test_only_ids_as_listed_exist(site_id: str) -> None:
+def test_other_spellings_of_ids_do_not_exist(site_id: str) -> None:
     with pytest.raises(KeyError):
         FLEET.site(site_id)
 
 
 @pytest.mark.parametrize("site_id", ["site-00001", "site-00004", "site-00010"])
-def test_monitor_is_load_plus_converter_as_shown(site_id: str) -> None:
+def test_monitor_is_exactly_load_plus_converter(site_id: str) -> None:
     for resolution in (900, 1800, 3600):
         ends, load = FLEET.load(site_id, resolution, *YEAR)
         _, converter = FLEET.values(site_id, "CONVERTER", resolution, *YEAR)
@@ -84,12 +84,12 @@ def test_monitor_is_load_plus_converter_as_shown(site_id: str) -> None:
 
 @pytest.mark.parametrize("resolution", [1800, 3600])
 @pytest.mark.parametrize("stream_type", ["MONITOR", "CONVERTER", "INTERVAL_REVENUE"])
-def test_coarser_values_are_the_exact_means_of_those_shown(stream_type: str, resolution: int) -> None:
+def test_coarser_values_are_the_exact_means_of_finer_values(stream_type: str, resolution: int) -> None:
     _, fine = FLEET.values("site-00001", stream_type, 900, *YEAR)
     ends, coarse = FLEET.values("site-00001", stream_type, resolution, *YEAR)
     count = resolution // 900
-    shown = decimals(fine)
-    means = [sum(shown[n : n + count]) / count for n in range(0, len(shown), count)]
+    listed = decimals(fine)
+    means = [sum(listed[n : n + count]) / count for n in range(0, len(listed), count)]
     assert decimals(coarse) == means
     assert not np.any(ends % resolution)
 
@@ -116,7 +116,7 @@ def test_a_value_does_not_depend_on_the_range(first: int, count: int, site: int,
     assert alone.tolist() == [values[middle]]
 
 
-def test_the_seed_decides() -> None:
+def test_values_depend_on_the_seed() -> None:
     same, other = Fleet(Settings()), Fleet(Settings(seed=1))
     mine = FLEET.values("site-00003", "MONITOR", 900, *YEAR)[1]
     assert np.array_equal(mine, same.values("site-00003", "MONITOR", 900, *YEAR)[1])
@@ -139,9 +139,9 @@ def test_a_year_looks_like_a_building_with_a_battery(site_id: str) -> None:
     assert hours[charging].max() < 8
     assert hours[discharging].min() > 13
     assert np.abs(converter).max() < 1.01 * building.battery_kw
-    given, taken = -converter[converter < 0].sum() / 4, converter[converter > 0].sum() / 4
-    assert 0.7 < given / taken < 0.92
-    assert given / 366 < building.battery_kw * building.battery_hours
+    discharged, charged = -converter[converter < 0].sum() / 4, converter[converter > 0].sum() / 4
+    assert 0.7 < discharged / charged < 0.92
+    assert discharged / 366 < building.battery_kw * building.battery_hours
     daily = -converter.clip(max=0).sum() / 4 / 366
     assert daily > 0.3 * building.battery_kw * building.battery_hours
 
@@ -172,7 +172,7 @@ def test_weekends_and_seasons_differ() -> None:
     assert load[july].mean() > 1.05 * load[january].mean()
 
 
-def test_the_edges_of_the_truth() -> None:
+def test_values_of_an_empty_range_and_of_missing_streams() -> None:
     ends, values = FLEET.values("site-00001", "MONITOR", 900, YEAR[0] + 1, YEAR[0] + 899)
     assert (len(ends), len(values)) == (0, 0)
     with pytest.raises(KeyError):
@@ -181,8 +181,8 @@ def test_the_edges_of_the_truth() -> None:
         FLEET.load("nowhere", 900, *YEAR)
 
 
-def test_midnight_of_series_in_local_time() -> None:
-    """The parts of a day are put together without a seam."""
+def test_series_can_be_computed_in_parts() -> None:
+    """The concatenated parts of a day equal the whole day."""
     building = FLEET.site("site-00001").building
     day = Series(building, YEAR[0], YEAR[0] + 95 * 900)
     halves = [Series(building, YEAR[0], YEAR[0] + 30 * 900), Series(building, YEAR[0] + 31 * 900, YEAR[0] + 95 * 900)]
@@ -192,7 +192,7 @@ def test_midnight_of_series_in_local_time() -> None:
 
 
 @pytest.mark.parametrize("resolution", [900, 1800, 3600])
-def test_a_stream_that_begins_after_the_range_has_no_rows_beside_one_that_has(resolution):
+def test_a_stream_that_begins_after_the_range_has_no_rows(resolution):
     fleet = Fleet(Settings(sites=20))
     for site_id in fleet.site_ids:
         starts = fleet.site(site_id).stream_start_times

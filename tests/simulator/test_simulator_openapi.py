@@ -15,7 +15,7 @@ STREAMS = "/api/v1/sites/{site_id}/streams"
 
 @pytest.fixture
 def parameters(stem_simulator: Simulator) -> dict[str, Any]:
-    """The schemas of the streams endpoint's parameters, as told to who reads the documentation."""
+    """Return the documented schemas of the parameters of lists and streams."""
     described = requests.get(stem_simulator.url.replace("/api/v1/", "/openapi.json"), timeout=HUNG_AFTER).json()
     return {
         **{p["name"]: p["schema"] for p in described["paths"]["/api/v1/clients"]["get"]["parameters"]},
@@ -23,15 +23,13 @@ def parameters(stem_simulator: Simulator) -> dict[str, Any]:
     }
 
 
-def test_the_documentation_s_own_example_is_answered(
-    stem_simulator: Simulator, get: Get, parameters: dict[str, Any]
-) -> None:
+def test_the_documented_example_is_valid(stem_simulator: Simulator, get: Get, parameters: dict[str, Any]) -> None:
     example = {name: parameters[name]["examples"][0] for name in ("start_datetime", "end_datetime")}
     assert get(stem_simulator, "sites/site-00001/streams", **example).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["page", "per_page"])
-def test_a_number_is_taken_up_to_the_limit_that_is_told(
+def test_numbers_are_accepted_up_to_the_documented_maximum(
     stem_simulator: Simulator, get: Get, parameters: dict[str, Any], name: str
 ) -> None:
     limit = parameters[name]["maximum"]
@@ -39,7 +37,7 @@ def test_a_number_is_taken_up_to_the_limit_that_is_told(
     assert get(stem_simulator, "clients", **{name: limit + 1}).status_code == 400
 
 
-def test_at_least_one_stream_type_is_told_to_be_needed(
+def test_at_least_one_stream_type_is_documented_as_required(
     stem_simulator: Simulator, get: Get, parameters: dict[str, Any]
 ) -> None:
     assert parameters["stream_type"]["minItems"] == 1

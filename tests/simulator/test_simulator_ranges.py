@@ -19,7 +19,7 @@ INSTANTS = st.integers(1_500_000_000, 1_700_000_000)
 
 
 def nearest(at: int, resolution: int, rounding: Rounding) -> int:
-    """Rounding by looking at every multiple around."""
+    """Round by comparing all nearby multiples."""
     around = range(at // resolution - 2, at // resolution + 3)
     if rounding == "floor":
         return max(n * resolution for n in around if n * resolution <= at)
@@ -33,15 +33,15 @@ def nearest(at: int, resolution: int, rounding: Rounding) -> int:
 
 
 def by_the_guide(start: int, end: int, resolution: int, reading: Reading, rounding: Rounding) -> list[int]:
-    """Every interval near the range, kept or dropped by the words of the guide."""
+    """Return the intervals near the range that the wording of the guide selects."""
     start, end = nearest(start, resolution, rounding), nearest(end, resolution, rounding)
     kept = []
     for k in range(start - 3 * resolution, end + 3 * resolution + 1, resolution):
-        shown_start, shown_end = k - resolution + 1, k
+        listed_start, listed_end = k - resolution + 1, k
         if reading == "A":
             chosen = start <= k - resolution < end
         else:
-            chosen = start - resolution + 1 <= shown_start and shown_end <= end - resolution
+            chosen = start - resolution + 1 <= listed_start and listed_end <= end - resolution
         if chosen:
             kept.append(k)
     return kept
@@ -49,7 +49,7 @@ def by_the_guide(start: int, end: int, resolution: int, reading: Reading, roundi
 
 @pytest.mark.parametrize("reading", ["A", "B"])
 @given(start=INSTANTS, width=st.integers(900, 40_000), resolution=RESOLUTIONS, data=st.data())
-def test_selection_is_what_the_guide_says(
+def test_the_selected_intervals_are_those_of_the_guide(
     reading: Reading, start: int, width: int, resolution: int, data: st.DataObject
 ) -> None:
     rounding = data.draw(st.sampled_from(ROUNDINGS))
@@ -61,20 +61,20 @@ def test_selection_is_what_the_guide_says(
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @given(steps=st.integers(0, 10_000), rest=st.sampled_from([0, 1, 449, 450, 451, 899, 1799, 1800, 1801]))
-def test_rounding(rounding: Rounding, steps: int, rest: int) -> None:
+def test_rounding_to_the_grid(rounding: Rounding, steps: int, rest: int) -> None:
     for resolution in (900, 1800, 3600):
         at = steps * resolution + rest
         assert round_to_grid(at, resolution, rounding) == nearest(at, resolution, rounding)
 
 
-def test_ties_are_rounded_as_their_name_says() -> None:
+def test_ties_are_rounded_by_the_setting() -> None:
     tie = 900 * 4 + 450
     assert [round_to_grid(tie, 900, r) // 900 for r in ROUNDINGS] == [5, 4, 4, 5]
     assert [round_to_grid(tie + 900, 900, r) // 900 for r in ROUNDINGS] == [6, 6, 5, 6]
 
 
 @given(start=INSTANTS, resolution=RESOLUTIONS)
-def test_a_stream_begins_with_the_first_shown_start_not_before_its_start(start: int, resolution: int) -> None:
+def test_a_stream_begins_with_the_first_listed_start_at_or_after_its_start(start: int, resolution: int) -> None:
     candidates = range(start // resolution * resolution - resolution, start + 3 * resolution, resolution)
     assert first_interval(start, resolution) == min(k for k in candidates if k - resolution + 1 >= start)
 
@@ -86,22 +86,22 @@ def test_a_stream_begins_with_the_first_shown_start_not_before_its_start(start: 
         ("B", "2024-12-31T00:00:00Z", "2024-12-31T23:45:00Z"),
     ],
 )
-def test_the_day_of_the_guide(
+def test_the_example_of_the_guide_selects_a_day(
     reading: str, first: str, last: str, get: Get, stem_simulator_factory: Callable[..., Simulator]
 ) -> None:
     simulator = stem_simulator_factory(reading=reading)
-    answer = get(
+    response = get(
         simulator,
         "sites/site-00001/streams",
         start_datetime="2024-12-31T00:00:01Z",
         end_datetime="2025-01-01T00:00:01Z",
     )
-    assert ends(answer) == list(range(instant(first), instant(last) + 1, 900))
-    assert len(ends(answer)) == 96
+    assert ends(response) == list(range(instant(first), instant(last) + 1, 900))
+    assert len(ends(response)) == 96
 
 
 @pytest.mark.parametrize("reading", ["A", "B"])
-def test_served_ranges_are_what_the_guide_says(
+def test_served_intervals_are_those_of_the_guide(
     reading: Reading, get: Get, stem_simulator_factory: Callable[..., Simulator]
 ) -> None:
     served = {rounding: stem_simulator_factory(reading=reading, rounding=rounding) for rounding in ROUNDINGS}
@@ -115,20 +115,20 @@ def test_served_ranges_are_what_the_guide_says(
     )
     def check(start: int, steps: Fraction, resolution: int, rounding: Rounding) -> None:
         end = start + int(steps * resolution)
-        answer = get(
+        response = get(
             served[rounding],
             "sites/site-00002/streams",
             start_datetime=text(start),
             end_datetime=text(end),
             resolution=resolution,
         )
-        assert ends(answer) == by_the_guide(start, end, resolution, reading, rounding)
+        assert ends(response) == by_the_guide(start, end, resolution, reading, rounding)
 
     check()
 
 
 @pytest.mark.parametrize("reading", ["A", "B"])
-def test_consecutive_aligned_ranges_tile(
+def test_consecutive_aligned_ranges_neither_overlap_nor_leave_gaps(
     reading: str, get: Get, stem_simulator_factory: Callable[..., Simulator]
 ) -> None:
     simulator = stem_simulator_factory(reading=reading)

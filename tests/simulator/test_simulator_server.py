@@ -28,7 +28,7 @@ def port_of(url: str) -> int:
     return int(url.split(":")[2].split("/", maxsplit=1)[0])
 
 
-def test_two_servers_at_once_and_a_clean_end(stem_simulator_factory: Callable[..., Simulator], get: Get) -> None:
+def test_two_servers_run_at_once_and_stop_cleanly(stem_simulator_factory: Callable[..., Simulator], get: Get) -> None:
     first, second = stem_simulator_factory(), stem_simulator_factory(sites=3)
     assert first.url != second.url
     assert get(second, "clients").json()["total"] == 2
@@ -41,7 +41,7 @@ def test_two_servers_at_once_and_a_clean_end(stem_simulator_factory: Callable[..
     assert get(second, "clients").status_code == 200
 
 
-def test_a_simulator_starts_fast_and_again_on_its_port(get: Get) -> None:
+def test_a_simulator_starts_fast_and_can_be_restarted_on_its_port(get: Get) -> None:
     simulator = Simulator()
     took = []
     for _ in range(3):
@@ -55,12 +55,12 @@ def test_a_simulator_starts_fast_and_again_on_its_port(get: Get) -> None:
     assert len(simulator.requests) == 3
 
 
-def test_a_port_that_is_taken(stem_simulator: Simulator) -> None:
+def test_a_port_in_use_is_an_error(stem_simulator: Simulator) -> None:
     with pytest.raises(OSError, match="in use"):
         Simulator(port=port_of(stem_simulator.url)).start()
 
 
-def test_a_server_need_not_keep_requests(get: Get) -> None:
+def test_recording_of_requests_can_be_disabled(get: Get) -> None:
     with Simulator(keep_requests=False) as simulator:
         assert get(simulator, "clients").status_code == 200
         assert simulator.requests == []
@@ -71,11 +71,11 @@ def test_the_marker_sets_the_settings(stem_simulator: Simulator) -> None:
     assert stem_simulator.settings == Settings(sites=5, reading="B")
 
 
-def test_the_fixture_without_a_marker(stem_simulator: Simulator) -> None:
+def test_without_a_marker_the_settings_are_the_defaults(stem_simulator: Simulator) -> None:
     assert stem_simulator.settings == Settings()
 
 
-def test_the_plugin_and_the_package_load_nothing_heavy() -> None:
+def test_the_plugin_and_the_package_import_nothing_heavy() -> None:
     code = (
         "import sys, airflow_provider_stem.simulator.pytest_plugin as plugin, airflow_provider_stem.simulator;"
         "print([name for name in ('fastapi', 'uvicorn', 'numpy', 'pyarrow', 'airflow', 'pydantic')"
@@ -85,7 +85,7 @@ def test_the_plugin_and_the_package_load_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_missing_extra_is_named() -> None:
+def test_the_message_names_a_missing_extra() -> None:
     code = (
         "import sys; sys.modules['fastapi'] = None\n"
         "try:\n    from airflow_provider_stem.simulator import Simulator\n"
@@ -96,7 +96,7 @@ def test_a_missing_extra_is_named() -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_until_it_is_told_to_stop(stop: signal.Signals, tmp_path: Path) -> None:
+def test_the_command_serves_until_a_signal(stop: signal.Signals, tmp_path: Path) -> None:
     options = ["--port", "0", "--api-key", "it's a key", "--sites", "3", "--clients", "1", "--reading", "B"]
     process = subprocess.Popen(
         [*COMMAND, *options],
@@ -118,12 +118,12 @@ def test_the_command_serves_until_it_is_told_to_stop(stop: signal.Signals, tmp_p
         assert fields_of["host"] in serving
         assert "it's a key" in serving
         headers = {"Authorization": f"APIKEY {fields_of['password']}"}
-        answer = requests.get(f"{fields_of['host']}clients/acme-foods/sites", headers=headers, timeout=HUNG_AFTER)
-        assert answer.json()["total"] == 3
+        response = requests.get(f"{fields_of['host']}clients/acme-foods/sites", headers=headers, timeout=HUNG_AFTER)
+        assert response.json()["total"] == 3
         process.send_signal(stop)
         out, err = process.communicate(timeout=HUNG_AFTER)
         assert (process.returncode, out, err) == (0, "", "")
-        with pytest.raises(ProcessLookupError):  # nothing is left of its process group
+        with pytest.raises(ProcessLookupError):  # no process of its group is left
             os.killpg(process.pid, 0)
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.1", port_of(fields_of["host"])), timeout=HUNG_AFTER)
@@ -136,7 +136,7 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
     actions = {action.dest: action for action in _parser()._actions}
     for field in fields(Settings):
         assert actions[field.name].help, field.name
-    given = [
+    arguments = [
         "--api-key=k", "--clients=3", "--sites=9", "--seed=4", "--forbidden=site-00001", "--forbidden=site-00002",
         "--latency=.1", "--settle=2", "--gaps=.3", "--null-values=.4", "--restate=5", "--rate-limit=6",
         "--retry-after=date", "--fault=503:0.5", "--fault=hang:0.1", "--reading=B", "--rounding=ceil",
@@ -144,7 +144,7 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
         "--page-as=string", "--start-times=null",
         "--row-order=descending", "--unknown-fields", "--partial-bin", "--now=2024-05-01T12:00:00Z", "--cache-mb=8",
     ]  # fmt: skip
-    options = vars(_parser().parse_args(given))
+    options = vars(_parser().parse_args(arguments))
     del options["host"], options["port"]
     changed, default = Settings(**options), Settings()
     for field in fields(Settings):
@@ -159,14 +159,14 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     "options", [["--gaps", "2"], ["--fault", "503"], ["--reading", "C"], ["--now", "2024-05-01"], ["--port", "x"]]
 )
-def test_bad_options_are_told(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_rejects_invalid_options(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(options)
     assert stop.value.code == 2
     assert "error:" in capsys.readouterr().err
 
 
-def test_a_taken_port_is_told(stem_simulator: Simulator) -> None:
+def test_the_command_reports_a_port_in_use(stem_simulator: Simulator) -> None:
     port = str(port_of(stem_simulator.url))
     done = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True, check=False, timeout=HUNG_AFTER)
     assert done.returncode == 2

@@ -21,7 +21,7 @@ Connect = Callable[..., StemClient]
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """``connect(simulator, **options)``: a client of a simulator, closed after the test. It waits if it is patient."""
+    """``connect(simulator, **options)`` returns a client, closed after the test; only a ``patient`` one waits."""
     with ExitStack() as opened:
 
         def client(simulator: Simulator, *, patient: bool = False, **options: Any) -> StemClient:
@@ -33,7 +33,7 @@ def connect() -> Iterator[Connect]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
-    """``clock(instant)`` stops the clock by which a source tells the future."""
+    """``clock(instant)`` stops the clock of a source."""
 
     def stop(instant: datetime) -> None:
         class Stopped(datetime):
@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand what the properties have checked to the process that prints the summary."""
+    """Pass the counts of the property tests to the process that prints the summary."""
     tallies = {name: str(tally) for name, tally in TALLIES.items()}
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["tallies"] = tallies

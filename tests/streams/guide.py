@@ -1,7 +1,7 @@
 """
-A server as the guide words it, in arithmetic alone.
+A server as the guide describes it, in arithmetic only.
 
-It shows intervals that are not over yet, so whoever relies on it to leave them out is found out.
+It shows intervals that are not over yet, so that code that does not drop them fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GuideError(Exception):
 
 
 def to_grid(instant: int, resolution: int, rounding: str) -> int:
-    """ "Rounded to nearest stream", in whichever way."""
+    """ "Rounded to nearest stream", with the given rounding."""
     below = instant - instant % resolution
     above = below + resolution
     if below == instant or rounding == "floor":
@@ -42,7 +42,7 @@ def to_grid(instant: int, resolution: int, rounding: str) -> int:
 
 
 def selected(start: int, end: int, resolution: int, reading: Reading, rounding: str) -> range:
-    """Give the ends of the intervals that the server answers a range with."""
+    """Return the ends of the intervals in the server's response to a range."""
     if end - start < resolution:
         raise GuideError("The minimum range that can be requested for this API call is the resolution passed.")
     if end - start > 365 * DAY:
@@ -60,7 +60,7 @@ def selected(start: int, end: int, resolution: int, reading: Reading, rounding: 
 
 
 class GuideClient:
-    """A client whose server is :func:`selected`; every interval exists, and its value tells when it ends."""
+    """A client whose server is :func:`selected`; every interval exists, and its value is its end."""
 
     base_url = "http://127.0.0.1/api/v1/"
 

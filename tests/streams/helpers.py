@@ -1,4 +1,4 @@
-"""Answers, instants and counts that several of these tests need."""
+"""Responses, instants and counts for several of these tests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DAY = 86_400
 
 def examples(number: int) -> settings:
     """
-    Settings of a property.
+    Return the settings of a property test.
 
-    Each run draws the same cases, since the figures of its summary are to be quoted; a busy machine is no failure.
+    Each run has the same cases, since documents quote the figures of its summary. A busy machine is not a failure.
     """
     return settings(
         max_examples=number,
@@ -36,7 +36,7 @@ def examples(number: int) -> settings:
 
 
 class Tally:
-    """Counts what a property has checked, for the summary of the run."""
+    """Counts of what a property test has checked, for the summary of the run."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -73,7 +73,7 @@ def window(start: str, end: str, resolution: int = 900) -> Window:
 
 
 def grid(of: Window) -> list[int]:
-    """Every interval end in a window, by looking at each second that could be one."""
+    """Return every interval end in a window, by testing each second."""
     step = of.resolution
     return [k for k in range(seconds(of.start) + 1, seconds(of.end) + 1) if k % step == 0] if step else []
 
@@ -101,7 +101,7 @@ def encoded(payload: Any, **options: Any) -> bytes:
 
 
 def stream(ends: Iterable[int], values: Iterable[float | None]) -> pa.RecordBatch:
-    """Rows as the decoder gives them."""
+    """Return rows as the decoder returns them."""
     return pa.RecordBatch.from_arrays(
         [pa.array([at(end) for end in ends], pa.timestamp("us", "UTC")), pa.array(values, pa.float64())],
         schema=STREAM_SCHEMA,
@@ -117,21 +117,21 @@ def rows_of(batch: pa.RecordBatch) -> list[tuple[int, float | None]]:
 
 
 def trail(simulator: Simulator) -> list[str]:
-    """What was asked of a server since the last call, and how it answered: ``["400 streams", "200 site"]``."""
+    """Return the requests since the last call with their status: ``["400 streams", "200 site"]``."""
     requests = list(simulator.requests)
     simulator.reset_requests()
     return [f"{r.status} {'streams' if r.path.endswith('/streams') else 'site'}" for r in requests]
 
 
 def record(simulator: Simulator, site_id: str, **changed: str | None) -> dict[str, Any]:
-    """A site's record; a type that is changed to None is taken out."""
+    """Return a site's record; a type that is changed to None is removed."""
     starts = {name: shown(start, "Z") for name, start in simulator.fleet.site(site_id).stream_start_times.items()}
     starts |= {name: start for name, start in changed.items() if start}
     return {"site_id": site_id, "stream_start_times": {n: s for n, s in starts.items() if changed.get(n, s)}}
 
 
 def truth(simulator: Simulator, site_id: str, stream_type: str, of: Window) -> list[tuple[int, float | None]]:
-    """What the server shows of a window."""
+    """Return the rows of a window that the server shows."""
     now = simulator.now or datetime.now(UTC)
     rows = simulator.fleet.shown(site_id, stream_type, of.resolution, of.first_end, of.last_end, now)
     pairs = zip(rows.ends.tolist(), rows.values.tolist(), rows.nulls.tolist(), strict=True)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.key import ApiKey
-from airflow_provider_stem.api.payloads import Body, UnreadableAnswerError
+from airflow_provider_stem.api.payloads import Body, UnreadableResponseError
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams import decoding
 from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain, _without_unknown
@@ -54,12 +54,12 @@ Bits = list[tuple[int, bytes | None]]
 
 
 def bits(rows: Sequence[tuple[int, float | None]]) -> Bits:
-    """Rows with their values bit for bit: -0.0 equals 0.0 otherwise."""
+    """Return the rows with the bits of their values, so that -0.0 differs from 0.0."""
     return [(end, None if value is None else struct.pack("<d", value)) for end, value in rows]
 
 
 def mapped(body: bytes) -> Body:
-    """As a long answer comes."""
+    """Return a body as a memory-mapped file, like a long response."""
     if not body:
         return body
     memory = mmap.mmap(-1, len(body))
@@ -77,21 +77,21 @@ def decode(
     return (decoder or StreamsDecoder()).decode(body, "site", stream_types, of)
 
 
-def acquainted() -> StreamsDecoder:
-    """A decoder that has met, and told, an unknown field."""
+def warned_decoder() -> StreamsDecoder:
+    """Return a decoder that has logged an unknown field."""
     decoder = StreamsDecoder()
     decode(encoded(answer({"MONITOR": [{**row(ENDS[0]), "quality": "measured"}]})), decoder=decoder)
     return decoder
 
 
 @dataclass
-class Asked:
+class Request:
     window: Window
     stream_types: tuple[str, ...]
 
 
 @dataclass
-class Given:
+class Response:
     body: bytes
     expected: dict[str, Bits]
 
@@ -130,7 +130,7 @@ literals = st.one_of(
 
 
 def as_written(end: int, zone: str, fraction: str) -> str:
-    """An instant in one of the spellings that ISO 8601 has for it."""
+    """Return an instant in one of its ISO 8601 formats."""
     offset = {"+05:30": 19_800, "-0700": -25_200, "+12:45": 45_900}.get(zone, 0)
     return f"{at(end + offset):%Y-%m-%dT%H:%M:%S}{fraction}{zone}"
 
@@ -148,18 +148,18 @@ unknown_fields = st.dictionaries(st.sampled_from(["quality", "flag", "kW", "ü",
 
 
 @st.composite
-def asks(draw: st.DrawFn) -> Asked:
+def requests(draw: st.DrawFn) -> Request:
     resolution = draw(st.sampled_from(RESOLUTIONS))
     start = draw(st.integers(seconds(utc("1999-12-30")) // resolution, seconds(utc("2040-01-01")) // resolution))
     length = draw(st.integers(0, 12))
     types = draw(st.lists(st.sampled_from(STREAM_TYPES), min_size=1, max_size=3, unique=True))
-    return Asked(Window(at(start * resolution), at((start + length) * resolution), resolution), tuple(types))
+    return Request(Window(at(start * resolution), at((start + length) * resolution), resolution), tuple(types))
 
 
 @st.composite
-def answers(draw: st.DrawFn, asked: Asked) -> Given:
-    """Right answers, however spelled and ordered, with what a reader must expect of them."""
-    of, resolution = asked.window, asked.window.resolution
+def responses(draw: st.DrawFn, request: Request) -> Response:
+    """Valid responses in any format and order, with the request and the expected rows."""
+    of, resolution = request.window, request.window.resolution
     beyond = draw(st.sampled_from([0, 1, 1, 1, 2]))
     around = range(seconds(of.start) - (beyond - 1) * resolution, seconds(of.end) + beyond * resolution + 1, resolution)
     is_odd, is_noted, is_repeated = draw(st.booleans()), draw(st.integers(0, 3)) == 0, draw(st.integers(0, 4)) == 0
@@ -185,7 +185,7 @@ def answers(draw: st.DrawFn, asked: Asked) -> Given:
         return {field: fields[field] for field in names}
 
     entries = []
-    for name in asked.stream_types[draw(st.integers(0, 1)) :]:
+    for name in request.stream_types[draw(st.integers(0, 1)) :]:
         said[name] = {}
         for _ in range(2 if is_repeated and choice.random() < 0.5 else 1):
             ends = [end for end in around if choice.random() >= missing]
@@ -204,21 +204,21 @@ def answers(draw: st.DrawFn, asked: Asked) -> Given:
     for number, literal in enumerate(raw):
         text = text.replace(f'"@{number}@"', literal)
     expected = {}
-    for name in asked.stream_types:
+    for name in request.stream_types:
         kept = [(k, literal) for k, literal in sorted(said.get(name, {}).items()) if of.start < at(k) <= of.end]
-        expected[name] = bits([(k, None if told in ("null", ABSENT) else float(json.loads(told))) for k, told in kept])
-    return Given(text.encode(), expected)
+        expected[name] = bits([(k, None if text in ("null", ABSENT) else float(json.loads(text))) for k, text in kept])
+    return Response(text.encode(), expected)
 
 
-def test_both_readers_agree_on_every_right_answer() -> None:
-    counts = tally("tables, right answers")
+def test_both_readers_agree_on_every_valid_response() -> None:
+    counts = tally("tables, valid responses")
 
     @examples(1000)
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
-        asked = data.draw(asks())
-        got = data.draw(answers(asked))
-        types, of = asked.stream_types, asked.window
+        request = data.draw(requests())
+        got = data.draw(responses(request))
+        types, of = request.stream_types, request.window
 
         plain, _ = _read_plain(got.body, "site", types, of)
         assert exact(plain, types) == got.expected
@@ -231,7 +231,7 @@ def test_both_readers_agree_on_every_right_answer() -> None:
                 assert exact(columnar, types) == got.expected
                 for rows in columnar.values():
                     rows.validate(full=True)
-        for decoder in (StreamsDecoder(), acquainted()):
+        for decoder in (StreamsDecoder(), warned_decoder()):
             streams = decode(got.body, types, of, decoder)
             assert list(streams) == list(types)
             assert exact(streams, types) == got.expected
@@ -244,7 +244,7 @@ def test_both_readers_agree_on_every_right_answer() -> None:
         )
 
     check()
-    # Else the property would be about one reader.
+    # Otherwise the property would test only one reader.
     assert min(counts.counts["read_in_columns"], counts.counts["left_to_the_plain_reader"]) > 200
 
 
@@ -256,7 +256,7 @@ def test_both_readers_agree_on_the_sign_of_a_zero(literal: str) -> None:
     assert columnar is None or exact(columnar, ["MONITOR"]) == exact(plain, ["MONITOR"])
 
 
-class TestTheUsualAnswerIsReadInColumns:
+class TestTheUsualResponseIsReadInColumns:
     @pytest.mark.parametrize("resolution", RESOLUTIONS)
     @pytest.mark.parametrize("zone", ["+00:00", "Z"])
     @pytest.mark.parametrize("padded", [(0, 0), (1, 0), (0, 1), (1, 1)])
@@ -282,7 +282,7 @@ class TestTheUsualAnswerIsReadInColumns:
         assert columnar is not None
         assert columnar["MONITOR"].num_rows == len(rows)
 
-    def test_with_unknown_fields_once_they_are_told(self) -> None:
+    def test_with_unknown_fields_once_they_are_logged(self) -> None:
         body = encoded(answer({"MONITOR": [{**row(end), "quality": "measured"} for end in ENDS]}))
         assert _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
         columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
@@ -303,7 +303,7 @@ class TestTheUsualAnswerIsReadInColumns:
             assert _read_columnar(damaged, "site", STREAM_TYPES, of, lenient=False) is None
 
     @pytest.mark.parametrize("key", ['a"kw_total_avg', '"start_datetime', 'x"end_datetime', "kw_total_avg "])
-    def test_not_from_a_key_that_looks_like_another(self, key: str) -> None:
+    def test_not_from_an_escaped_key(self, key: str) -> None:
         rows = [{key: 1.0, **row(end, value=2.0)} for end in ENDS]
         body = encoded(answer({"MONITOR": rows}))
         columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
@@ -313,7 +313,7 @@ class TestTheUsualAnswerIsReadInColumns:
     @pytest.mark.parametrize(
         "number", ["01", "+1", ".5", "1.", "-.5", "1.e5", "-01", "nan", "Infinity", "1e400", "0x1", "1,5"]
     )
-    def test_not_of_what_json_has_no_number_for(self, number: str) -> None:
+    def test_not_with_numbers_that_are_not_json(self, number: str) -> None:
         body = encoded(answer({"MONITOR": [row(end, value=5.25) for end in ENDS]}))
         for one in (body.replace(b"5.25", number.encode()), body.replace(b"5.25", number.encode(), 1)):
             assert _read_columnar(one, "site", ["MONITOR"], HOUR, lenient=False) is None
@@ -330,9 +330,7 @@ class TestTheUsualAnswerIsReadInColumns:
 
 
 @pytest.mark.parametrize("place", ["answer", "entry", "row", "each row", "nested"])
-def test_a_flood_of_unknown_fields_costs_no_memory_and_is_left_out(
-    place: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_many_unknown_fields_are_ignored_and_take_no_memory(place: str, caplog: pytest.LogCaptureFixture) -> None:
     flood = {f"key-{number:06}": [number, str(number), None, 1.5][number % 4] for number in range(200_000)}
     rows = [row(end, value=end / 3) for end in ENDS]
     payload = answer({"MONITOR": rows})
@@ -370,8 +368,8 @@ def test_a_flood_of_unknown_fields_costs_no_memory_and_is_left_out(
         "",
     ],
 )
-def test_what_looks_like_a_field_inside_of_a_string_is_none(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_FLOOD", 0)
+def test_a_field_in_a_string_is_not_a_field(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_MAX_UNFILTERED", 0)
     for options in ({}, {"indent": 2}, {"ensure_ascii": False}):
         rows = [{odd: odd, **row(ENDS[0]), "x": odd, "y": [odd, {odd: odd, "z": 1}]}, {**row(ENDS[1]), odd: 1}]
         body = encoded(answer({"MONITOR": rows}, name=odd, other=odd), **options)
@@ -382,10 +380,10 @@ def test_what_looks_like_a_field_inside_of_a_string_is_none(odd: str, monkeypatc
 @pytest.mark.parametrize(
     "damaged", [b'"x":01,', b'"x":,', b'"x":1.,', b'"x":"a\nb",', b'"x":"\\q",', b'"x":nul,', b'"x":1,,']
 )
-def test_a_damaged_field_is_not_left_out(damaged: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_FLOOD", 0)
+def test_a_damaged_field_is_an_error(damaged: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_MAX_UNFILTERED", 0)
     body = encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b'"name"', damaged + b'"name"')
-    with pytest.raises(UnreadableAnswerError):
+    with pytest.raises(UnreadableResponseError):
         decode(body)
 
 
@@ -410,15 +408,15 @@ OTHER_WINDOWS: dict[str, Sequence[int]] = {
 @pytest.mark.parametrize("other", [None, [], [row(ENDS[0])]], ids=["alone", "beside no rows", "beside right rows"])
 def test_rows_of_another_window_are_an_error(ends: Sequence[int], other: list[Any] | None) -> None:
     streams = {"MONITOR": [row(end) for end in ends]} | ({} if other is None else {"CONVERTER": other})
-    for decoder in (StreamsDecoder(), acquainted()):
-        with pytest.raises(StemDataError, match="site site, MONITOR: the answer is for another window"):
+    for decoder in (StreamsDecoder(), warned_decoder()):
+        with pytest.raises(StemDataError, match="site site, MONITOR: the response is for another window"):
             decode(encoded(answer(streams)), ("CONVERTER", "MONITOR"), HOUR, decoder)
 
 
 @pytest.mark.parametrize("rows_in", [1, 2])
 @pytest.mark.parametrize("side", ["earlier", "later"])
-def test_the_answer_to_the_request_before_or_after_is_an_error(rows_in: int, side: str) -> None:
-    """Its padding reaches into the window, with a value that may be of an interval that was not over."""
+def test_the_response_to_the_previous_or_next_request_is_an_error(rows_in: int, side: str) -> None:
+    """Its padding is in the window, with a value of an interval that may not have been over."""
     inside = ENDS[:rows_in] if side == "earlier" else ENDS[-rows_in:]
     outside = range(ENDS[0] - DAY, ENDS[0], 900) if side == "earlier" else range(ENDS[-1] + 900, ENDS[-1] + DAY, 900)
     rows = [row(end) for end in sorted([*inside, *outside])]
@@ -427,17 +425,17 @@ def test_the_answer_to_the_request_before_or_after_is_an_error(rows_in: int, sid
 
 
 @pytest.mark.parametrize("ends", [[ENDS[0] - 900], [ENDS[0] - 2 * 900, ENDS[-1] + 2 * 900], [ENDS[-1] + 900]], ids=str)
-def test_rows_that_padding_explains_are_none_of_the_window(ends: list[int]) -> None:
+def test_rows_of_the_padding_are_not_in_the_window(ends: list[int]) -> None:
     assert decode(encoded(answer({"MONITOR": [row(end) for end in ends]})), ("MONITOR",), HOUR)["MONITOR"].num_rows == 0
 
 
-def test_more_rows_than_were_asked_for_are_cut_to_the_window() -> None:
+def test_rows_outside_the_window_are_dropped() -> None:
     whole_day = [row(end) for end in range(ENDS[0] - DAY, ENDS[-1] + DAY, 900)]
     assert ends_of(decode(encoded(answer({"MONITOR": whole_day})))["MONITOR"]) == list(ENDS)
 
 
 @pytest.mark.parametrize("stream_types", [[], None])
-def test_an_answer_without_streams_has_no_rows(stream_types: Any) -> None:
+def test_a_response_without_streams_has_no_rows(stream_types: Any) -> None:
     streams = decode(encoded({"id": "site", "stream_types": stream_types}), ("MONITOR", "CONVERTER"))
     assert {name: rows.num_rows for name, rows in streams.items()} == {"MONITOR": 0, "CONVERTER": 0}
 
@@ -448,18 +446,18 @@ def test_a_type_without_a_list_has_no_rows(entry: Any) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_every_encoding_that_json_has_is_read(encoding: str) -> None:
+def test_every_encoding_of_json_is_read(encoding: str) -> None:
     body = json.dumps(answer({"MONITOR": [row(ENDS[0])]})).encode(encoding)
     assert rows_of(decode(body)["MONITOR"]) == [(ENDS[0], 1.5)]
 
 
-# --- wrong answers --------------------------------------------------------------------------------------------------
+# --- invalid responses ----------------------------------------------------------------------------------------------
 
 WHERE = "site site, MONITOR, row 2"
 
 
 def with_row(change: Callable[[dict[str, Any]], Any]) -> bytes:
-    """An answer whose row 2 is changed; ``{"raw": text}`` puts the text in as it is."""
+    """Return a response whose row 2 is changed; ``{"raw": text}`` inserts the text unchanged."""
     rows: list[Any] = [row(end) for end in ENDS]
     rows[2] = change(rows[2])
     return encoded(answer({"MONITOR": rows}))
@@ -480,8 +478,8 @@ def shifted(start: int, end: int) -> bytes:
 
 
 WRONG_VALUES = {
-    literal: (with_value(literal), f"{WHERE}: kw_total_avg is {complaint}")
-    for literal, complaint in {
+    literal: (with_value(literal), f"{WHERE}: kw_total_avg is {message}")
+    for literal, message in {
         "NaN": "not a finite number",
         "Infinity": "not a finite number",
         "-Infinity": "not a finite number",
@@ -534,7 +532,7 @@ WRONG_TIMES: dict[str, Any] = {
     "lone surrogate": "\ud800",
 }
 WRONG_ENTRIES: dict[str, tuple[bytes, str]] = {
-    "type not asked for": (encoded(answer({"CONVERTER": []})), "stream type 'CONVERTER', asked for were MONITOR"),
+    "type not requested": (encoded(answer({"CONVERTER": []})), "stream type 'CONVERTER', requested were MONITOR"),
     "unknown type": (encoded(answer({"MONITOR": [], "monitor": []})), "stream type 'monitor'"),
     "type missing": (encoded({"id": "site", "stream_types": [{"streams": []}]}), "stream type None"),
     "type is a list": (encoded({"id": "site", "stream_types": [{"stream_type": ["MONITOR"]}]}), "stream type"),
@@ -554,51 +552,51 @@ WRONG_ENTRIES: dict[str, tuple[bytes, str]] = {
 }
 JUNK_ROWS = {"null": None, "list": [], "text": "row", "number": 5, "nested": [[[{"kw_total_avg": 1}]]], "boolean": True}
 
-decoders = pytest.mark.parametrize("decoder", [StreamsDecoder, acquainted], ids=["fresh", "acquainted"])
+decoders = pytest.mark.parametrize("decoder", [StreamsDecoder, warned_decoder], ids=["fresh", "warned"])
 
 
-def assert_refused(decoder: Callable[[], StreamsDecoder], body: bytes, pattern: str) -> None:
-    """The pattern is found in one line of bounded length, whatever is in the answer."""
+def assert_rejected(decoder: Callable[[], StreamsDecoder], body: bytes, pattern: str) -> None:
+    """Check that decoding fails with a message that matches the pattern, in one line of bounded length."""
     with pytest.raises(StemDataError, match=pattern) as error:
         decode(body, decoder=decoder())
-    assert not isinstance(error.value, UnreadableAnswerError)
+    assert not isinstance(error.value, UnreadableResponseError)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 2000
 
 
 @decoders
-class TestAWrongAnswerIsAnErrorThatNamesSiteAndRow:
+class TestAnInvalidResponseIsAnErrorThatNamesSiteAndRow:
     @pytest.mark.parametrize("literal", WRONG_VALUES, ids=lambda literal: literal[:12])
     def test_value(self, decoder: Callable[[], StreamsDecoder], literal: str) -> None:
-        assert_refused(decoder, *WRONG_VALUES[literal])
+        assert_rejected(decoder, *WRONG_VALUES[literal])
 
     @pytest.mark.parametrize("name", WRONG_WIDTHS)
     def test_width(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
-        assert_refused(decoder, WRONG_WIDTHS[name], f"{WHERE}: .* is not an interval of 900 s")
+        assert_rejected(decoder, WRONG_WIDTHS[name], f"{WHERE}: .* is not an interval of 900 s")
 
     @pytest.mark.parametrize("name", OFF_THE_GRID)
     def test_grid(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
-        assert_refused(decoder, OFF_THE_GRID[name], f"{WHERE}: end_datetime .* is off the grid of 900 s")
+        assert_rejected(decoder, OFF_THE_GRID[name], f"{WHERE}: end_datetime .* is off the grid of 900 s")
 
     @pytest.mark.parametrize("name", WRONG_TIMES)
     @pytest.mark.parametrize("field", ["start_datetime", "end_datetime"])
     def test_time(self, decoder: Callable[[], StreamsDecoder], field: str, name: str) -> None:
         body = with_row(lambda r: {**r, field: WRONG_TIMES[name]})
-        assert_refused(decoder, body, f"{WHERE}: {field} is .*, not a time such as")
+        assert_rejected(decoder, body, f"{WHERE}: {field} is .*, not a time such as")
 
     @pytest.mark.parametrize("field", ["start_datetime", "end_datetime"])
     def test_time_that_is_missing(self, decoder: Callable[[], StreamsDecoder], field: str) -> None:
         body = with_row(lambda r: {name: value for name, value in r.items() if name != field})
-        assert_refused(decoder, body, f"{WHERE}: {field} is null")
+        assert_rejected(decoder, body, f"{WHERE}: {field} is null")
 
     @pytest.mark.parametrize("name", JUNK_ROWS)
-    def test_row_that_is_no_object(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
-        assert_refused(decoder, with_row(lambda _: JUNK_ROWS[name]), f"{WHERE} is not an object")
+    def test_row_that_is_not_an_object(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
+        assert_rejected(decoder, with_row(lambda _: JUNK_ROWS[name]), f"{WHERE} is not an object")
 
     @pytest.mark.parametrize("name", WRONG_ENTRIES)
-    def test_answer(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
-        body, complaint = WRONG_ENTRIES[name]
-        assert_refused(decoder, body, f"site site.*{complaint}")
+    def test_response(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
+        body, message = WRONG_ENTRIES[name]
+        assert_rejected(decoder, body, f"site site.*{message}")
 
     @pytest.mark.parametrize("values", [(1.5, 1.6), (1.5, None), (None, 0.0), (0.0, 5e-324)])
     @pytest.mark.parametrize("apart", [False, True], ids=["in one entry", "in two entries"])
@@ -611,11 +609,11 @@ class TestAWrongAnswerIsAnErrorThatNamesSiteAndRow:
             payload["stream_types"].append({"stream_type": "MONITOR", "streams": [second]})
         body = encoded(payload)
         number = 0 if apart else 2
-        assert_refused(decoder, body, rf"site site, MONITOR, row {number}: 2025-07-01T00:30:00Z has two values")
+        assert_rejected(decoder, body, rf"site site, MONITOR, row {number}: 2025-07-01T00:30:00Z has two values")
 
     def test_rows_of_another_resolution(self, decoder: Callable[[], StreamsDecoder]) -> None:
         body = encoded(answer({"MONITOR": [row(end, 1800) for end in ENDS if end % 1800 == 0]}))
-        assert_refused(decoder, body, "site site, MONITOR, row 0: .* is not an interval of 900 s")
+        assert_rejected(decoder, body, "site site, MONITOR, row 0: .* is not an interval of 900 s")
 
     @pytest.mark.parametrize("where", ["top", "entry", "row"])
     def test_repeated_keys(self, decoder: Callable[[], StreamsDecoder], where: str) -> None:
@@ -626,16 +624,16 @@ class TestAWrongAnswerIsAnErrorThatNamesSiteAndRow:
             "row": (b'"kw_total_avg": 1.5', b'"kw_total_avg": 1.5, "kw_total_avg": 2.5'),
         }[where]
         assert old in body
-        assert_refused(decoder, body.replace(old, new, 1), "repeats the keys")
+        assert_rejected(decoder, body.replace(old, new, 1), "repeats the keys")
 
     @pytest.mark.parametrize("rows", [[], [row(ENDS[0])]])
-    def test_an_error_under_200(self, decoder: Callable[[], StreamsDecoder], rows: list[Any]) -> None:
+    def test_an_error_with_status_200(self, decoder: Callable[[], StreamsDecoder], rows: list[Any]) -> None:
         body = encoded(answer({"MONITOR": rows}, errors=[{"message": "The data store is down.", "code": 500}]))
-        assert_refused(decoder, body, "a 200 that holds an error: The data store is down.")
+        assert_rejected(decoder, body, "A 200 response contains an error: The data store is down.")
 
     @pytest.mark.parametrize("body", [b"[]", b"5", b'"text"', b"true", b"[{}]"])
-    def test_another_json(self, decoder: Callable[[], StreamsDecoder], body: bytes) -> None:
-        assert_refused(decoder, body, "the body is a JSON .*, not an object")
+    def test_other_json(self, decoder: Callable[[], StreamsDecoder], body: bytes) -> None:
+        assert_rejected(decoder, body, "The response body is a JSON .*, not an object")
 
 
 @decoders
@@ -665,14 +663,14 @@ class TestAWrongAnswerIsAnErrorThatNamesSiteAndRow:
     ],
     ids=range(20),
 )
-def test_what_is_no_json_may_be_asked_for_again(decoder: Callable[[], StreamsDecoder], body: bytes) -> None:
-    with pytest.raises(UnreadableAnswerError):
+def test_a_body_that_is_not_json_is_retryable(decoder: Callable[[], StreamsDecoder], body: bytes) -> None:
+    with pytest.raises(UnreadableResponseError):
         decode(body, decoder=decoder())
 
 
 @pytest.mark.parametrize("depth", [10, 100, 400, 600, 800, 900, *range(930, 1000, 3), 1100, 5000, 100_000])
 @pytest.mark.parametrize("place", ["kw_total_avg", "end_datetime", "unknown", "row", "entry", "id"])
-def test_nested_junk_ends_in_a_table_or_an_error_of_ours(place: str, depth: int) -> None:
+def test_nested_junk_is_rows_or_a_data_error(place: str, depth: int) -> None:
     nest = ("[" * depth + "]" * depth).encode()
     body = encoded(answer({"MONITOR": [row(ENDS[0], value="@value") | {"unknown": 1}]}, site_id="@id"))
     body = body.replace(b'"@id"', nest if place == "id" else b'"site"')
@@ -691,7 +689,7 @@ def test_nested_junk_ends_in_a_table_or_an_error_of_ours(place: str, depth: int)
 
 @pytest.mark.parametrize("body", [b"null", b" null\n", b"\xef\xbb\xbfnull", b"null{}"])
 def test_a_body_that_begins_with_null_does_not_end_the_process(body: bytes) -> None:
-    # In a process of its own, since pyarrow's reader dies of it: exit status -11 is a segmentation fault.
+    # In a separate process, since pyarrow's reader crashes: exit status -11 is a segmentation fault.
     script = """if True:
         import sys
         from datetime import UTC, datetime
@@ -718,11 +716,11 @@ def is_json(body: bytes) -> bool:
 
 def check_any(body: bytes, outcome: Any) -> None:
     if body.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"null"):
-        return  # has a process of its own, above
-    for decoder in (StreamsDecoder(), acquainted()):
+        return  # tested above, in a separate process
+    for decoder in (StreamsDecoder(), warned_decoder()):
         try:
             streams = decode(body, ("MONITOR", "CONVERTER"), decoder=decoder)
-        except UnreadableAnswerError:
+        except UnreadableResponseError:
             assert not is_json(body)
             outcome.add(unreadable=1)
         except StemDataError:
@@ -735,8 +733,8 @@ def check_any(body: bytes, outcome: Any) -> None:
     outcome.add(bodies=1)
 
 
-def test_any_bytes_end_in_a_table_or_an_error_of_ours() -> None:
-    outcome = tally("tables, arbitrary bytes, by a fresh and an acquainted decoder")
+def test_any_bytes_are_rows_or_a_data_error() -> None:
+    outcome = tally("tables, arbitrary bytes, by a fresh and a warned decoder")
 
     @examples(400)
     @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
@@ -754,8 +752,8 @@ DAMAGE = [
 # fmt: on
 
 
-def test_a_damaged_answer_ends_in_a_table_or_an_error_of_ours() -> None:
-    outcome = tally("tables, damaged answers, by a fresh and an acquainted decoder")
+def test_a_damaged_response_is_rows_or_a_data_error() -> None:
+    outcome = tally("tables, damaged responses, by a fresh and a warned decoder")
     whole = encoded(answer({"MONITOR": [row(e) for e in ENDS], "CONVERTER": [row(e, value=None) for e in ENDS[:2]]}))
     pieces = st.sampled_from(DAMAGE)
     damage = st.tuples(st.integers(0, len(whole)), st.integers(0, 4), pieces)
@@ -771,8 +769,8 @@ def test_a_damaged_answer_ends_in_a_table_or_an_error_of_ours() -> None:
     check()
 
 
-def test_an_answer_with_junk_in_it_ends_in_a_table_or_an_error_of_ours() -> None:
-    outcome = tally("tables, junk in answers, by a fresh and an acquainted decoder")
+def test_a_response_with_junk_is_rows_or_a_data_error() -> None:
+    outcome = tally("tables, junk in responses, by a fresh and a warned decoder")
     paths: list[tuple[Any, ...]] = [
         (),
         ("id",),
@@ -813,20 +811,20 @@ def test_an_answer_with_junk_in_it_ends_in_a_table_or_an_error_of_ours() -> None
 class TestUnknownFields:
     BODY = encoded(answer({"MONITOR": [{**row(end), "quality": "measured", "flag": [1]} for end in ENDS]}))
 
-    def test_they_are_left_out_with_one_warning_a_run(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_they_are_ignored_with_one_warning_per_run(self, caplog: pytest.LogCaptureFixture) -> None:
         decoder = StreamsDecoder()
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
                 assert rows_of(decode(self.BODY, decoder=decoder)["MONITOR"]) == [(end, 1.5) for end in ENDS]
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert caplog.messages == ["Fields that the API's guide does not know are left out: flag, quality"]
+        assert caplog.messages == ["Ignoring fields that are not in the API's guide: flag, quality"]
 
-    def test_each_run_tells_them(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_each_run_logs_them(self, caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(2):
             decode(self.BODY)
         assert len(caplog.messages) == 2
 
-    def test_many_threads_tell_them_about_once(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_many_threads_log_them_about_once(self, caplog: pytest.LogCaptureFixture) -> None:
         decoder, ready = StreamsDecoder(), threading.Barrier(8)
 
         def work() -> None:
@@ -847,7 +845,7 @@ class TestUnknownFields:
         assert message.isprintable()
         assert len(message) < 1000
 
-    def test_fields_beside_the_rows_are_told_once_too_and_then_read_in_columns(
+    def test_fields_outside_the_rows_are_logged_once_and_then_read_in_columns(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         payload = answer({"MONITOR": [row(ENDS[0])]}, timezone="UTC")
@@ -856,7 +854,7 @@ class TestUnknownFields:
         for _ in range(2):
             streams = decoder.decode(encoded(payload), "site", ("MONITOR",), HOUR)
             assert rows_of(streams["MONITOR"]) == [(ENDS[0], 1.5)]
-        assert caplog.messages == ["Fields that the API's guide does not know are left out: timezone, unit"]
+        assert caplog.messages == ["Ignoring fields that are not in the API's guide: timezone, unit"]
         assert _read_columnar(encoded(payload), "site", ("MONITOR",), HOUR, lenient=True) is not None
 
 
@@ -875,7 +873,7 @@ class TestLandingSchema:
             ("kw_total_avg", pa.float64(), True),
         ]
 
-    def test_unit_and_sign_are_told(self) -> None:
+    def test_unit_and_sign_are_documented(self) -> None:
         metadata = LANDING_SCHEMA.field("kw_total_avg").metadata
         assert metadata[b"unit"] == b"kW"
         sign = metadata[b"sign"].decode()
@@ -885,7 +883,7 @@ class TestLandingSchema:
 
     @pytest.mark.parametrize("resolution", RESOLUTIONS)
     @pytest.mark.parametrize("site_id", ["site", 'a,"b"\n', "", "東京"])
-    def test_a_stream_is_completed_to_it(self, resolution: int, site_id: str) -> None:
+    def test_a_stream_gets_all_columns(self, resolution: int, site_id: str) -> None:
         ends = [k * resolution for k in (400_000, 400_001, 400_005)]
         batch = landing_batch(site_id, "CONVERTER", resolution, stream(ends, [1.5, None, -0.0]))
         batch.validate(full=True)
@@ -902,7 +900,7 @@ class TestLandingSchema:
             for end, value in zip(ends, [1.5, None, -0.0], strict=True)
         ]
 
-    def test_a_slice_and_no_rows_are_completed_too(self) -> None:
+    def test_a_slice_and_no_rows_get_all_columns(self) -> None:
         rows = stream([k * 900 for k in range(10)], range(10))
         assert landing_batch("s", "MONITOR", 900, rows.slice(3, 4)).column("kw_total_avg").to_pylist() == [3, 4, 5, 6]
         empty = landing_batch("s", "MONITOR", 900, rows.slice(0, 0))

@@ -51,7 +51,7 @@ def streams_asked(simulator: Simulator) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8])
-def test_results_come_in_the_order_of_the_sites(stem_simulator: Simulator, connect: Connect, workers: int) -> None:
+def test_results_are_in_the_order_of_the_sites(stem_simulator: Simulator, connect: Connect, workers: int) -> None:
     sites = stem_simulator.fleet.site_ids
     results = read(connect(stem_simulator), sites, workers, of=DAY)
     assert [result.site_id for result in results] == sites
@@ -70,14 +70,14 @@ def test_a_slow_first_site_does_not_change_the_order(stem_simulator: Simulator, 
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_so_many_sites_are_read_at_a_time_and_no_more(
+def test_max_workers_sites_are_read_concurrently(
     stem_simulator_factory: Factory, connect: Connect, workers: int
 ) -> None:
     simulator = stem_simulator_factory(latency=0.002)
     together = threading.Barrier(workers)
 
     def keep(rows: pa.RecordBatch) -> int:
-        # Goes on only where as many sites are here at once.
+        # Continues only when as many sites are read at the same time.
         return together.wait(HUNG_AFTER)
 
     sites = read_sites(simulator.fleet.site_ids)
@@ -86,7 +86,7 @@ def test_so_many_sites_are_read_at_a_time_and_no_more(
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_server_that_refuses_the_future_costs_a_request_more_in_a_run(
+def test_a_server_that_rejects_the_future_costs_one_request_per_run(
     stem_simulator_factory: Factory, connect: Connect, clock: Callable[[datetime], None], workers: int
 ) -> None:
     now = utc("2025-07-02T00:00:03")
@@ -97,18 +97,18 @@ def test_a_server_that_refuses_the_future_costs_a_request_more_in_a_run(
     assert [result.rows for result in results] == [96] * len(sites)
     statuses = [request.status for request in simulator.requests]
     assert statuses.count(200) == len(sites)
-    # Sites that are under way at once learn it at once.
+    # Sites that are read concurrently find it out concurrently.
     assert 1 <= statuses.count(400) <= workers
 
 
-def test_rows_can_be_taken_one_site_at_a_time(stem_simulator: Simulator, connect: Connect) -> None:
+def test_results_can_be_read_one_site_at_a_time(stem_simulator: Simulator, connect: Connect) -> None:
     results = extraction(connect(stem_simulator)).read(read_sites(stem_simulator.fleet.site_ids), 2)
     assert next(results).site_id == "site-00001"
     assert next(results).site_id == "site-00002"
     assert len(list(results)) == 18
 
 
-def test_who_stops_taking_ends_the_requests(stem_simulator_factory: Factory, connect: Connect) -> None:
+def test_closing_the_iterator_ends_the_requests(stem_simulator_factory: Factory, connect: Connect) -> None:
     simulator = stem_simulator_factory(sites=60)
     client = connect(simulator)
 
@@ -128,7 +128,7 @@ def test_who_stops_taking_ends_the_requests(stem_simulator_factory: Factory, con
     assert len(simulator.requests) == asked
 
 
-def test_what_keep_raises_ends_the_run(stem_simulator: Simulator, connect: Connect) -> None:
+def test_an_error_of_keep_ends_the_run(stem_simulator: Simulator, connect: Connect) -> None:
     class FullDiskError(Exception):
         pass
 
@@ -156,7 +156,7 @@ class TestTheFirstSiteThatFails:
         simulator.rewrite = hold
         with pytest.raises(StemNotFoundError, match="site-00005"):
             read(client, simulator.fleet.site_ids, workers)
-        # What the other workers have under way may end.
+        # Requests that are running may complete.
         asked = [request.status for request in simulator.requests]
         assert len(asked) - asked.index(404) <= workers
         assert simulator.peak_concurrency <= workers
@@ -166,10 +166,10 @@ class TestTheFirstSiteThatFails:
         ("kind", "expected"),
         [(404, StemNotFoundError), (403, StemAuthError), (401, StemAuthError), (400, StemApiError)],
     )
-    def test_is_the_error_that_is_raised_and_not_that_the_client_was_closed(
+    def test_its_error_is_raised_and_not_that_of_the_closed_client(
         self, stem_simulator: Simulator, connect: Connect, kind: int, expected: type[StemError]
     ) -> None:
-        # The others wait for their next attempt until the client is closed, and come first in the order of sites.
+        # The others wait for their next attempt until the client is closed, and are first in the order of sites.
         stem_simulator.fail(503, times=None, path=r"site-0000[1-5]/")
         stem_simulator.fail(kind, times=None, path="site-00006/")
         client = connect(stem_simulator, patient=True, max_attempts=1000)
@@ -196,7 +196,7 @@ class TestTheFirstSiteThatFails:
                     on_site_error=policy,
                 )
 
-    def test_is_none_where_what_is_lacking_is_skipped(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_a_lacking_type_that_is_skipped_is_not_a_failure(self, stem_simulator: Simulator, connect: Connect) -> None:
         results = read(connect(stem_simulator), stem_simulator.fleet.site_ids, 4, types=["INTERVAL_REVENUE", "MONITOR"])
         lacking = [result.site_id for result in results if result.unavailable]
         sites = stem_simulator.fleet.site_ids
@@ -225,7 +225,7 @@ class TestSkippingSites:
             (204, StemDataError),
         ],
     )
-    def test_leaves_out_a_site_that_is_forbidden_unknown_or_wrong(
+    def test_skips_a_site_that_is_forbidden_unknown_or_invalid(
         self,
         stem_simulator: Simulator,
         connect: Connect,
@@ -244,11 +244,9 @@ class TestSkippingSites:
         assert isinstance(left_out[0].error, expected)
         assert (left_out[0].rows, left_out[0].kept, left_out[0].accounts) == (0, {}, {})
         assert sum(result.rows for result in results) == 19 * 4
-        assert any(message.startswith("Site site-00003 is left out: ") for message in caplog.messages)
+        assert any(message.startswith("Site site-00003 is skipped: ") for message in caplog.messages)
 
-    def test_a_site_whose_later_part_is_wrong_is_left_out_whole(
-        self, stem_simulator: Simulator, connect: Connect
-    ) -> None:
+    def test_skips_the_whole_site_if_a_later_part_is_invalid(self, stem_simulator: Simulator, connect: Connect) -> None:
         stem_simulator.fail(404, path="site-00003/", after=1)
         of = window("2023-06-01", "2025-06-01", 3600)
         results = read(connect(stem_simulator), ["site-00002", "site-00003"], 1, of=of, on_site_error="skip")
@@ -266,14 +264,14 @@ class TestSkippingSites:
             ("redirect", StemApiError),
         ],
     )
-    def test_does_not_leave_out_what_is_no_fault_of_one_site(
+    def test_does_not_skip_errors_that_concern_all_sites(
         self, stem_simulator: Simulator, connect: Connect, kind: Any, expected: type[StemError]
     ) -> None:
         stem_simulator.fail(kind, times=None, path="site-00003/")
         with pytest.raises(expected, match="site-00003"):
             read(connect(stem_simulator, max_attempts=2), stem_simulator.fleet.site_ids, 2, on_site_error="skip")
 
-    def test_every_site_may_be_left_out(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_may_skip_every_site(self, stem_simulator: Simulator, connect: Connect) -> None:
         stem_simulator.fail(404, times=None)
         results = read(connect(stem_simulator), stem_simulator.fleet.site_ids, 4, on_site_error="skip")
         assert [type(result.error) for result in results] == [StemNotFoundError] * 20

@@ -1,4 +1,4 @@
-"""What is written is read back bit for bit, whatever the ids and values are."""
+"""Files are read back bit for bit, for any ids and values."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def written(batches: list[pa.RecordBatch], file_format: str, compression: str, e
 
 
 def read(data: bytes) -> list[Row]:
-    """Rows with their values' bits, so that -0.0 is not 0.0."""
+    """Return the rows with the bits of their values, so that -0.0 differs from 0.0."""
     batches = list(read_batches(io.BytesIO(data)))
     assert all(one.schema.equals(LANDING_SCHEMA, check_metadata=True) for one in batches)
     return bits(pa.Table.from_batches(batches, LANDING_SCHEMA))
@@ -117,7 +117,7 @@ def any_rows(draw: st.DrawFn) -> pa.Table:
 
 
 @each_format
-def test_any_rows_come_back_bit_for_bit(file_format: str, compression: str) -> None:
+def test_any_rows_are_read_back_bit_for_bit(file_format: str, compression: str) -> None:
     counts = tally("files, rows of any id and value read back bit for bit")
 
     @examples(60)
@@ -132,7 +132,7 @@ def test_any_rows_come_back_bit_for_bit(file_format: str, compression: str) -> N
 
 @pytest.mark.parametrize("site_id", IDS, ids=ascii)
 @pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
-def test_an_id_comes_back(file_format: str, site_id: str) -> None:
+def test_an_id_is_read_back(file_format: str, site_id: str) -> None:
     for others in ([], ["zz"], ["a\nb"]):
         ids = sorted({site_id, *others})
         rows = table([row(one, k, value) for one in ids for k, value in enumerate([None, 0.0, 1.5])])
@@ -143,7 +143,7 @@ def test_an_id_comes_back(file_format: str, site_id: str) -> None:
 def test_large_files_are_read_across_chunks(
     file_format: str, compression: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quoted line breaks lie at any place of a chunk."""
+    """Quoted line breaks are at every position of a chunk."""
     rows = table([row(f'a\n"{n:03}",\r\nb', k, k / 7 if k % 5 else None) for n in range(40) for k in range(96)])
     data = written(rows.to_batches(), file_format, compression)
     for size in (2**12, 2**12 + 7, 2**16):
@@ -175,7 +175,7 @@ def test_rows_out_of_order_are_an_error(
 ) -> None:
     monkeypatch.setattr(file_reading, "_BATCH_ROWS", batch_rows)
     rows = table([row(site_id, number, 1.0, stream_type) for site_id, stream_type, number in keys])
-    with pytest.raises(ValueError, match=f"it holds a key twice or out of order: {place}"):
+    with pytest.raises(ValueError, match=f"it contains a key twice or out of order: {place}"):
         read(written(rows.to_batches(), file_format, compression))
 
 
@@ -194,10 +194,10 @@ def test_rows_out_of_order_are_an_error(
     ],
 )
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_rows_that_the_api_cannot_have_are_an_error(wrong: Row, message: str, place: int) -> None:
+def test_rows_that_the_api_cannot_return_are_an_error(wrong: Row, message: str, place: int) -> None:
     rows = [row("a", 0, None), row("b", 0, 1.0)]
     rows.insert(place, wrong)
-    with pytest.raises(ValueError, match=f"it holds .*{message}"):
+    with pytest.raises(ValueError, match=f"it contains .*{message}"):
         read(written(table(rows).to_batches(), "parquet", "zstd"))
 
 
@@ -208,7 +208,7 @@ def test_a_file_without_rows_has_none(file_format: str, compression: str) -> Non
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
 @pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
-def test_a_file_that_is_cut_off_is_never_read_as_whole(file_format: str, compression: str) -> None:
+def test_a_truncated_file_is_never_read_as_whole(file_format: str, compression: str) -> None:
     rows = pa.Table.from_batches(plenty())
     data = written(rows.to_batches(), file_format, compression)
     for length in range(1, len(data) - 1, max(1, len(data) // 50)):
@@ -216,12 +216,12 @@ def test_a_file_that_is_cut_off_is_never_read_as_whole(file_format: str, compres
             found = read(data[:length])
         except (ValueError, OSError, EOFError, ZlibError, pa.ArrowException):
             continue
-        # Only the text formats can end anywhere; who reads an object compares its digest.
+        # Only text without compression can end anywhere. Readers of an object also check its SHA-256.
         assert found != bits(rows)
 
 
 @pytest.mark.parametrize("file_format", ["csv", "jsonl"])
-def test_a_text_whose_last_line_has_no_end_is_cut_off(file_format: str) -> None:
+def test_a_file_without_a_final_line_break_is_an_error(file_format: str) -> None:
     data = written(table([row("a", 1, 123.456)]).to_batches(), file_format, "none")
     assert len(read(data)) == 1
     for length in range(data.rindex(b".") - 2, len(data)):
@@ -230,7 +230,7 @@ def test_a_text_whose_last_line_has_no_end_is_cut_off(file_format: str) -> None:
 
 
 @pytest.mark.parametrize("compression", ["zstd", "none"])
-def test_parquet_with_a_wrong_byte_has_all_its_rows_or_is_an_error(compression: str) -> None:
+def test_parquet_with_a_damaged_byte_has_all_rows_or_is_an_error(compression: str) -> None:
     rows = table([row("a", number, number / 7) for number in range(8)])
     data = written(rows.to_batches(), "parquet", compression)
     errors = 0
@@ -256,7 +256,7 @@ def test_a_null_in_another_column_than_the_values_is_an_error(name: str) -> None
     file = io.BytesIO()
     pq.write_table(nulls.cast(pa.schema(columns)), file)
     for data in ((str(line).replace("'", '"').replace("None", "null") + "\n").encode(), file.getvalue()):
-        with pytest.raises(ValueError, match=f"{name} holds a null|its columns are"):
+        with pytest.raises(ValueError, match=f"{name} contains a null|its columns are"):
             read(data)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.streams import files
 from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS, check_format
+from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS, resolve_compression
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, landing_batch
 from airflow_provider_stem.streams.windows import Window
@@ -134,7 +134,7 @@ def of_kind(kind: str, period: Window) -> pa.RecordBatch:
 
 
 def encodings(data: bytes) -> set[str]:
-    """The encodings of all pages of a Parquet file."""
+    """Return the encodings of all pages of a Parquet file."""
     metadata = pq.ParquetFile(pa.BufferReader(data)).metadata
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     return {encoding for group in groups for i in range(6) for encoding in group.column(i).encodings}
@@ -152,11 +152,11 @@ def plenty(sites: int = 3, period: Window = DAY) -> list[pa.RecordBatch]:
 
 @each_format
 class TestEachFormat:
-    def test_gives_the_same_rows_back(self, file_format: str, compression: str) -> None:
+    def test_reads_back_the_same_rows(self, file_format: str, compression: str) -> None:
         batches = plenty()
         assert read_back(written(batches, file_format, compression), file_format, compression) == rows_of(batches)
 
-    def test_gives_the_same_bytes_twice(self, file_format: str, compression: str) -> None:
+    def test_writes_the_same_bytes_twice(self, file_format: str, compression: str) -> None:
         first = written(plenty(), file_format, compression)
         assert written(plenty(), file_format, compression) == first
 
@@ -189,14 +189,14 @@ class TestEachFormat:
     def test_counts_rows_and_bytes_of_a_scratch_file(self, file_format: str, compression: str) -> None:
         with ScratchFile() as file:
             assert write_file(plenty(), cast(BinaryIO, file), file_format, compression, "portable") == 6 * 96
-            # Who uploads it reads it.
+            # The upload reads the file.
             assert not file.closed
             file.seek(0)
             data = file.read()
             assert data == written(plenty(), file_format, compression)
             assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
-    def test_takes_batches_one_at_a_time(self, file_format: str, compression: str) -> None:
+    def test_reads_batches_one_at_a_time(self, file_format: str, compression: str) -> None:
         assert read_back(written(iter(plenty()), file_format, compression), file_format, compression) == rows_of(
             plenty()
         )
@@ -243,7 +243,7 @@ def bits(value: float | None) -> bytes | None:
     site_ids=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=3, unique=True),
     chosen=st.sampled_from(FORMATS),
 )
-def test_any_id_comes_back(site_ids: list[str], chosen: tuple[str, str]) -> None:
+def test_any_id_is_read_back(site_ids: list[str], chosen: tuple[str, str]) -> None:
     batches = [batch(site_id, [1.25, None]) for site_id in sorted(site_ids)]
     assert read_back(written(batches, *chosen), *chosen) == rows_of(batches)
 
@@ -258,7 +258,7 @@ class TestParquet:
             assert logical["Type"] == "Timestamp"
             assert (logical["timeUnit"], logical["isAdjustedToUTC"]) == ("microseconds", True)
 
-    def test_columns_are_as_the_landing_schema_says(self) -> None:
+    def test_columns_are_those_of_the_landing_schema(self) -> None:
         file = pq.ParquetFile(pa.BufferReader(written(plenty(), "parquet", "zstd")))
         assert file.schema_arrow.equals(LANDING_SCHEMA, check_metadata=True)
         assert [(file.schema.column(i).name, file.schema.column(i).physical_type) for i in range(6)] == [
@@ -290,11 +290,11 @@ class TestParquet:
 
     @pytest.mark.parametrize("compression", ["zstd", "gzip", "snappy", "none"])
     @pytest.mark.parametrize("kind", KINDS)
-    def test_portable_files_hold_only_encodings_that_every_reader_has(self, kind: str, compression: str) -> None:
+    def test_portable_files_have_only_encodings_that_every_reader_supports(self, kind: str, compression: str) -> None:
         for period in (DAY, window("2025-06-01", "2025-07-01")):
             assert encodings(written([of_kind(kind, period)], "parquet", compression)) <= PORTABLE
 
-    def test_portable_is_portable_whatever_the_values_are(self) -> None:
+    def test_portable_is_portable_for_any_values(self) -> None:
         @examples(200)
         @given(
             values=st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=200),
@@ -315,7 +315,7 @@ class TestParquet:
             pytest.param("five decimals", "PLAIN"),
         ],
     )
-    def test_values_are_encoded_as_suits_them_best(self, kind: str, encoding: str) -> None:
+    def test_values_have_their_smallest_encoding(self, kind: str, encoding: str) -> None:
         rows = of_kind(kind, YEAR)
         sizes = {}
         for one in ("PLAIN", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT"):
@@ -347,7 +347,7 @@ class TestParquet:
         assert sizes["portable"] < 2 * 3.5 / 3
 
     @pytest.mark.parametrize("chunks", [[1] * 40, [40], [9, 1, 10, 10, 10], [10, 10, 20], [3, 0, 25, 0, 12], [11, 29]])
-    def test_rows_are_grouped_however_they_come(self, monkeypatch: pytest.MonkeyPatch, chunks: list[int]) -> None:
+    def test_row_groups_do_not_depend_on_batches(self, monkeypatch: pytest.MonkeyPatch, chunks: list[int]) -> None:
         monkeypatch.setattr(files, "ROW_GROUP_ROWS", 10)
         whole = batch("site", [k / 3 for k in range(40)])
         edges = [sum(chunks[:number]) for number in range(len(chunks))]
@@ -377,7 +377,7 @@ class TestParquet:
 
 @st.composite
 def mixed_rows(draw: st.DrawFn) -> pa.Table:
-    """Sorted rows of several sites, types and resolutions, as a merge of objects makes them."""
+    """Sorted rows of several sites, types and resolutions, as in merged objects."""
     keys = draw(
         st.lists(
             st.tuples(
@@ -405,7 +405,7 @@ def mixed_rows(draw: st.DrawFn) -> pa.Table:
 
 @examples(60)
 @given(rows=mixed_rows(), cuts=st.lists(st.integers(0, 60), max_size=6), group=st.integers(1, 70))
-def test_equal_rows_give_equal_bytes_however_they_are_split(rows: pa.Table, cuts: list[int], group: int) -> None:
+def test_equal_rows_become_equal_bytes_however_they_are_split(rows: pa.Table, cuts: list[int], group: int) -> None:
     edges = [0, *sorted(min(cut, rows.num_rows) for cut in cuts), rows.num_rows]
     parts = [rows.slice(a, b - a).combine_chunks().to_batches() for a, b in itertools.pairwise(edges)]
     split = [one for part in parts for one in part]
@@ -420,14 +420,14 @@ def test_equal_rows_give_equal_bytes_however_they_are_split(rows: pa.Table, cuts
 
 @pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
 @pytest.mark.parametrize("kind", ["some nulls", "one decimal", "many sites"])
-def test_large_files_do_not_depend_on_batches_either(kind: str, file_format: str) -> None:
-    """pyarrow ends pages, and gives up dictionaries, after some thousand rows of a batch."""
+def test_large_files_do_not_depend_on_batches(kind: str, file_format: str) -> None:
+    """By default pyarrow ends pages and dictionaries after some thousand rows of a batch."""
     if kind == "many sites":
         batches = [batch(f"{number:0100}", [1.5], DAY) for number in range(25_000)]
         rows = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
     else:
         rows = of_kind(kind, YEAR)
-    compression = check_format(file_format, "default")
+    compression = resolve_compression(file_format, "default")
     for parquet_encoding in PARQUET_ENCODINGS if file_format == "parquet" else ["portable"]:
         whole = written([rows], file_format, compression, parquet_encoding)
         for size in (1000, 20_001):
@@ -464,7 +464,7 @@ class TestText:
             json_line = written([batch("site", values)], "jsonl", "none").decode().splitlines()[line]
             assert json_line.endswith(f'"kw_total_avg":{in_json}}}')
 
-    def test_csv_is_as_warehouses_read_it(self) -> None:
+    def test_csv_has_the_format_that_warehouses_read(self) -> None:
         lines = written([batch('a,"b"', [1.5, None])], "csv", "none").decode().split("\n")
         assert lines == [
             '"site_id","stream_type","resolution","interval_start","interval_end","kw_total_avg"',
@@ -473,7 +473,7 @@ class TestText:
             "",
         ]
 
-    def test_jsonl_is_one_object_to_a_line(self) -> None:
+    def test_jsonl_is_one_object_per_line(self) -> None:
         lines = written([batch('a,"b"\n', [1.5, None])], "jsonl", "none").decode().split("\n")
         head = r'{"site_id":"a,\"b\"\n","stream_type":"MONITOR","resolution":900,'
         assert lines == [
@@ -489,12 +489,12 @@ class TestText:
             assert read_back(data, file_format, "none") == rows_of([whole.slice(90, 4), whole.slice(0, 2)])
 
     @pytest.mark.parametrize("file_format", ["csv", "jsonl"])
-    def test_gzip_holds_neither_time_nor_name(self, file_format: str) -> None:
-        data = written(plenty(), file_format, check_format(file_format, "default"))
+    def test_gzip_has_no_time_or_name(self, file_format: str) -> None:
+        data = written(plenty(), file_format, resolve_compression(file_format, "default"))
         assert data[:4] == b"\x1f\x8b\x08\x00"  # no flag, so no name
         assert data[4:8] == b"\0\0\0\0"
 
-    def test_what_a_batch_raises_is_raised(self) -> None:
+    def test_an_error_of_the_batches_is_raised(self) -> None:
         def broken() -> Iterable[pa.RecordBatch]:
             yield batch("site", [1.0])
             raise RuntimeError("no more")

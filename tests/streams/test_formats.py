@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.formats import check_format, extension
+from airflow_provider_stem.streams.formats import extension, resolve_compression
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,14 @@ from airflow_provider_stem.streams.formats import check_format, extension
 def test_each_format_has_its_compressions_and_endings(
     file_format: str, compression: str, meant: str, ending: str
 ) -> None:
-    assert check_format(file_format, compression) == meant
+    assert resolve_compression(file_format, compression) == meant
     assert extension(file_format, meant) == ending
 
 
 @pytest.mark.parametrize("file_format", ["", "Parquet", "json", "avro", None])
-def test_an_unknown_format_is_an_error_that_tells_the_known_ones(file_format: Any) -> None:
-    with pytest.raises(StemConfigError, match=r"file_format is .*: choose one of parquet, csv, jsonl"):
-        check_format(file_format, "default")
+def test_an_unknown_format_is_an_error_that_lists_the_known_ones(file_format: Any) -> None:
+    with pytest.raises(StemConfigError, match=r"Invalid file_format .*Use one of parquet, csv, jsonl"):
+        resolve_compression(file_format, "default")
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_an_unknown_format_is_an_error_that_tells_the_known_ones(file_format: An
         ("csv", None, "default, gzip, zstd, none"),
     ],
 )
-def test_an_unknown_compression_is_an_error_that_tells_the_formats_own(
+def test_an_unknown_compression_is_an_error_that_lists_those_of_the_format(
     file_format: str, compression: Any, choices: str
 ) -> None:
-    with pytest.raises(StemConfigError, match=f"compression is .*: for '{file_format}' choose one of {choices}"):
-        check_format(file_format, compression)
+    with pytest.raises(StemConfigError, match=f"Invalid compression .* for '{file_format}'. Use one of {choices}"):
+        resolve_compression(file_format, compression)

@@ -20,7 +20,7 @@ Rows = dict[Key, float | None]
 
 
 def batches_of(rows: Rows, cuts: list[int]) -> Iterator[pa.RecordBatch]:
-    """Iterate over rows in the landing schema, split where ``cuts`` say."""
+    """Iterate over rows in the landing schema, split at ``cuts``."""
     ordered = sorted(rows, key=lambda key: (key[0], key[1], key[3], key[2]))
     edges = sorted({0, len(ordered), *(cut % (len(ordered) + 1) for cut in cuts)})
     for begin, end in itertools.pairwise(edges):
@@ -70,7 +70,7 @@ def keys(resolutions: list[int]) -> st.SearchStrategy[Key]:
 def lakes(draw: st.DrawFn) -> tuple[Rows, Rows]:
     held = draw(st.dictionaries(keys([900, 3600]), values, max_size=40))
     read = draw(st.dictionaries(keys([3600]), values, max_size=40))
-    # Often the same rows again, as a look-back reads them.
+    # Often the same rows, as a lookback reads them again.
     again = draw(st.sampled_from([0, 1]))
     if again:
         read |= {key: value for key, value in held.items() if key[2] == 3600 and key not in read}
@@ -82,10 +82,12 @@ cuts = st.lists(st.integers(0, 100), max_size=5)
 
 @examples(500)
 @given(lakes(), cuts, cuts)
-def test_the_union_is_that_of_two_dictionaries(lake: tuple[Rows, Rows], held_cuts: list[int], cuts: list[int]) -> None:
+def test_the_merge_equals_that_of_two_dictionaries(
+    lake: tuple[Rows, Rows], held_cuts: list[int], cuts: list[int]
+) -> None:
     held, read = lake
     merge = Merge()
-    united = rows_of(merge.united(batches_of(held, held_cuts), batches_of(read, cuts)))
+    united = rows_of(merge.merged(batches_of(held, held_cuts), batches_of(read, cuts)))
     assert dict(united) == {**held, **read}
     assert [key for key, _ in united] == sorted({**held, **read}, key=lambda key: (key[0], key[1], key[3], key[2]))
     # The sign of a zero is kept as it was read.
@@ -100,18 +102,16 @@ def test_the_union_is_that_of_two_dictionaries(lake: tuple[Rows, Rows], held_cut
 
 @examples(200)
 @given(lakes(), cuts, cuts)
-def test_what_is_replaced_is_counted_and_not_kept(
-    lake: tuple[Rows, Rows], held_cuts: list[int], cuts: list[int]
-) -> None:
+def test_replaced_rows_are_counted_and_not_kept(lake: tuple[Rows, Rows], held_cuts: list[int], cuts: list[int]) -> None:
     held, read = lake
     merge, union = Merge(keeps=False), Merge()
-    assert dict(rows_of(merge.united(batches_of(held, held_cuts), batches_of(read, cuts)))) == read
-    rows_of(union.united(batches_of(held, held_cuts), batches_of(read, cuts)))
+    assert dict(rows_of(merge.merged(batches_of(held, held_cuts), batches_of(read, cuts)))) == read
+    rows_of(union.merged(batches_of(held, held_cuts), batches_of(read, cuts)))
     assert (merge.inserted, merge.changed, merge.unchanged) == (union.inserted, union.changed, union.unchanged)
     assert merge.kept == 0
 
 
-def test_counts_of_a_second_attempt_are_against_what_was_there_before_the_first() -> None:
+def test_counts_of_a_second_attempt_are_compared_with_the_rows_before_the_first() -> None:
     first, second = (
         Merge(inserted=5, changed=2, unchanged=3, kept=4),
         Merge(inserted=1, changed=1, unchanged=10, kept=4),

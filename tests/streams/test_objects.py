@@ -1,4 +1,4 @@
-"""One object that several attempts write: on a store in memory, whose every step a test decides on."""
+"""Several attempts that write one object, on a store in memory whose steps a test controls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EPOCH = datetime(2025, 7, 1, tzinfo=UTC)
 
 class MemoryStore:
     """
-    Keeps objects as S3 does: the ETag is that of the bytes, and times have whole seconds.
+    A store like S3: the ETag depends on the bytes only, and times are in whole seconds.
 
     :param step: called before each request, with its method.
     """
@@ -101,7 +101,7 @@ def store() -> MemoryStore:
     return MemoryStore()
 
 
-def test_a_new_object_costs_one_head_and_one_put_and_an_existing_one_a_get_more(store: MemoryStore) -> None:
+def test_a_new_object_costs_one_head_and_one_put_and_an_existing_one_also_a_get(store: MemoryStore) -> None:
     land(store, rows(1.0, "a"))
     assert store.requests == ["head", "put"]
     store.requests.clear()
@@ -113,7 +113,7 @@ def test_a_new_object_costs_one_head_and_one_put_and_an_existing_one_a_get_more(
     assert store.objects[KEY][1].read_at == EPOCH + timedelta(hours=1)
 
 
-def test_rows_that_were_not_read_this_time_stay(store: MemoryStore) -> None:
+def test_rows_that_were_not_read_again_are_kept(store: MemoryStore) -> None:
     land(store, rows(1.0, "a", "b"))
     written = land(store, rows(None, "b", count=2))
     assert store.rows() == {**rows(1.0, "a", "b"), **rows(None, "b", count=2)}
@@ -142,7 +142,7 @@ def test_an_attempt_on_a_new_object_does_not_overwrite_a_later_one(store: Memory
     assert store.rows() == rows(2.0, "a", "b")
 
 
-def test_the_same_bytes_written_again_are_later_too(store: MemoryStore) -> None:
+def test_the_same_bytes_written_again_are_later(store: MemoryStore) -> None:
     land(store, rows(1.0, "a"))
     store.seconds = 100
     paused = Attempt(store)
@@ -164,7 +164,7 @@ def test_an_attempt_that_began_later_merges_with_an_earlier_one_without_reading_
     assert written.read_at == EPOCH + timedelta(seconds=100)
 
 
-def test_two_attempts_of_the_same_second_are_not_told_apart_by_their_times(store: MemoryStore) -> None:
+def test_the_order_of_two_attempts_in_the_same_second_is_unknown(store: MemoryStore) -> None:
     first, second = Attempt(store), Attempt(store)
     first.write(rows(1.0, "a"))
     with pytest.raises(OvertakenError):
@@ -172,7 +172,7 @@ def test_two_attempts_of_the_same_second_are_not_told_apart_by_their_times(store
     assert land(store, rows(2.0, "a")).merge.changed == 3
 
 
-def test_a_store_whose_clock_is_set_back_makes_no_attempt_older(store: MemoryStore) -> None:
+def test_no_attempt_becomes_older_when_the_clock_of_the_store_is_set_back(store: MemoryStore) -> None:
     land(store, rows(0.0, "a"))
     store.seconds = 200
     paused = Attempt(store)
@@ -191,13 +191,13 @@ def test_a_time_never_goes_back(store: MemoryStore) -> None:
     assert store.rows() == rows(2.0, "a")
 
 
-def test_a_put_whose_answer_is_lost_counts_as_done(store: MemoryStore) -> None:
+def test_a_put_whose_response_is_lost_is_complete(store: MemoryStore) -> None:
     put = store.put
 
     def lossy(*arguments: Any) -> None:
         put(*arguments)
         store.put = put  # type: ignore[method-assign]
-        raise ObjectChangedError  # what the repeated request is answered
+        raise ObjectChangedError  # the response to the repeated request
 
     store.put = lossy  # type: ignore[method-assign, assignment]
     written = land(store, rows(1.0, "a"))
@@ -205,7 +205,7 @@ def test_a_put_whose_answer_is_lost_counts_as_done(store: MemoryStore) -> None:
     assert store.requests == ["head", "put", "get"]
 
 
-def test_an_object_that_is_deleted_meanwhile_is_written_again(store: MemoryStore) -> None:
+def test_an_object_that_is_deleted_in_the_meantime_is_written_again(store: MemoryStore) -> None:
     land(store, rows(1.0, "a"))
     attempt = Attempt(store)
     store.objects.clear()
@@ -213,7 +213,7 @@ def test_an_object_that_is_deleted_meanwhile_is_written_again(store: MemoryStore
     assert store.rows() == rows(2.0, "b")
 
 
-def test_a_store_that_refuses_an_object_which_did_not_change_is_named(store: MemoryStore) -> None:
+def test_a_store_that_rejects_writes_of_an_unchanged_object_is_an_error(store: MemoryStore) -> None:
     land(store, rows(1.0, "a"))
     store.seconds = 100
 
@@ -222,11 +222,11 @@ def test_a_store_that_refuses_an_object_which_did_not_change_is_named(store: Mem
             raise ObjectChangedError
 
     store.step = refuse
-    with pytest.raises(StemTransportError, match="refused 20 writes of an object that did not change. Check whether"):
+    with pytest.raises(StemTransportError, match="rejected 20 writes of an object that did not change. Check whether"):
         land(store, rows(2.0, "a"))
 
 
-def test_an_object_that_changes_again_and_again_is_left_for_a_retry(store: MemoryStore) -> None:
+def test_an_object_that_changes_repeatedly_is_an_error(store: MemoryStore) -> None:
     land(store, rows(1.0, "a"))
     store.seconds = 100
 
@@ -240,7 +240,7 @@ def test_an_object_that_changes_again_and_again_is_left_for_a_retry(store: Memor
         land(store, rows(2.0, "a"))
 
 
-def test_replace_keeps_nothing_and_goes_back_no_more_than_merge(store: MemoryStore) -> None:
+def test_replace_keeps_no_rows_and_never_overwrites_later_ones(store: MemoryStore) -> None:
     land(store, rows(1.0, "a", "b"))
     store.seconds = 100
     paused = Attempt(store, "replace")
@@ -252,7 +252,7 @@ def test_replace_keeps_nothing_and_goes_back_no_more_than_merge(store: MemorySto
         paused.write(rows(1.0, "a"))
 
 
-def test_fail_takes_the_same_content_as_landed_and_refuses_any_other(store: MemoryStore) -> None:
+def test_fail_accepts_the_same_content_and_rejects_any_other(store: MemoryStore) -> None:
     first = Attempt(store, "fail")
     store.seconds = 100
     second = Attempt(store, "fail")
@@ -265,7 +265,7 @@ def test_fail_takes_the_same_content_as_landed_and_refuses_any_other(store: Memo
 
 
 @pytest.mark.parametrize("body", [b"", b"precious", b"PAR1", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b'{"a": 1}\n'])
-def test_an_object_of_something_else_is_only_replaced(body: bytes, store: MemoryStore) -> None:
+def test_an_object_with_other_content_is_only_replaced(body: bytes, store: MemoryStore) -> None:
     store.objects[KEY] = body, Version("etag", None, None)
     if body:
         with pytest.raises(StemConfigError, match=r"cannot be merged with.*use if_exists='replace'"):
@@ -304,7 +304,7 @@ def test_rows_that_another_program_wrote_are_kept(change: Callable[[pa.Table], p
         (("", "MONITOR", 900, BEGIN), "empty site id"),
     ],
 )
-def test_rows_that_the_api_cannot_have_are_not_merged_with(key: Any, message: str, store: MemoryStore) -> None:
+def test_rows_that_the_api_cannot_return_are_not_merged_with(key: Any, message: str, store: MemoryStore) -> None:
     body = io.BytesIO()
     pq.write_table(pa.Table.from_batches(batches_of({key: 1.0}, [])), body)
     store.objects[KEY] = body.getvalue(), Version("etag", None, None)
@@ -321,20 +321,20 @@ def test_an_object_with_a_value_that_is_not_finite_is_not_merged_with(value: flo
         land(store, rows(2.0, "b"))
 
 
-def test_an_object_that_is_damaged_is_not_merged_with(store: MemoryStore) -> None:
+def test_a_damaged_object_is_not_merged_with(store: MemoryStore) -> None:
     land(store, rows(1.0, "a"))
     other = MemoryStore()
     land(other, rows(7.0, "a"))
     store.objects[KEY] = other.objects[KEY][0], store.objects[KEY][1]
-    with pytest.raises(StemConfigError, match="its SHA-256 is .*, its metadata say"):
+    with pytest.raises(StemConfigError, match="its SHA-256 is .* instead of .*, as in its metadata"):
         land(store, rows(2.0, "a"))
 
 
 # --- any order --------------------------------------------------------------------------------------------------------
 
 
-class Turnstile:
-    """Lets one of several threads go on at a time, in an order of choice."""
+class Scheduler:
+    """Let one of several threads continue at a time, in a chosen order."""
 
     def __init__(self, choose: random.Random) -> None:
         self._choose = choose
@@ -380,14 +380,14 @@ class Turnstile:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_in_any_order_each_row_is_the_one_that_was_read_last(seed: int) -> None:
+def test_in_any_order_each_row_is_the_last_one_read(seed: int) -> None:
     choose = random.Random(seed)
-    turnstile = Turnstile(choose)
+    scheduler = Scheduler(choose)
     store = MemoryStore()
     now, reads = [0], []
 
     def step(method: str) -> None:
-        turnstile.step(method)
+        scheduler.step(method)
         now[0] += 1
         store.seconds += choose.choice([0, 0.1, 0.7, 2, 30])
 
@@ -408,7 +408,7 @@ def test_in_any_order_each_row_is_the_one_that_was_read_last(seed: int) -> None:
         raise AssertionError("never landed")
 
     groups = [choose.sample("abcd", choose.randint(1, 3)) for _ in range(choose.randint(2, 5))]
-    turnstile.run([lambda group=group: task(group) for group in groups])  # type: ignore[misc]
+    scheduler.run([lambda group=group: task(group) for group in groups])  # type: ignore[misc]
     assert len(reads) == len(groups)
     explained: Rows = {}
     for _, read in sorted(reads, key=lambda one: one[0]):
@@ -416,8 +416,8 @@ def test_in_any_order_each_row_is_the_one_that_was_read_last(seed: int) -> None:
     assert store.rows() == explained
 
 
-def test_the_order_can_be_wrong_at_all() -> None:
-    """Without the look before the PUT the same schedules find a value that goes back."""
+def test_the_order_can_be_wrong_without_the_check() -> None:
+    """Without the GET before the PUT the same schedules find a value that goes back."""
 
     class Blind(MemoryStore):
         def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:

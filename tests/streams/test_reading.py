@@ -66,13 +66,13 @@ def start_of(simulator: Simulator, site_id: str, stream_type: str) -> int:
 def around(
     simulator: Simulator, site_id: str, stream_type: str, before: int, after: int, resolution: int = 900
 ) -> Window:
-    """A window from so many days before a stream's start to so many after it."""
+    """Return a window from some days before a stream's start to some days after it."""
     noon = start_of(simulator, site_id, stream_type) // DAY * DAY
     return Window.covering(at(noon - before * DAY), at(noon + after * DAY), resolution)
 
 
-class TestWhereOnlyTheIdIsKnown:
-    def test_all_types_take_one_request(self, stem_simulator: Simulator, connect: Connect) -> None:
+class TestWithAnIdOnly:
+    def test_all_types_need_one_request(self, stem_simulator: Simulator, connect: Connect) -> None:
         result = read(connect(stem_simulator), HAS_ALL, STREAM_TYPES)
         assert trail(stem_simulator) == ["200 streams"]
         for name in STREAM_TYPES:
@@ -80,7 +80,9 @@ class TestWhereOnlyTheIdIsKnown:
             assert result.accounts[name] == StreamAccount(96, 96, None)
         assert (result.rows, result.unavailable, result.error) == (3 * 96, [], None)
 
-    def test_a_type_that_is_lacking_takes_a_400_and_the_site(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_a_lacking_type_costs_a_400_and_a_request_of_the_site(
+        self, stem_simulator: Simulator, connect: Connect
+    ) -> None:
         result = read(connect(stem_simulator), LACKS_REVENUE, STREAM_TYPES)
         assert trail(stem_simulator) == ["400 streams", "200 site", "200 streams"]
         assert result.unavailable == ["INTERVAL_REVENUE"]
@@ -88,7 +90,7 @@ class TestWhereOnlyTheIdIsKnown:
         for name in ("MONITOR", "CONVERTER"):
             assert rows(result, name) == truth(stem_simulator, LACKS_REVENUE, name, JULY_FIRST)
 
-    def test_a_400_that_names_no_type_is_understood_by_the_site(
+    def test_a_400_that_names_no_type_is_resolved_by_the_site(
         self, stem_simulator: Simulator, connect: Connect
     ) -> None:
         def anonymous(request: Any, payload: Any) -> Any:
@@ -102,9 +104,7 @@ class TestWhereOnlyTheIdIsKnown:
         assert result.unavailable == ["INTERVAL_REVENUE"]
         assert result.rows == 2 * 96
 
-    def test_a_400_that_nothing_explains_is_an_error_and_no_endless_loop(
-        self, stem_simulator: Simulator, connect: Connect
-    ) -> None:
+    def test_an_unexplained_400_is_an_error(self, stem_simulator: Simulator, connect: Connect) -> None:
         def contradict(request: Any, payload: Any) -> Any:
             message = "The requested stream type is unavailable."
             return {"errors": [{"message": message, "code": 400}]} if "stream_types" not in payload else payload
@@ -142,7 +142,7 @@ class TestWhereOnlyTheIdIsKnown:
     def test_leading_intervals_are_missing(self, stem_simulator: Simulator, connect: Connect) -> None:
         def late(request: Any, payload: Any) -> Any:
             for entry in payload.get("stream_types", []):
-                # The first two of the window; the one before it is the padding.
+                # The first two of the window; the one before is the padding.
                 entry["streams"] = [
                     r for r in entry["streams"] if r["end_datetime"] > shown(JULY_FIRST.first_end + 900)
                 ]
@@ -154,7 +154,7 @@ class TestWhereOnlyTheIdIsKnown:
         for name in ("CONVERTER", "MONITOR"):
             assert result.accounts[name] == StreamAccount(96, 94, at(JULY_FIRST.first_end))
 
-    def test_trailing_intervals_that_are_missing_cost_nothing(
+    def test_missing_intervals_at_the_end_cost_no_request(
         self, stem_simulator_factory: Factory, connect: Connect
     ) -> None:
         simulator = stem_simulator_factory(now=utc("2025-07-01T18:00"))
@@ -162,7 +162,7 @@ class TestWhereOnlyTheIdIsKnown:
         assert trail(simulator) == ["200 streams"]
         assert result.accounts["MONITOR"] == StreamAccount(96, 72, utc("2025-07-01T18:15"))
 
-    def test_intervals_that_are_missing_at_the_start_of_a_later_part_cost_nothing(
+    def test_missing_intervals_at_the_start_of_a_later_part_cost_no_request(
         self, stem_simulator: Simulator, connect: Connect
     ) -> None:
         of = window("2024-02-01", "2025-07-01", 3600)
@@ -185,7 +185,7 @@ class TestWhereOnlyTheIdIsKnown:
         assert result.accounts["MONITOR"] == StreamAccount(96, 96, None)
         assert {value for _, value in rows(result)} == {None}
 
-    def test_an_empty_200_for_a_lacking_type_is_found_out(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_an_empty_200_for_a_lacking_type_is_detected(self, stem_simulator: Simulator, connect: Connect) -> None:
         def tolerant(request: Any, payload: Any) -> Any:
             if request.path.endswith("/streams"):
                 kept = [entry for entry in payload["stream_types"] if entry["stream_type"] == "MONITOR"]
@@ -200,7 +200,7 @@ class TestWhereOnlyTheIdIsKnown:
         with pytest.raises(StemUnavailableError, match="INTERVAL_REVENUE"):
             read(connect(stem_simulator), HAS_ALL, ["INTERVAL_REVENUE", "MONITOR"], on_unavailable="fail")
 
-    def test_a_site_that_does_not_tell_its_starts_is_expected_from_the_windows_start(
+    def test_a_site_without_start_times_is_expected_from_the_start_of_the_window(
         self, stem_simulator: Simulator, connect: Connect
     ) -> None:
         stem_simulator.rewrite = lambda request, payload: (
@@ -221,20 +221,20 @@ class TestWhereOnlyTheIdIsKnown:
             read(connect(stem_simulator), LACKS_REVENUE, STREAM_TYPES)
 
 
-class TestWhereARecordIsKnown:
-    def test_a_lacking_type_is_not_asked_for(self, stem_simulator: Simulator, connect: Connect) -> None:
+class TestWithARecord:
+    def test_a_lacking_type_is_not_requested(self, stem_simulator: Simulator, connect: Connect) -> None:
         result = read(connect(stem_simulator), record(stem_simulator, LACKS_REVENUE), STREAM_TYPES)
         (request,) = stem_simulator.requests
         assert request.query["stream_type"] == ["MONITOR,CONVERTER"]
         assert result.unavailable == ["INTERVAL_REVENUE"]
         assert result.rows == 2 * 96
 
-    def test_nothing_is_asked_where_all_types_are_lacking(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_nothing_is_requested_if_all_types_are_lacking(self, stem_simulator: Simulator, connect: Connect) -> None:
         result = read(connect(stem_simulator), record(stem_simulator, LACKS_REVENUE), ["INTERVAL_REVENUE"])
         assert trail(stem_simulator) == []
         assert result.unavailable == ["INTERVAL_REVENUE"]
 
-    def test_a_stream_that_began_after_the_window_costs_nothing(
+    def test_a_stream_that_began_after_the_window_costs_no_request(
         self, stem_simulator: Simulator, connect: Connect
     ) -> None:
         of = around(stem_simulator, HAS_ALL, "MONITOR", 5, 0)
@@ -273,7 +273,7 @@ class TestWhereARecordIsKnown:
         assert trail(stem_simulator) == ["200 streams"]
 
     @pytest.mark.parametrize("lookahead", [1, 2])
-    def test_a_type_that_begins_in_a_later_part_is_asked_for_from_there(
+    def test_a_type_that_begins_in_a_later_part_is_requested_from_there(
         self, stem_simulator: Simulator, connect: Connect, lookahead: int
     ) -> None:
         converter = start_of(stem_simulator, HAS_ALL, "CONVERTER")
@@ -295,7 +295,7 @@ class TestARecordThatIsOutOfDate:
         assert result.unavailable == ["INTERVAL_REVENUE"]
         assert result.rows == 2 * 96
 
-    def test_rows_before_the_start_that_it_tells_are_delivered_and_not_counted(
+    def test_rows_before_its_start_time_are_returned_and_not_counted(
         self, stem_simulator: Simulator, connect: Connect
     ) -> None:
         site = record(stem_simulator, HAS_ALL, MONITOR="2025-07-01T12:00:01Z")
@@ -304,7 +304,7 @@ class TestARecordThatIsOutOfDate:
         assert result.rows == 96
         assert result.accounts["MONITOR"] == StreamAccount(48, 48, None)
 
-    def test_a_start_that_it_tells_too_early_is_believed(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_a_start_time_that_is_too_early_is_used(self, stem_simulator: Simulator, connect: Connect) -> None:
         site = record(stem_simulator, HAS_ALL, MONITOR="2001-01-01T00:00:01Z")
         of = around(stem_simulator, HAS_ALL, "MONITOR", 1, 1)
         account = read(connect(stem_simulator), site, ["MONITOR"], of).accounts["MONITOR"]
@@ -314,21 +314,21 @@ class TestARecordThatIsOutOfDate:
 
 
 class TestThePolicyFail:
-    def test_names_the_type_where_only_the_id_is_known(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_names_the_type_with_an_id_only(self, stem_simulator: Simulator, connect: Connect) -> None:
         with pytest.raises(StemUnavailableError, match="site-00003 has no stream of type INTERVAL_REVENUE") as error:
             read(connect(stem_simulator), LACKS_REVENUE, STREAM_TYPES, on_unavailable="fail")
         assert error.value.stream_types == ("INTERVAL_REVENUE",)
         assert error.value.status == 400
         assert trail(stem_simulator) == ["400 streams"]
 
-    def test_needs_no_request_where_a_record_tells(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_needs_no_request_with_a_record(self, stem_simulator: Simulator, connect: Connect) -> None:
         site = record(stem_simulator, LACKS_REVENUE, CONVERTER=None)
         with pytest.raises(StemUnavailableError) as error:
             read(connect(stem_simulator), site, STREAM_TYPES, on_unavailable="fail")
         assert error.value.stream_types == ("CONVERTER", "INTERVAL_REVENUE")
         assert trail(stem_simulator) == []
 
-    def test_delivers_where_nothing_is_lacking(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_returns_rows_if_no_type_is_lacking(self, stem_simulator: Simulator, connect: Connect) -> None:
         assert read(connect(stem_simulator), HAS_ALL, STREAM_TYPES, on_unavailable="fail").rows == 3 * 96
 
 
@@ -344,7 +344,7 @@ class TestLongWindows:
             ("2024-02-03T01:00", "2025-11-30", 3600, STREAM_TYPES, 2),
         ],
     )
-    def test_take_the_fewest_requests_and_lose_nothing(
+    def test_need_the_fewest_requests_and_have_all_rows(
         self,
         stem_simulator_factory: Factory,
         connect: Connect,
@@ -364,12 +364,12 @@ class TestLongWindows:
             assert len(result.kept[name]) == requests
             assert result.accounts[name] == StreamAccount(of.intervals, of.intervals, None)
 
-    def test_of_which_a_stream_began_late_take_fewer(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_need_fewer_requests_if_a_stream_began_late(self, stem_simulator: Simulator, connect: Connect) -> None:
         start = start_of(stem_simulator, HAS_ALL, "MONITOR")
         of = Window.covering(at(start // DAY * DAY - 2000 * DAY), at(start // DAY * DAY + 100 * DAY), 3600)
         for site, asked in (
             (record(stem_simulator, HAS_ALL), ["200 streams"]),
-            # The first part is empty, so the site is read, and all parts before the start are passed over.
+            # The first part is empty, so the site is read, and the parts before the start are skipped.
             (HAS_ALL, ["200 streams", "200 site", "200 streams"]),
         ):
             result = read(connect(stem_simulator), site, ["MONITOR"], of)
@@ -389,7 +389,7 @@ def patchy() -> Iterator[tuple[Simulator, StemClient]]:
         yield simulator, client
 
 
-def test_the_account_is_what_counting_gives(patchy: tuple[Simulator, StemClient]) -> None:
+def test_the_account_equals_a_count(patchy: tuple[Simulator, StemClient]) -> None:
     simulator, client = patchy
     counts = tally("accounts, gaps and nulls against counting")
     sites = simulator.fleet.site_ids
@@ -423,7 +423,7 @@ def test_the_account_is_what_counting_gives(patchy: tuple[Simulator, StemClient]
             missing = sorted(set(expected) - {end for end, _ in came})
             account = result.accounts.get(name, StreamAccount())
             assert rows(result, name) == came
-            # What leading gaps tell is known only after the site was read, so it is the same for id and record.
+            # Leading gaps are resolved only after the site was read, so the result is the same for id and record.
             assert account == StreamAccount(len(expected), len(came), at(missing[0]) if missing else None)
             total += len(came)
             counts.add(streams=1, expected=len(expected), missing=len(missing))
@@ -447,7 +447,7 @@ class TestOtherwise:
         assert result.kept == {"MONITOR": [1, 2, 3]}
         assert kept == sorted(kept)
 
-    def test_a_wrong_answer_is_no_result(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_an_invalid_response_is_an_error(self, stem_simulator: Simulator, connect: Connect) -> None:
         def wrong(request: Any, payload: Any) -> Any:
             payload["stream_types"][0]["streams"][7]["kw_total_avg"] = float("nan")
             return payload

@@ -30,7 +30,7 @@ def day(resolution: int) -> Window:
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
-def test_one_interval_more_is_asked_for_on_each_side_and_the_window_kept(
+def test_one_extra_interval_is_requested_on_each_side_and_dropped(
     stem_simulator: Simulator, connect: Connect, resolution: int
 ) -> None:
     of = day(resolution)
@@ -51,7 +51,7 @@ def test_one_interval_more_is_asked_for_on_each_side_and_the_window_kept(
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("reading", ["A", "B"])
 @pytest.mark.parametrize("rounding", ["half_up", "floor"])
-def test_a_window_that_ends_now_is_whole_under_both_readings(
+def test_a_window_that_ends_now_is_complete_under_both_readings(
     stem_simulator_factory: Factory, connect: Connect, clock: Clock, reading: str, rounding: str, resolution: int
 ) -> None:
     simulator = stem_simulator_factory(reading=reading, rounding=rounding, partial_bin=True, now=NOW)
@@ -64,14 +64,14 @@ def test_a_window_that_ends_now_is_whole_under_both_readings(
     assert trail(simulator) == ["200 streams"]
 
 
-class TestAServerThatRefusesTheFuture:
+class TestAServerThatRejectsTheFuture:
     @pytest.fixture
     def simulator(self, stem_simulator_factory: Factory, clock: Clock) -> Simulator:
         clock(NOW)
         return stem_simulator_factory(future="refuse", now=NOW)
 
     @pytest.mark.parametrize("resolution", RESOLUTIONS)
-    def test_is_asked_again_without_the_padding_that_it_refused(
+    def test_gets_a_second_request_without_the_rejected_padding(
         self, simulator: Simulator, connect: Connect, resolution: int
     ) -> None:
         of = day(resolution)
@@ -83,22 +83,20 @@ class TestAServerThatRefusesTheFuture:
         assert second[1] == "2025-07-02T00:00:00Z"
         assert trail(simulator) == ["400 streams", "200 streams"]
 
-    def test_costs_one_request_more_in_a_run_and_not_for_each_site(
-        self, simulator: Simulator, connect: Connect
-    ) -> None:
+    def test_costs_one_extra_request_per_run_and_not_per_site(self, simulator: Simulator, connect: Connect) -> None:
         source = StreamsSource(connect(simulator))
         for number in range(1, 6):
             assert source.fetch(f"site-0000{number}", ["MONITOR"], DAY)["MONITOR"].num_rows == 96
         assert trail(simulator) == ["400 streams"] + ["200 streams"] * 5
 
-    def test_is_still_asked_with_padding_for_what_is_over(self, simulator: Simulator, connect: Connect) -> None:
+    def test_gets_padded_requests_for_the_past(self, simulator: Simulator, connect: Connect) -> None:
         source = StreamsSource(connect(simulator))
         source.fetch(SITE, ["MONITOR"], DAY)
         simulator.reset_requests()
         source.fetch(SITE, ["MONITOR"], window("2025-06-30", "2025-07-01"))
         assert ranges(simulator) == [("2025-06-29T23:45:00Z", "2025-07-01T00:15:00Z")]
 
-    def test_is_understood_where_it_lacks_a_type_too(self, simulator: Simulator, connect: Connect) -> None:
+    def test_is_recognized_if_it_also_lacks_a_type(self, simulator: Simulator, connect: Connect) -> None:
         source = StreamsSource(connect(simulator))
         with pytest.raises(StemUnavailableError) as error:
             source.fetch(LACKS_REVENUE, ["INTERVAL_REVENUE", "MONITOR"], DAY)
@@ -113,9 +111,7 @@ class TestAServerThatRefusesTheFuture:
         assert streams["MONITOR"].num_rows == 96
         assert trail(simulator) == ["400 streams", "200 streams"]
 
-    def test_is_not_taken_for_one_because_of_another_400(
-        self, stem_simulator: Simulator, connect: Connect, clock: Clock
-    ) -> None:
+    def test_is_not_inferred_from_another_400(self, stem_simulator: Simulator, connect: Connect, clock: Clock) -> None:
         clock(NOW)
         stem_simulator.now = NOW
         source = StreamsSource(connect(stem_simulator))
@@ -127,7 +123,7 @@ class TestAServerThatRefusesTheFuture:
         assert ranges(stem_simulator) == [("2025-06-30T23:45:00Z", "2025-07-02T00:15:00Z")]
 
 
-def test_a_400_for_what_is_long_over_is_not_asked_again(stem_simulator: Simulator, connect: Connect) -> None:
+def test_a_400_for_the_past_is_not_retried(stem_simulator: Simulator, connect: Connect) -> None:
     stem_simulator.fail(400)
     with pytest.raises(StemRequestError):
         StreamsSource(connect(stem_simulator)).fetch(SITE, ["MONITOR"], DAY)
@@ -135,7 +131,7 @@ def test_a_400_for_what_is_long_over_is_not_asked_again(stem_simulator: Simulato
 
 
 class TestAnIntervalThatIsNotOver:
-    """Its end is up to one resolution ahead; the server has a partial value of it, and of the one after it."""
+    """It ends up to one resolution ahead; the server has a partial value of it and of the next one."""
 
     @pytest.mark.parametrize("resolution", RESOLUTIONS)
     @pytest.mark.parametrize(
@@ -143,7 +139,7 @@ class TestAnIntervalThatIsNotOver:
     )
     @pytest.mark.parametrize("reading", ["A", "B"])
     @pytest.mark.parametrize("future", ["accept", "refuse"])
-    def test_is_not_delivered_whatever_the_server_returns(
+    def test_is_never_returned(
         self, stem_simulator_factory: Factory, connect: Connect, clock: Clock,
         resolution: int, ahead: int, delivered: bool, reading: str, future: str,
     ) -> None:  # fmt: skip
@@ -154,13 +150,13 @@ class TestAnIntervalThatIsNotOver:
         streams = StreamsSource(connect(simulator)).fetch(SITE, ["CONVERTER", "MONITOR"], day(resolution))
         last = day(resolution).last_end - (0 if delivered else resolution)
         if future == "refuse":
-            # By an end that is not refused, the second reading selects one interval less.
+            # With an end that is not rejected, the second reading selects one interval fewer.
             last = int(now.timestamp()) // resolution * resolution - (resolution if reading == "B" else 0)
         for name in ("CONVERTER", "MONITOR"):
             assert ends_of(streams[name]) == list(range(day(resolution).first_end, last + 1, resolution))
 
     @pytest.mark.parametrize("ahead", [1, 59, 61, 899])
-    def test_is_left_out_of_what_a_server_is_asked_that_refuses_it(
+    def test_is_not_requested_from_a_server_that_rejects_it(
         self, stem_simulator_factory: Factory, connect: Connect, clock: Clock, ahead: int
     ) -> None:
         now = DAY.end - timedelta(seconds=ahead)
@@ -175,9 +171,7 @@ class TestAnIntervalThatIsNotOver:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
-def test_another_refusal_is_not_asked_again(
-    stem_simulator: Simulator, connect: Connect, clock: Clock, status: int
-) -> None:
+def test_other_errors_are_not_retried(stem_simulator: Simulator, connect: Connect, clock: Clock, status: int) -> None:
     clock(NOW)
     stem_simulator.fail(status)
     with pytest.raises(Exception, match=f"HTTP {status}"):
@@ -195,7 +189,7 @@ def test_another_refusal_is_not_asked_again(
     ],
     ids=str,
 )
-def test_however_rows_are_spelled_they_are_the_same(
+def test_rows_are_the_same_in_every_format(
     stem_simulator_factory: Factory, connect: Connect, settings: dict[str, Any]
 ) -> None:
     simulator = stem_simulator_factory(**settings)

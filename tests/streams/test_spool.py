@@ -40,7 +40,7 @@ def open_files() -> int:
 
 @pytest.fixture
 def hasty_threads() -> Iterator[None]:
-    """Threads take turns as often as they can, so that what is not locked goes wrong."""
+    """Threads switch as often as possible, so that missing locks show."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -48,7 +48,7 @@ def hasty_threads() -> Iterator[None]:
 
 
 class TestSpool:
-    def test_rows_come_back_as_they_were(self) -> None:
+    def test_rows_are_read_back_unchanged(self) -> None:
         with Spool() as spool:
             kept = [rows(number, length) for number, length in enumerate([0, 1, 7, 96, 35_040])]
             pieces = [spool.append(batch) for batch in kept]
@@ -58,7 +58,7 @@ class TestSpool:
                     assert back.equals(batch)
                     assert back.schema.equals(STREAM_SCHEMA)
 
-    def test_a_slice_takes_the_room_of_a_slice(self) -> None:
+    def test_a_slice_takes_the_space_of_a_slice(self) -> None:
         whole = rows(0, 10_000)
         with Spool() as spool:
             piece = spool.append(whole.slice(5000, 3))
@@ -82,21 +82,21 @@ class TestSpool:
 
             with ThreadPoolExecutor(8) as pool:
                 sizes = list(pool.map(work, range(8)))
-            # Nothing overlaps, and nothing is left between.
+            # No pieces overlap, and there are no gaps.
             assert os.fstat(spool._file.fileno()).st_size == sum(sizes)
 
-    def test_nothing_is_to_be_seen_in_the_file_system(self, temporary: Path) -> None:
+    def test_the_file_has_no_name(self, temporary: Path) -> None:
         with Spool() as spool, ScratchFile() as file:
             spool.append(rows(0, 1000))
             file.write(b"x" * 100_000)
             assert list(temporary.iterdir()) == []
         assert list(temporary.iterdir()) == []
 
-    def test_it_is_on_disk_where_temporary_files_are(self, temporary: Path) -> None:
+    def test_it_is_in_the_directory_of_temporary_files(self, temporary: Path) -> None:
         with Spool() as spool:
             assert os.fstat(spool._file.fileno()).st_dev == temporary.stat().st_dev
 
-    def test_closing_frees_it_and_can_be_repeated(self) -> None:
+    def test_closing_frees_the_space_and_can_be_repeated(self) -> None:
         spool = Spool()
         piece = spool.append(rows(0, 10))
         spool.close()
@@ -104,7 +104,7 @@ class TestSpool:
         with pytest.raises(ValueError, match="closed"):
             spool.read(piece)
 
-    def test_a_file_that_was_cut_off_is_an_error_and_no_endless_loop(self) -> None:
+    def test_a_truncated_file_is_an_error(self) -> None:
         with Spool() as spool:
             piece = spool.append(rows(0, 100))
             os.ftruncate(spool._file.fileno(), piece.size // 2)
@@ -115,7 +115,7 @@ class TestSpool:
 class TestScratchFile:
     @examples(200)
     @given(data=st.data())
-    def test_a_file_reads_as_a_file_in_memory_does(self, data: st.DataObject) -> None:
+    def test_it_reads_like_a_file_in_memory(self, data: st.DataObject) -> None:
         content = data.draw(st.binary(max_size=60))
         model = io.BytesIO(content)
         with ScratchFile() as file:
@@ -146,7 +146,7 @@ class TestScratchFile:
                         assert buffer == other
                 assert file.tell() == model.tell()
 
-    def test_it_works_with_everything_that_reads_or_writes_files(self) -> None:
+    def test_it_works_with_other_readers_and_writers_of_files(self) -> None:
         content = os.urandom(300_000)
         with ScratchFile() as file:
             buffered = io.BufferedWriter(cast(io.RawIOBase, file))
@@ -160,18 +160,18 @@ class TestScratchFile:
             assert io.BufferedReader(file).read() == content
             assert file.sha256 == hashlib.sha256(content).hexdigest()
 
-    def test_it_is_written_from_front_to_end(self) -> None:
+    def test_it_must_be_written_sequentially(self) -> None:
         with ScratchFile() as file:
             file.write(b"abc")
             file.seek(0)
-            with pytest.raises(io.UnsupportedOperation, match="front to end"):
+            with pytest.raises(io.UnsupportedOperation, match="sequentially"):
                 file.write(b"x")
             file.seek(0, io.SEEK_END)
             assert file.write(memoryview(b"def")) == 3
             file.seek(0)
             assert file.read() == b"abcdef"
 
-    def test_all_kinds_of_bytes_can_be_written(self) -> None:
+    def test_all_types_of_bytes_can_be_written(self) -> None:
         with ScratchFile() as file:
             for data in (b"ab", bytearray(b"cd"), memoryview(b"xefx")[1:3], pa.py_buffer(b"gh"), b""):
                 file.write(cast(bytes, data))

@@ -1,5 +1,5 @@
 """
-Each interval exactly once, and never before it is over: whatever the cut, the reading of the guide and the rounding.
+Each interval exactly once and never before it is over, for any windows, reading of the guide and rounding.
 
 Once against the guide in arithmetic, once through the whole reading of a site with the same arithmetic as its server,
 once over HTTP.
@@ -58,7 +58,7 @@ TURNS = [
 
 @st.composite
 def cuts(draw: st.DrawFn, resolution: int, *, longest: int) -> list[datetime]:
-    """Consecutive instants in any zones, as runs of a schedule would be given them."""
+    """Consecutive instants in any time zones, as the bounds of scheduled runs."""
     first = draw(
         st.integers(seconds(utc("2024-01-01")), seconds(utc("2024-12-01"))).map(lambda s: s * MICRO)
         | st.sampled_from(TURNS).map(lambda s: s * MICRO)
@@ -90,7 +90,7 @@ def windows_of(instants: Sequence[datetime], resolution: int) -> list[Window]:
 
 
 def whole_period(instants: Sequence[datetime], resolution: int) -> range:
-    """Give the ends of the intervals that end after the first instant and not after the last."""
+    """Return the ends of the intervals that end after the first instant and not after the last."""
     first, last = (int(instant.astimezone(UTC).timestamp()) // resolution for instant in (instants[0], instants[-1]))
     return range((first + 1) * resolution, last * resolution + 1, resolution)
 
@@ -100,7 +100,7 @@ def is_over(end: int, instant: datetime) -> bool:
 
 
 def wrong(arrived: Sequence[range], expected: range) -> int:
-    """Count the intervals that did not come exactly once, in order."""
+    """Return the number of intervals that were not read exactly once, in order."""
     pieces = [piece for piece in arrived if piece]
     edges = [expected.start, *(piece.stop for piece in pieces)]
     if [piece.start for piece in pieces] == edges[:-1] and sum(map(len, pieces)) == len(expected):
@@ -121,8 +121,8 @@ def test_by_the_guide(reading: Reading, resolution: int) -> None:
         windows = windows_of(instants, resolution)
         mistakes = 0
         for rounding in ROUNDINGS:
-            # Where the future is refused, a window that ends now is asked for without its padding on the right; the
-            # second reading cannot give its last interval then.
+            # If the future is rejected, a window that ends now is requested without its padding on the right. The
+            # second reading cannot return its last interval then.
             for right in (True, False) if reading == "A" else (True,):
                 arrived = []
                 for window, read_at in zip(windows, instants[1:], strict=True):
@@ -144,7 +144,7 @@ def test_by_the_guide(reading: Reading, resolution: int) -> None:
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("reading", READINGS)
 def test_without_padding_the_second_reading_is_wrong(reading: Reading, resolution: int) -> None:
-    """The test above can fail: this is what it would find without the padding."""
+    """Show that the test above can fail: without the padding, the result is wrong."""
     window = Window(utc("2025-07-01"), utc("2025-07-02"), resolution)
     shown = selected(seconds(window.start), seconds(window.end), resolution, reading, "half_up")
     expected = range(window.first_end, window.last_end + 1, resolution)
@@ -183,7 +183,7 @@ def test_through_the_reading_of_a_site(reading: Reading, resolution: int) -> Non
 
 @pytest.fixture(scope="module", params=READINGS)
 def servers(request: pytest.FixtureRequest) -> Iterator[dict[Rounding, tuple[Simulator, StemClient]]]:
-    """A simulator for each rounding; they show the running interval too, with a value that is not its last."""
+    """Return a simulator for each rounding; they also show the running interval, with a preliminary value."""
     with ExitStack() as stack:
         running: dict[Rounding, tuple[Simulator, StemClient]] = {}
         for rounding in ROUNDINGS:

@@ -50,7 +50,7 @@ def in_json(progress: dict[str, Any]) -> dict[str, Any]:
 
 class Withheld:
     """
-    Lets a simulator not show some rows.
+    Make a simulator hide some rows.
 
     :param rows: such as ``site-00001/MONITOR/00:45``, or a function of a site, a type and an ``end_datetime``.
     """
@@ -69,8 +69,8 @@ class Withheld:
         return payload
 
 
-def asked(simulator: Simulator) -> list[str]:
-    """Give the questions since the last call, padding left out: ``site-00001 MONITOR 00:00-01:00``."""
+def requested(simulator: Simulator) -> list[str]:
+    """Return the requests since the last call, without padding: ``site-00001 MONITOR 00:00-01:00``."""
     requests = list(simulator.requests)
     simulator.reset_requests()
     questions = []
@@ -86,8 +86,8 @@ def asked(simulator: Simulator) -> list[str]:
     return sorted(questions)
 
 
-class TestALook:
-    def test_asks_each_site_once_and_then_none_that_is_complete(
+class TestAPoke:
+    def test_requests_each_site_once_and_then_only_incomplete_ones(
         self, stem_simulator: Simulator, connect: Connect
     ) -> None:
         client = connect(stem_simulator)
@@ -95,10 +95,10 @@ class TestALook:
         assert seen.pending == stem_simulator.fleet.site_ids
         assert not seen.is_complete(0.01)
         for _ in range(3):
-            seen.look(client, 4)
+            seen.poke(client, 4)
             assert seen.is_complete()
         assert trail(stem_simulator) == ["200 streams"] * 20
-        assert (seen.looks, seen.pending) == (3, [])
+        assert (seen.pokes, seen.pending) == (3, [])
         assert seen.report() == {
             "window": HOUR.as_json(),
             "sites": 20,
@@ -107,7 +107,7 @@ class TestALook:
             "incomplete_sites": 0,
         }
 
-    def test_asks_again_from_the_first_gap_on_for_what_lacks_something(
+    def test_requests_incomplete_streams_since_their_first_gap(
         self, stem_simulator: Simulator, connect: Connect
     ) -> None:
         client = connect(stem_simulator)
@@ -120,136 +120,137 @@ class TestALook:
         )
         sites = [record(stem_simulator, f"site-0000{number}") for number in (1, 2, 4)]
         seen = watch(sites, ("CONVERTER", "MONITOR"))
-        seen.look(client, 4)
+        seen.poke(client, 4)
         assert (seen.report()["expected"], seen.report()["missing"]) == (24, 4)
         assert seen.pending == ["site-00001", "site-00002"]
-        asked(stem_simulator)
-        seen.look(client, 4)
-        assert asked(stem_simulator) == ["site-00001 CONVERTER,MONITOR 00:15-01:00", "site-00002 CONVERTER 00:00-01:00"]
+        requested(stem_simulator)
+        seen.poke(client, 4)
+        assert requested(stem_simulator) == [
+            "site-00001 CONVERTER,MONITOR 00:15-01:00",
+            "site-00002 CONVERTER 00:00-01:00",
+        ]
         withheld.rows -= {"site-00001/MONITOR/00:30", "site-00002/CONVERTER/00:15"}
-        seen.look(client, 4)
-        asked(stem_simulator)
+        seen.poke(client, 4)
+        requested(stem_simulator)
         assert seen.report()["missing"] == 2
-        seen.look(client, 4)
-        assert asked(stem_simulator) == ["site-00001 CONVERTER 00:45-01:00", "site-00002 CONVERTER 00:45-01:00"]
+        seen.poke(client, 4)
+        assert requested(stem_simulator) == ["site-00001 CONVERTER 00:45-01:00", "site-00002 CONVERTER 00:45-01:00"]
         withheld.rows.clear()
-        seen.look(client, 4)
+        seen.poke(client, 4)
         assert seen.is_complete()
         assert seen.report()["expected"] == 24
 
     @pytest.mark.parametrize("end", ["00:30", "01:00"])
-    def test_reads_no_site_for_a_gap_that_is_no_beginning(
+    def test_reads_no_site_for_a_gap_that_is_not_at_the_start(
         self, stem_simulator: Simulator, connect: Connect, end: str
     ) -> None:
         Withheld(stem_simulator, f"site-00001/MONITOR/{end}")
         seen = watch("site-00001")
         for _ in range(3):
-            seen.look(connect(stem_simulator), 1)
+            seen.poke(connect(stem_simulator), 1)
         assert trail(stem_simulator) == ["200 streams"] * 3
         assert seen.report()["missing"] == 1
 
-    def test_reads_a_site_once_for_a_gap_that_may_be_the_beginning(
-        self, stem_simulator: Simulator, connect: Connect
-    ) -> None:
+    def test_reads_a_site_once_for_a_gap_at_the_start(self, stem_simulator: Simulator, connect: Connect) -> None:
         Withheld(stem_simulator, "site-00001/MONITOR/00:15")
         seen = watch("site-00001")
         for _ in range(3):
-            seen.look(connect(stem_simulator), 1)
+            seen.poke(connect(stem_simulator), 1)
         assert trail(stem_simulator) == ["200 streams", "200 site", "200 streams", "200 streams"]
 
-    def test_counts_a_value_that_is_null_as_there(self, stem_simulator_factory: Factory, connect: Connect) -> None:
+    def test_counts_a_null_as_received(self, stem_simulator_factory: Factory, connect: Connect) -> None:
         simulator = stem_simulator_factory(null_values=1.0)
         seen = watch("site-00001")
-        seen.look(connect(simulator), 1)
+        seen.poke(connect(simulator), 1)
         assert seen.is_complete()
 
-    def test_takes_a_window_of_several_requests(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_may_need_several_requests_for_a_window(self, stem_simulator: Simulator, connect: Connect) -> None:
         of = window("2023-06-01", "2025-06-01", 3600)
         Withheld(stem_simulator, hides=lambda _, __, end: end.startswith("2025-05-31T05:00"))
         seen = watch(record(stem_simulator, "site-00001"), of=of)
-        seen.look(connect(stem_simulator), 1)
+        seen.poke(connect(stem_simulator), 1)
         assert trail(stem_simulator) == ["200 streams"] * 3
         assert (seen.report()["expected"], seen.report()["missing"]) == (of.intervals, 1)
-        seen.look(connect(stem_simulator), 1)
-        assert len(asked(stem_simulator)) == 1
+        seen.poke(connect(stem_simulator), 1)
+        assert len(requested(stem_simulator)) == 1
 
-    def test_takes_so_many_sites_at_a_time(self, stem_simulator_factory: Factory, connect: Connect) -> None:
+    def test_polls_max_workers_sites_concurrently(self, stem_simulator_factory: Factory, connect: Connect) -> None:
         simulator = stem_simulator_factory(latency=0.02)
-        watch(simulator.fleet.site_ids).look(connect(simulator), 3)
+        watch(simulator.fleet.site_ids).poke(connect(simulator), 3)
         assert 1 <= simulator.peak_concurrency <= 3
 
     @pytest.mark.parametrize(
         ("kind", "expected"),
         [(401, StemAuthError), (404, StemNotFoundError), (503, StemServerError), ("error_200", StemDataError)],
     )
-    def test_ends_with_the_first_site_that_fails_and_keeps_what_it_saw(
+    def test_ends_with_the_first_site_that_fails_and_keeps_other_results(
         self, stem_simulator: Simulator, connect: Connect, kind: str | int, expected: type[StemError]
     ) -> None:
         stem_simulator.fail(kind, path="site-00003", times=None)
         seen = watch(stem_simulator.fleet.site_ids)
         with pytest.raises(expected, match="site-00003"):
-            seen.look(connect(stem_simulator, max_attempts=1), 1)
-        assert seen.looks == 1
+            seen.poke(connect(stem_simulator, max_attempts=1), 1)
+        assert seen.pokes == 1
         assert not seen.is_complete(0.001)
         assert "site-00001" not in seen.pending
         assert {"site-00003", "site-00020"} <= set(seen.pending)
         assert seen.report()["incomplete_sites"] == len(seen.pending)
         stem_simulator.clear_faults()
         resumed = watch(stem_simulator.fleet.site_ids, progress=in_json(seen.progress()))
-        asked(stem_simulator)
-        resumed.look(connect(stem_simulator), 4)
+        requested(stem_simulator)
+        resumed.poke(connect(stem_simulator), 4)
         assert resumed.is_complete()
-        assert len(asked(stem_simulator)) == len(seen.pending)
+        assert len(requested(stem_simulator)) == len(seen.pending)
         assert resumed.report()["expected"] == 80
 
-    def test_that_fails_ends_the_others_waits(
+    def test_that_fails_interrupts_the_waits_of_others(
         self, stem_simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(transport, "RETRY_AFTER_CAP", math.inf)
         stem_simulator.fail(429, path="site-00001", times=None, retry_after=86_400)
         stem_simulator.fail(404, path="site-00002", times=None)
         seen = watch(["site-00001", "site-00002"])
-        # Returns: the other would wait for a day.
+        # Returns, although the other site would wait for a day.
         with pytest.raises(StemNotFoundError):
-            seen.look(connect(stem_simulator, patient=True), 2)
+            seen.poke(connect(stem_simulator, patient=True), 2)
         assert not any(thread.name.startswith("stem_") for thread in threading.enumerate())
 
-    def test_that_fails_begins_no_further_site(
+    def test_that_fails_starts_no_further_site(
         self, stem_simulator: Simulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         client = connect(stem_simulator)
-        looked_at: list[str] = []
+        poked: list[str] = []
 
-        def look_at(self: Watch, source: Any, site_id: str, original: Any = Watch.look_at) -> None:
-            if looked_at:  # it may have begun before the error was known
+        def poke_site(self: Watch, source: Any, site_id: str, original: Any = Watch.poke_site) -> None:
+            if poked:  # it may have begun before the error was known
                 assert client._transport._closed.wait(HUNG_AFTER)
-            looked_at.append(site_id)
+            poked.append(site_id)
             original(self, source, site_id)
 
-        monkeypatch.setattr(Watch, "look_at", look_at)
+        monkeypatch.setattr(Watch, "poke_site", poke_site)
         stem_simulator.fail(404, path="site-00001", times=None)
         with pytest.raises(StemNotFoundError):
-            watch(stem_simulator.fleet.site_ids).look(client, 1)
-        assert len(looked_at) <= 2
+            watch(stem_simulator.fleet.site_ids).poke(client, 1)
+        assert len(poked) <= 2
 
-    def test_learns_from_a_record_that_is_wrong(self, stem_simulator: Simulator, connect: Connect) -> None:
+    def test_corrects_an_outdated_record(self, stem_simulator: Simulator, connect: Connect) -> None:
         seen = watch(
             record(stem_simulator, "site-00003", INTERVAL_REVENUE="2014-01-01T00:00:01Z"),
             ("INTERVAL_REVENUE", "MONITOR"),
         )
-        seen.look(connect(stem_simulator), 1)
+        seen.poke(connect(stem_simulator), 1)
         assert seen.is_complete()
         assert seen.report()["expected"] == 4
 
 
 class TestTheShareThatIsEnough:
     @pytest.mark.parametrize("of", [4, 25, 96, 100])
-    def test_is_met_by_the_very_float_that_one_writes(self, of: int) -> None:
+    def test_is_reached_by_the_float_that_a_user_writes(self, of: int) -> None:
         end = at(seconds(HOUR.start) + of * 900)
         day = Window(HOUR.start, end, 900)
         for there in range(1, of + 1, 3):
             seen = watch({"site_id": "a", "stream_start_times": {"MONITOR": None}}, of=day)
-            seen.look_at(Shown({"a": {"MONITOR": None}}, {("a", "MONITOR", k) for k in grid(day)[:there]}), "a")
+            seen.poke_site(Shown({"a": {"MONITOR": None}}, {("a", "MONITOR", k) for k in grid(day)[:there]}), "a")
             assert seen.is_complete(there / of)
             assert seen.is_complete(round(there / of, 12) - 1e-9)
             assert not seen.is_complete(min(1.0, (there + 1) / of)) or there == of
@@ -262,21 +263,21 @@ class TestTheShareThatIsEnough:
             here = grid(span)
             for number, enough in ((there - 1, False), (there, True)):
                 seen = watch({"site_id": "a", "stream_start_times": {"MONITOR": None}}, of=span)
-                seen.look_at(Shown({"a": {"MONITOR": None}}, {("a", "MONITOR", k) for k in here[:number]}), "a")
+                seen.poke_site(Shown({"a": {"MONITOR": None}}, {("a", "MONITOR", k) for k in here[:number]}), "a")
                 assert seen.is_complete(share) is enough
 
-    def test_is_met_where_nothing_is_expected(self) -> None:
+    def test_is_reached_if_nothing_is_expected(self) -> None:
         seen = watch({"site_id": "a", "stream_start_times": {}})
         assert not seen.is_complete(0.5)
-        seen.look_at(Shown({"a": {}}, set()), "a")
+        seen.poke_site(Shown({"a": {}}, set()), "a")
         assert seen.is_complete()
 
-    def test_waits_for_every_site_to_be_looked_at(self) -> None:
+    def test_waits_for_every_site_to_be_poked(self) -> None:
         source = Shown({"a": {"MONITOR": None}, "b": {"MONITOR": None}}, {("a", "MONITOR", k) for k in grid(HOUR)})
         seen = watch(["a", "b"])
-        seen.look_at(source, "a")
+        seen.poke_site(source, "a")
         assert not seen.is_complete(0.01)
-        seen.look_at(source, "b")
+        seen.poke_site(source, "b")
         assert seen.is_complete(0.5)
         assert not seen.is_complete(0.51)
 
@@ -293,48 +294,48 @@ class TestProgress:
             {"of": window("2025-07-01T00:00", "2025-07-01T01:00", 1800)},
         ],
     )
-    def test_of_other_arguments_is_passed_over(
+    def test_of_other_arguments_is_ignored(
         self, stem_simulator: Simulator, connect: Connect, changed: dict[str, Any]
     ) -> None:
         arguments: dict[str, Any] = {"sites": ["site-00001", "site-00002"]}
         seen = watch(**arguments)
-        seen.look(connect(stem_simulator), 1)
+        seen.poke(connect(stem_simulator), 1)
         other = watch(**{**arguments, **changed}, progress=in_json(seen.progress()))
-        assert other.looks == 0
+        assert other.pokes == 0
         assert other.pending == sorted(changed.get("sites", arguments["sites"]))
         assert not other.is_complete()
 
-    @pytest.mark.parametrize("progress", [None, {}, {"looks": 3}])
+    @pytest.mark.parametrize("progress", [None, {}, {"pokes": 3}])
     def test_may_be_none(self, progress: dict[str, Any] | None) -> None:
         assert watch("a", progress=progress).pending == ["a"]
 
-    def test_holds_of_complete_sites_nothing(self, stem_simulator_factory: Factory, connect: Connect) -> None:
+    def test_contains_no_complete_sites(self, stem_simulator_factory: Factory, connect: Connect) -> None:
         simulator = stem_simulator_factory(sites=300)
         Withheld(simulator, "site-00300/MONITOR/00:30")
         seen = watch([record(simulator, site_id) for site_id in simulator.fleet.site_ids])
         fresh = in_json(seen.progress())
         assert len(fresh["unseen"]) == 300
-        seen.look(connect(simulator), 8)
+        seen.poke(connect(simulator), 8)
         assert len(json.dumps(in_json(seen.progress()))) < 600
 
-    def test_goes_on_with_the_rest_of_what_the_sites_are(self, stem_simulator: Simulator, connect: Connect) -> None:
-        """From records and progress, as a trigger has them, everything is known that the first watch knew."""
+    def test_continues_from_records_and_progress(self, stem_simulator: Simulator, connect: Connect) -> None:
+        """Records and progress, as a trigger has them, contain the whole state of the first watch."""
         stem_simulator.fail(404, path="site-00004", times=1)
         withheld = Withheld(stem_simulator, "site-00002/MONITOR/00:15")
         sites = ["site-00002", record(stem_simulator, "site-00003"), record(stem_simulator, "site-00005")]
         types = ("INTERVAL_REVENUE", "MONITOR")
         seen = watch([*sites[:2], "site-00004", sites[2]], types)
         with pytest.raises(StemNotFoundError):
-            seen.look(connect(stem_simulator), 1)
-        asked(stem_simulator)
+            seen.poke(connect(stem_simulator), 1)
+        requested(stem_simulator)
         unseen = set(seen.pending) - {"site-00002"}
         records = in_json({"sites": seen.records()})["sites"]
         assert [entry["site_id"] for entry in records if "stream_start_times" in entry] == sorted(unseen)
         resumed = watch(records, types, progress=in_json(seen.progress()))
-        assert (resumed.pending, resumed.looks) == (seen.pending, 1)
+        assert (resumed.pending, resumed.pokes) == (seen.pending, 1)
         withheld.rows.clear()
-        resumed.look(connect(stem_simulator), 1)
-        assert "site-00002" not in asked(stem_simulator)
+        resumed.poke(connect(stem_simulator), 1)
+        assert "site-00002" not in requested(stem_simulator)
         assert resumed.is_complete()
         starts = [stem_simulator.fleet.site(f"site-0000{n}").stream_start_times for n in (2, 3, 4, 5)]
         assert resumed.report()["expected"] == 4 * sum(name in of for of in starts for name in types)
@@ -349,11 +350,11 @@ class TestProgress:
 def test_a_wait_that_ends_after_the_last_year_is_an_error() -> None:
     waiting = watch("a", of=window("9999-12-31T00:00", "9999-12-31T12:00"))
     assert waiting.ready(timedelta(hours=1)).hour == 13
-    with pytest.raises(StemConfigError, match=r"settle is .* Use a shorter one\."):
+    with pytest.raises(StemConfigError, match=r"Invalid settle .* Use a shorter one\."):
         waiting.ready(timedelta(days=1))
 
 
-def test_no_sites_are_a_mistake() -> None:
+def test_no_sites_are_an_error() -> None:
     with pytest.raises(StemConfigError):
         watch([])
 
@@ -367,8 +368,8 @@ class Shown(StreamsSource):
     """
     The API, as far as a watch needs it.
 
-    :param sites: each site's streams, with the second at which they began, or None where it is not told.
-    :param here: ``(site, type, end)`` of what can be seen; what began later never can.
+    :param sites: each site's streams, with the second at which they began, or None if it is unknown.
+    :param here: ``(site, type, end)`` of the intervals that exist.
     """
 
     def __init__(self, sites: dict[str, Starts], here: set[tuple[str, str, int]]) -> None:
@@ -397,7 +398,7 @@ class Shown(StreamsSource):
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[dict[str, Starts], dict[str, bool], tuple[str, ...], Window, dict[Any, int]]:
-    """Sites, which are known by record, the types to wait for, the window, and at which look each interval is there."""
+    """Sites, which of them have a record, the types, the window, and the poke since which each interval exists."""
     resolution = draw(st.sampled_from((900, 1800, 3600)))
     length = draw(st.integers(1, 6))
     first = seconds(utc("2025-07-01")) + draw(st.integers(0, 3)) * resolution
@@ -424,9 +425,9 @@ def worlds(draw: st.DrawFn) -> tuple[dict[str, Starts], dict[str, bool], tuple[s
 
 @examples(300)
 @given(worlds(), st.lists(st.booleans(), min_size=5, max_size=5), st.sampled_from([1.0, 0.5, 0.9]))
-def test_what_a_watch_tells_is_what_counting_gives(world: Any, handed_over: list[bool], share: float) -> None:
+def test_the_report_equals_a_count(world: Any, handed_over: list[bool], share: float) -> None:
     sites, known, types, of, arrivals = world
-    counts = tally("a wait's looks against counting")
+    counts = tally("pokes of a wait against counting")
     source = Shown(sites, set())
     records = [
         Site(name, {t: at(start) for t, start in starts.items()} if known[name] else None)
@@ -439,12 +440,12 @@ def test_what_a_watch_tells_is_what_counting_gives(world: Any, handed_over: list
         missing_before = {row for row in expected if arrivals[row] > step - 1} if step else expected
         if handed_over[step]:
             seen = Watch(read_sites(json.loads(json.dumps(seen.records()))), types, of, in_json(seen.progress()))
-            assert seen.looks == step
+            assert seen.pokes == step
         source.fetched.clear()
         source.sites_read.clear()
-        looked_at = seen.begin_look()
-        for name in looked_at:
-            seen.look_at(source, name)
+        poked = seen.begin_poke()
+        for name in poked:
+            seen.poke_site(source, name)
         missing = expected - source.here
         report = seen.report()
         assert (report["expected"], report["missing"]) == (len(expected), len(missing))
@@ -453,19 +454,19 @@ def test_what_a_watch_tells_is_what_counting_gives(world: Any, handed_over: list
         assert seen.is_complete(share) is (len(expected) - len(missing) >= share * len(expected) or not missing)
         assert not any(known[name] for name in source.sites_read)
         if step:
-            # Only sites that lacked something are asked for, only for the types that did, and from the first gap on.
-            assert looked_at == sorted({name for name, _, _ in missing_before})
+            # Only incomplete sites are requested, only with their incomplete types, and only since the first gap.
+            assert poked == sorted({name for name, _, _ in missing_before})
             assert source.sites_read == []
             for name, asked_types, part in source.fetched:
                 gaps = [(t, k) for site, t, k in missing_before if site == name]
                 assert set(asked_types) <= {t for t, _ in gaps}
                 assert part.first_end >= min(k for _, k in gaps)
-        counts.add(looks=1, requests=len(source.fetched), intervals=len(expected), missing=len(missing))
+        counts.add(pokes=1, requests=len(source.fetched), intervals=len(expected), missing=len(missing))
     assert seen.is_complete()
     assert not seen.pending
 
 
-def test_what_a_watch_tells_is_what_the_server_shows(stem_simulator_factory: Factory, connect: Connect) -> None:
+def test_the_report_equals_what_the_server_shows(stem_simulator_factory: Factory, connect: Connect) -> None:
     """The same over HTTP, with gaps that are filled at random moments."""
     simulator = stem_simulator_factory(sites=6, seed=5)
     client = connect(simulator)
@@ -486,7 +487,7 @@ def test_what_a_watch_tells_is_what_the_server_shows(stem_simulator_factory: Fac
     ]
     seen = watch(sites, types, of)
     for step in range(6):
-        seen.look(client, 3)
+        seen.poke(client, 3)
         assert seen.report()["expected"] == len(rows)
         assert seen.report()["missing"] == sum(moment(*row) > step for row in rows)
         seen = watch(seen.records(), types, of, in_json(seen.progress()))

@@ -17,12 +17,12 @@ from airflow_provider_stem.streams.windows import (
     Window,
     check_end,
     check_resolution,
-    check_stream_types,
     epoch,
     first_expected_end,
     from_epoch,
     iso,
     parse_instant,
+    parse_stream_types,
 )
 
 from .helpers import DAY, RESOLUTIONS, at, examples, grid, seconds, tally, utc, window
@@ -76,10 +76,12 @@ class TestCovering:
             ("1969-12-31T23:50:00", "1970-01-01T00:20:00", 900, "1969-12-31T23:45:00Z/1970-01-01T00:15:00Z"),
         ],
     )
-    def test_both_ends_go_down_to_the_grid(self, start: str, end: str, resolution: int, expected: str) -> None:
+    def test_both_bounds_are_rounded_down_to_the_grid(
+        self, start: str, end: str, resolution: int, expected: str
+    ) -> None:
         assert str(window(start, end, resolution)) == expected
 
-    def test_the_guides_day_has_96_intervals(self) -> None:
+    def test_the_day_of_the_guide_has_96_intervals(self) -> None:
         day = window("2014-12-31T00:00:01", "2015-01-01T00:00:01")
         assert day.intervals == 96
         assert day.as_json() == {"start": "2014-12-31T00:00:00Z", "end": "2015-01-01T00:00:00Z", "resolution": 900}
@@ -103,7 +105,7 @@ class TestCovering:
     def test_a_bound_without_a_zone_is_an_error_that_names_it(self, name: str) -> None:
         bounds = {"start": utc("2025-07-01"), "end": utc("2025-07-02")}
         bounds[name] = bounds[name].replace(tzinfo=None)
-        with pytest.raises(StemConfigError, match=rf"^{name} is 2025-07-0\dT00:00:00, which has no time zone"):
+        with pytest.raises(StemConfigError, match=rf"^Invalid {name} '2025-07-0\dT00:00:00': no UTC offset\. Use one"):
             Window.covering(**bounds, resolution=900)
 
     @pytest.mark.parametrize(
@@ -116,9 +118,7 @@ class TestCovering:
             (pendulum.timezone("America/New_York"), "2025-11-02T01:30", "2025-11-02T01:15"),
         ],
     )
-    def test_where_the_clock_goes_back_instants_count_and_not_times_of_day(
-        self, zone: Any, first: str, second: str
-    ) -> None:
+    def test_instants_are_compared_when_summer_time_ends(self, zone: Any, first: str, second: str) -> None:
         start = datetime.fromisoformat(first).replace(tzinfo=zone)
         end = datetime.fromisoformat(second).replace(tzinfo=zone, fold=1)
         as_utc = Window.covering(start.astimezone(UTC), end.astimezone(UTC), 900)
@@ -126,14 +126,14 @@ class TestCovering:
         with pytest.raises(StemConfigError, match="is not after start"):
             Window.covering(end, start, 900)
 
-    def test_instants_of_pendulum_are_understood(self) -> None:
+    def test_pendulum_instants_are_accepted(self) -> None:
         start = pendulum.datetime(2025, 7, 1, 2, 7, tz="Europe/Berlin")
         assert Window.covering(start, start.add(hours=1), 900) == window("2025-07-01T00:00", "2025-07-01T01:00")
 
 
 @pytest.mark.parametrize("resolution", [0, -900, 1, 60, 901, 86_400, "900", None, True, [900], float("nan")])
-def test_an_unknown_resolution_is_an_error_that_tells_the_known_ones(resolution: Any) -> None:
-    with pytest.raises(StemConfigError, match=r"resolution is .*: the API knows 900, 1800, 3600 seconds"):
+def test_an_unknown_resolution_is_an_error_that_lists_the_known_ones(resolution: Any) -> None:
+    with pytest.raises(StemConfigError, match=r"Invalid resolution .*Use one of 900, 1800, 3600 s"):
         check_resolution(resolution)
 
 
@@ -165,7 +165,7 @@ class TestChunks:
     @pytest.mark.parametrize("resolution", RESOLUTIONS)
     @examples(300)
     @given(data=st.data())
-    def test_what_is_not_expected_is_left_out_only_where_that_saves_requests(
+    def test_unexpected_intervals_are_omitted_only_if_that_saves_requests(
         self, resolution: int, data: st.DataObject
     ) -> None:
         capacity = (365 * DAY - 2 * resolution) // resolution
@@ -184,7 +184,7 @@ class TestChunks:
         assert pieces[-1].end == whole.end
         assert all(left.end == right.start for left, right in pairwise(pieces))
         assert all(1 <= piece.intervals <= capacity for piece in pieces)
-        # As much of what is not expected as the same number of requests can bring.
+        # As many unexpected intervals as fit into the same number of requests.
         assert sum(piece.intervals for piece in pieces) == min(number, len(pieces) * capacity)
 
     @pytest.mark.parametrize(
@@ -234,15 +234,15 @@ class TestChunks:
     ("start", "end"), [("0999-12-31T23:59", "1000-01-02"), ("0001-01-01", "0001-01-02"), ("0001-01-01", "2025-01-01")]
 )
 def test_a_window_of_a_year_without_four_digits_is_an_error(start: str, end: str) -> None:
-    with pytest.raises(StemConfigError, match="start is .*: give a time in the years 1000 to 9999"):
+    with pytest.raises(StemConfigError, match="Invalid start .*Use a time in the years 1000 to 9999"):
         window(start, end)
 
 
-def test_a_look_back_does_not_lead_to_such_a_year() -> None:
+def test_a_lookback_to_such_a_year_is_an_error() -> None:
     first = window("1000-01-02", "1000-01-03")
-    assert first.moved_back(timedelta(days=1), "day").start == utc("1000-01-01")
-    with pytest.raises(StemConfigError, match="start - lookback is .*: give a time in the years 1000 to 9999"):
-        first.moved_back(timedelta(days=36_500), "day")
+    assert first.with_lookback(timedelta(days=1), "day").start == utc("1000-01-01")
+    with pytest.raises(StemConfigError, match="Invalid start - lookback .*Use a time in the years 1000 to 9999"):
+        first.with_lookback(timedelta(days=36_500), "day")
 
 
 def test_a_padded_window_has_one_interval_more_on_each_side() -> None:
@@ -252,7 +252,7 @@ def test_a_padded_window_has_one_interval_more_on_each_side() -> None:
 
 
 def boundary(instant: datetime, partition: Partition) -> bool:
-    """Whether a UTC period begins at the instant, read off its digits."""
+    """Return whether a UTC period begins at the instant, by its digits."""
     text = f"{instant:%d %H:%M:%S}"
     return text.endswith({"hour": ":00:00", "day": " 00:00:00", "month": "01 00:00:00"}.get(partition, ""))
 
@@ -310,14 +310,14 @@ class TestMovedBack:
     ) -> None:
         began = at(start // resolution * resolution)
         end = pendulum.instance(began).start_of(partition).add(**{f"{partition}s": periods})
-        moved = Window(began, at(seconds(end)), resolution).moved_back(lookback, partition)
+        moved = Window(began, at(seconds(end)), resolution).with_lookback(lookback, partition)
         wanted = began - (lookback or timedelta())
         assert boundary(moved.start, partition)
         assert moved.start <= wanted
         longest = {"hour": timedelta(hours=1), "day": timedelta(days=1), "month": timedelta(days=31)}[partition]
         assert wanted - moved.start < longest
         assert (moved.end, moved.resolution) == (at(seconds(end)), resolution)
-        assert moved.moved_back(None, partition) == moved
+        assert moved.with_lookback(None, partition) == moved
         assert sum(period.intervals for period in moved.periods(partition)) == moved.intervals
 
     @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ class TestMovedBack:
     def test_examples(
         self, start: str, end: str, lookback: timedelta | None, partition: Partition, expected: str
     ) -> None:
-        assert window(start, end).moved_back(lookback, partition).start == utc(expected)
+        assert window(start, end).with_lookback(lookback, partition).start == utc(expected)
 
     @pytest.mark.parametrize(
         ("end", "partition", "fits"),
@@ -357,19 +357,19 @@ class TestMovedBack:
         with pytest.raises(
             StemConfigError, match=f"partition='{partition}' writes whole UTC {partition}s.*{end}"
         ) as error:
-            cut.moved_back(None, partition)
-        assert f"partition='{fits}' fits this end" in str(error.value)
-        assert list(cut.moved_back(None, fits).periods(fits))
+            cut.with_lookback(None, partition)
+        assert f"Use partition='{fits}'" in str(error.value)
+        assert list(cut.with_lookback(None, fits).periods(fits))
 
-    def test_an_end_off_the_grid_is_judged_after_flooring(self) -> None:
-        assert window("2025-07-01", "2025-07-02T00:14:59").moved_back(None, "day").end == utc("2025-07-02")
+    def test_an_end_off_the_grid_is_rounded_down_first(self) -> None:
+        assert window("2025-07-01", "2025-07-02T00:14:59").with_lookback(None, "day").end == utc("2025-07-02")
 
-    def test_a_look_back_needs_whole_periods(self) -> None:
+    def test_a_lookback_needs_whole_periods(self) -> None:
         with pytest.raises(StemConfigError, match=r"lookback=1:00:00 needs whole periods.*'hour', 'day' or 'month'"):
-            window("2025-07-01", "2025-07-02").moved_back(hours, "interval")
+            window("2025-07-01", "2025-07-02").with_lookback(hours, "interval")
 
 
-class TestCheckStreamTypes:
+class TestParseStreamTypes:
     @pytest.mark.parametrize(
         ("given_types", "expected"),
         [
@@ -380,14 +380,14 @@ class TestCheckStreamTypes:
         ],
     )
     def test_types_come_once_and_sorted(self, given_types: Any, expected: tuple[str, ...]) -> None:
-        assert check_stream_types(given_types) == expected
+        assert parse_stream_types(given_types) == expected
 
     @pytest.mark.parametrize(
         "wrong", [None, [], (), "", "monitor", ["MONITOR", "X"], [None], [["MONITOR"]], 5, {"MONITOR": 1}]
     )
-    def test_anything_else_is_an_error_that_tells_the_known_ones(self, wrong: Any) -> None:
+    def test_anything_else_is_an_error_that_lists_the_known_ones(self, wrong: Any) -> None:
         with pytest.raises(StemConfigError, match=r"stream_types .*MONITOR, CONVERTER, INTERVAL_REVENUE"):
-            check_stream_types(wrong)
+            parse_stream_types(wrong)
 
 
 class TestCheckEnd:
@@ -398,10 +398,10 @@ class TestCheckEnd:
     def test_one_resolution_in_the_future_is_allowed_and_no_more(self, resolution: int, zone: timezone) -> None:
         latest = (self.NOW + timedelta(seconds=resolution)).astimezone(zone)
         check_end(latest, resolution, self.NOW)
-        with pytest.raises(StemConfigError, match=r"lies in the future.*2025-07-01T12:00:00Z.*StemStreamsSensor"):
+        with pytest.raises(StemConfigError, match=r"is in the future.*2025-07-01T12:00:00Z.*StemStreamsSensor"):
             check_end(latest + timedelta(microseconds=1), resolution, self.NOW)
 
-    def test_the_clock_is_used_where_no_instant_is_given(self) -> None:
+    def test_the_default_is_the_current_time(self) -> None:
         check_end(datetime.now(UTC), 900)
         with pytest.raises(StemConfigError, match="future"):
             check_end(datetime.now(UTC) + timedelta(hours=1), 900)
@@ -429,11 +429,11 @@ class TestParseInstant:
         assert instant.utcoffset() == timedelta(0)
 
     @pytest.mark.parametrize(
-        ("value", "complaint"),
+        ("value", "message"),
         [
-            ("2025-07-01", "no time zone"),
-            ("2025-07-01T00:00:00", "no time zone"),
-            (datetime(2025, 7, 1), "no time zone"),  # noqa: DTZ001
+            ("2025-07-01", "no UTC offset"),
+            ("2025-07-01T00:00:00", "no UTC offset"),
+            (datetime(2025, 7, 1), "no UTC offset"),  # noqa: DTZ001
             ("", "ISO 8601"),
             ("yesterday", "ISO 8601"),
             ("{{ data_interval_start }}", "ISO 8601"),
@@ -452,8 +452,8 @@ class TestParseInstant:
             (datetime(202, 5, 1, tzinfo=UTC), "years 1000 to 9999"),
         ],
     )
-    def test_anything_else_is_an_error_that_names_argument_value_and_remedy(self, value: Any, complaint: str) -> None:
-        with pytest.raises(StemConfigError, match=f"^until is .*{complaint}") as error:
+    def test_anything_else_is_an_error_that_names_argument_value_and_remedy(self, value: Any, message: str) -> None:
+        with pytest.raises(StemConfigError, match=f"^Invalid until .*{message}") as error:
             parse_instant("until", value)
         assert isinstance(error.value, ValueError)
 

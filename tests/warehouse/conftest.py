@@ -1,4 +1,4 @@
-"""Both engines that the loads are run on, each as an Airflow connection and as plain SQL."""
+"""Fixtures of both engines that the tests load into, each as an Airflow connection and for plain SQL."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from processes import HUNG_AFTER
 
 class Engine:
     """
-    One warehouse of a test's own.
+    One warehouse, used by one test only.
 
-    :param connect: opens it, as Airflow's hook does.
-    :param program: gives the same in a process of its own; ``sys.argv[1]`` is the address.
+    :param name: ``duckdb`` or ``postgres``.
+    :param address: path of the DuckDB file, or URL of the database.
+    :param connect: opens a connection, as Airflow's hook does.
+    :param program: source code that defines ``connect`` and ``Session`` in a separate process, which gets the address
+        as ``sys.argv[1]``.
+    :param connection: the Airflow connection.
     """
 
     def __init__(self, name, address, connect, program, connection):
@@ -25,15 +29,15 @@ class Engine:
         self.connection = json.dumps(connection)
 
     def session(self, schema="stem", lock_timeout=HUNG_AFTER):
-        """What opens a session, as the operators get it from the connection."""
-        from airflow_provider_stem.warehouse.on_duckdb import DuckDBSession
-        from airflow_provider_stem.warehouse.on_postgres import PostgresSession
+        """Return a function that opens a session, as the operators get it from the connection."""
+        from airflow_provider_stem.warehouse.duckdb_session import DuckDBSession
+        from airflow_provider_stem.warehouse.postgres_session import PostgresSession
 
-        made = {"duckdb": DuckDBSession, "postgres": PostgresSession}[self.name]
-        return lambda: made(self.connect, schema, lock_timeout)
+        cls = {"duckdb": DuckDBSession, "postgres": PostgresSession}[self.name]
+        return lambda: cls(self.connect, schema, lock_timeout)
 
     def rows(self, sql):
-        """Run a query in a connection of its own; instants come as text in UTC, so that engines compare."""
+        """Run a query in a new connection, and return its rows, with times as ISO 8601 strings in UTC."""
         connection = self.connect()
         try:
             cursor = connection.cursor()
@@ -60,16 +64,16 @@ def postgres_server(tmp_path_factory):
 
 @pytest.fixture(params=["duckdb", "postgres"])
 def engine(request, tmp_path, monkeypatch):
-    """An empty warehouse, also as the connection ``warehouse``."""
-    made = _duckdb(tmp_path) if request.param == "duckdb" else _postgres(request.getfixturevalue("postgres_server"))
-    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", made.connection)
-    return made
+    """Return an empty warehouse, which is also the connection ``warehouse``."""
+    engine = _duckdb(tmp_path) if request.param == "duckdb" else _postgres(request.getfixturevalue("postgres_server"))
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", engine.connection)
+    return engine
 
 
 def _duckdb(folder):
     path = str(folder / "warehouse.duckdb")
     program = (
-        "import duckdb, sys\nfrom airflow_provider_stem.warehouse.on_duckdb import DuckDBSession as Session\n"
+        "import duckdb, sys\nfrom airflow_provider_stem.warehouse.duckdb_session import DuckDBSession as Session\n"
         "connect = lambda: duckdb.connect(sys.argv[1])\n"
     )
     return Engine("duckdb", path, lambda: duckdb.connect(path), program, {"conn_type": "duckdb", "host": path})
@@ -80,7 +84,8 @@ def _postgres(server):
     server.create(name)
     address = f"postgresql://{server.address(name)}"
     program = (
-        "import psycopg2, sys\nfrom airflow_provider_stem.warehouse.on_postgres import PostgresSession as Session\n"
+        "import psycopg2, sys\n"
+        "from airflow_provider_stem.warehouse.postgres_session import PostgresSession as Session\n"
         "connect = lambda: psycopg2.connect(sys.argv[1])\n"
     )
     connection = {

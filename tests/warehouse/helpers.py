@@ -1,4 +1,4 @@
-"""Objects made by hand, and where a load gets them."""
+"""An in-memory bucket of objects for loads."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from airflow_provider_stem.warehouse.loading import load_objects
 
 
 def at(text):
-    """Give an instant of July 2025, such as ``01T00:15``."""
+    """Return an instant of July 2025 in UTC, given as ``01T00:15``."""
     return datetime.fromisoformat(f"2025-07-{text}+00:00")
 
 
 class Bucket:
-    """Objects in memory, each with what its receipt would tell."""
+    """Objects in memory, and their receipts."""
 
     def __init__(self):
         self.bodies = {}
@@ -31,9 +31,14 @@ class Bucket:
 
     def land(self, name, streams, start, end, resolution=900, file_format="parquet", compression="none"):
         """
-        Land an object.
+        Store an object and return its receipt.
 
-        :param streams: values by site and type, from the window's first interval on; ``...`` is a row that is missing.
+        :param name: its key.
+        :param streams: values by site and stream type, beginning with the window's first interval; ``...`` stands for a
+            missing row.
+        :param start: left edge of the window, as for :func:`at`.
+        :param end: right edge of the window, as for :func:`at`.
+        :param resolution: in seconds.
         """
         window = Window(at(start), at(end), resolution)
         batches = []

@@ -1,4 +1,4 @@
-"""What OpenLineage is told of a load; how a run's events come about is in the tests of the lineage as a whole."""
+"""OpenLineage metadata of a load. tests/test_lineage.py covers the events of a whole run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORD = {"site_id": "site-1", "name": "One", "client_id": None, "stream_start_t
 
 
 def as_named(engine):
-    """Give the namespace and the database by which others that write there name it."""
+    """Return the namespace and the database name that other OpenLineage producers use."""
     if engine.name == "duckdb":
         return f"duckdb://{engine.address}", "warehouse"
     server, _, database = engine.address.rpartition("/")
@@ -38,7 +38,7 @@ def names(datasets):
 
 
 @pytest.mark.s3
-def test_a_load_takes_what_landed_to_the_table_as_the_database_names_it(engine, lake, stem):
+def test_inputs_are_the_landed_objects_and_the_output_is_the_table_as_the_database_names_it(engine, lake, stem):
     land = StemStreamsToS3Operator(
         task_id="land", sites="site-00001", stream_types=["MONITOR"], partition="hour", s3_bucket=lake.bucket
     )
@@ -62,18 +62,18 @@ def test_a_load_takes_what_landed_to_the_table_as_the_database_names_it(engine, 
 
 
 @pytest.mark.s3
-def test_how_many_rows_an_object_has_is_not_told_where_it_was_landed_anew(engine, lake, stem):
+def test_the_row_count_of_an_object_is_omitted_if_it_was_rewritten(engine, lake, stem):
     land = StemStreamsToS3Operator(task_id="land", sites="site-00001", stream_types=["MONITOR"], s3_bucket=lake.bucket)
     receipt = land.execute(run_context(*DAY))
     [landed] = receipt["objects"]
     older = {"rows": 95, "sha256": "0" * 64, "read_at": "2020-01-01T00:00:00Z"}
     load = StemObjectsToSqlOperator(task_id="load", objects={"objects": [{**landed, **older}]}, sql_conn_id="warehouse")
     load.execute(run_context())
-    [told] = as_event(load.get_openlineage_facets_on_complete(None))["inputs"]
-    assert "dataQualityMetrics" not in told.get("inputFacets", {})
+    [dataset] = as_event(load.get_openlineage_facets_on_complete(None))["inputs"]
+    assert "dataQualityMetrics" not in dataset.get("inputFacets", {})
 
 
-def test_a_listing_changes_the_table_of_sites(engine):
+def test_the_output_of_a_listing_is_the_table_of_sites(engine):
     task = StemSitesToSqlOperator(task_id="sites", sites=[RECORD], sql_conn_id="warehouse")
     task.execute(run_context())
     event = as_event(task.get_openlineage_facets_on_complete(None))
@@ -87,12 +87,12 @@ def test_a_listing_changes_the_table_of_sites(engine):
     assert not event["inputs"]
 
 
-def test_a_database_that_the_connection_does_not_name_is_the_one_called_as_its_user(monkeypatch):
-    from airflow_provider_stem.warehouse.lineage import sites_loaded
+def test_the_default_database_has_the_name_of_the_user(monkeypatch):
+    from airflow_provider_stem.warehouse.lineage import sites_lineage
 
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", "postgres://loader@db.example/")
     counts = {"sites": 1, "added": 1, "changed": 0, "unchanged": 0}
-    [table] = sites_loaded(counts, "warehouse", "stem").outputs
+    [table] = sites_lineage(counts, "warehouse", "stem").outputs
     assert (table.namespace, table.name) == ("postgres://db.example:5432", "loader.stem.sites")
 
 
@@ -104,8 +104,8 @@ def test_a_database_that_the_connection_does_not_name_is_the_one_called_as_its_u
     ],
     ids=["objects", "sites"],
 )
-def test_a_task_that_did_not_get_that_far_tells_nothing(task):
-    told = task.get_openlineage_facets_on_complete(None)
-    assert not told.inputs
-    assert not told.outputs
-    assert not told.run_facets
+def test_a_load_that_did_not_finish_has_no_lineage(task):
+    lineage = task.get_openlineage_facets_on_complete(None)
+    assert not lineage.inputs
+    assert not lineage.outputs
+    assert not lineage.run_facets

@@ -1,4 +1,4 @@
-"""What a load does to the warehouse, on each engine, with counts that were made by hand."""
+"""What a load changes in the warehouse, on each engine, with counts that were worked out by hand."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def bucket():
     return Bucket()
 
 
-def test_a_load_again_changes_nothing_and_restated_values_replace_older_ones(engine, bucket):
-    # An hour of 15 minutes: 4 rows of A, 3 of B whose third did not come.
+def test_loading_again_changes_nothing_and_restated_values_replace_older_ones(engine, bucket):
+    # An hour at 900 s: 4 rows of A, and 3 of B, whose third is missing.
     first = bucket.land("hour", {A: [1.0, 2.0, None, 4.0], B: [0.1, 0.2, ..., 0.4]}, "01T00:00", "01T01:00")
     assert bucket.load(engine, first, at=at("01T02:00")) == counts(1, 7, 7, 0, 0, 0)
     everything = "SELECT * FROM stem.streams ORDER BY 1, 5"
@@ -69,22 +69,22 @@ def test_a_load_again_changes_nothing_and_restated_values_replace_older_ones(eng
         "SELECT uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end, dag_id, "
         "run_id FROM stem.loads ORDER BY loaded_at"
     ) == [
-        ("s3://lake/hour", *told, 0, 900, "2025-07-01T00:00:00+00:00", "2025-07-01T01:00:00+00:00", "dag", "run")
-        for told in [(7, 7, 0, 0), (7, 0, 0, 7), (8, 1, 3, 4)]
+        ("s3://lake/hour", *counted, 0, 900, "2025-07-01T00:00:00+00:00", "2025-07-01T01:00:00+00:00", "dag", "run")
+        for counted in [(7, 7, 0, 0), (7, 0, 0, 7), (8, 1, 3, 4)]
     ]
 
 
-def test_rows_that_the_object_lost_stay_and_are_counted(engine, bucket):
+def test_rows_that_the_object_no_longer_has_are_kept_and_counted(engine, bucket):
     both = bucket.land("hour", {A: [1.0, 2.0, 3.0, 4.0], B: [5.0, 6.0, 7.0, 8.0]}, "01T00:00", "01T01:00")
     after = bucket.land("next", {A: [9.0]}, "01T01:00", "01T02:00")
     assert bucket.load(engine, both, after) == counts(2, 9, 9, 0, 0, 0)
-    # A lost its 2nd and 4th; its row of the next hour is outside of the period. B is not in the object at all.
+    # A lost its 2nd and 4th row; its row of the next hour is outside the period. The object has no rows of B.
     fewer = bucket.land("hour", {A: [1.0, ..., 3.5]}, "01T00:00", "01T01:00")
     assert bucket.load(engine, fewer) == counts(1, 2, 0, 1, 1, 2)
     assert [row[2] for row in engine.rows(VALUES)] == [1.0, 2.0, 3.5, 4.0, 9.0, 5.0, 6.0, 7.0, 8.0]
 
 
-def test_of_two_objects_with_the_same_rows_the_later_one_holds(engine, bucket):
+def test_of_two_objects_with_the_same_keys_the_later_one_wins(engine, bucket):
     one = bucket.land("one", {A: [1.0, 2.0]}, "01T00:00", "01T00:30")
     two = bucket.land("two", {A: [1.0, 5.0]}, "01T00:00", "01T00:30")
     assert bucket.load(engine, one, two) == counts(2, 4, 2, 1, 1, 0)
@@ -114,10 +114,10 @@ def test_every_format_loads_the_same_rows_exactly(file_format, compression, engi
     assert engine.rows("SELECT resolution FROM stem.loads WHERE row_count = 0") == [(900,)]
 
 
-# --- what is not as it was landed -------------------------------------------------------------------------------------
+# --- objects that do not match their receipts -------------------------------------------------------------------------
 
 
-def test_nothing_is_loaded_where_one_object_is_not_what_its_receipt_tells(engine, bucket):
+def test_nothing_is_loaded_if_one_object_does_not_match_its_receipt(engine, bucket):
     good = bucket.land("a", {A: [1.0]}, "01T00:00", "01T01:00")
     wrong = bucket.land("b", {B: [1.0, 2.0]}, "01T00:00", "01T01:00")
     bucket.land("b", {B: [1.0, 2.0, 3.0]}, "01T00:00", "01T00:45", 900, "csv")
@@ -129,7 +129,7 @@ def test_nothing_is_loaded_where_one_object_is_not_what_its_receipt_tells(engine
     assert len(engine.rows("SELECT uri FROM stem.loads")) == 1
 
 
-def test_a_load_that_comes_late_takes_what_was_landed_anew_and_the_newer_receipt_then_changes_nothing(engine, bucket):
+def test_a_late_load_reads_the_rewritten_object_and_its_newer_receipt_then_changes_nothing(engine, bucket):
     settled = bucket.land("a", {A: [1.0, 2.0]}, "01T00:00", "01T01:00")
     older = bucket.land("b", {B: [1.0, ...]}, "01T01:00", "01T02:00")
     newer = bucket.land("b", {B: [1.5, 2.0]}, "01T01:00", "01T02:00")
@@ -140,8 +140,8 @@ def test_a_load_that_comes_late_takes_what_was_landed_anew_and_the_newer_receipt
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, 2.0], [5.0, 2.0], [5.0]])
-def test_a_table_with_doubled_keys_is_told_and_left_as_it_is(values, engine, bucket):
-    """As someone's own program may leave it; of PostgreSQL's one that was copied without its primary key."""
+def test_a_table_with_duplicate_keys_is_an_error_and_is_not_changed(values, engine, bucket):
+    """Another program may leave such a table; in PostgreSQL one that was copied without its primary key."""
     receipt = bucket.land("one", {A: values}, "01T00:00", "01T00:30")
     row = "'site-a', 'MONITOR', 900, '2025-07-01T00:00:00Z', '2025-07-01T00:15:00Z', 5, '2025-07-02', '2025-07-02'"
     create, *_ = statements(engine.name, "tables")
@@ -149,12 +149,12 @@ def test_a_table_with_doubled_keys_is_told_and_left_as_it_is(values, engine, buc
         session.create_schema()
         session.execute(re.sub(r",\s*PRIMARY KEY \(.*?\)", "", create))
         session.execute(f"INSERT INTO {SCHEMA}.streams VALUES ({row}), ({row})")
-    with pytest.raises(StemDataError, match="or has doubled keys in it"):
+    with pytest.raises(StemDataError, match=r"holds duplicate keys, .* remove the duplicates.*s3://lake/one\]"):
         bucket.load(engine, receipt)
     assert [value[2] for value in engine.rows(VALUES)] == [5.0, 5.0]
 
 
-# --- others at the same time ------------------------------------------------------------------------------------------
+# --- concurrent loads -------------------------------------------------------------------------------------------------
 
 CHILD = """
 import base64, json, logging, os, sys
@@ -166,16 +166,16 @@ bodies = {uri: base64.b64decode(text) for uri, text in json.loads(sys.argv[3]).i
 
 def session():
     print("connecting", flush=True)
-    made = Session(connect, "stem", float(sys.argv[4]))
+    session = Session(connect, "stem", float(sys.argv[4]))
     if ON_COMMIT:
-        end, done = made.end, []
+        end, done = session.end, []
         def end_or_die(*, commit):
             done.append(commit)
-            if len(done) == 2:  # what is missing was created in a transaction of its own
+            if len(done) == 2:  # the first transaction creates the tables
                 os.kill(os.getpid(), 9)
             end(commit=commit)
-        made.end = end_or_die
-    return made
+        session.end = end_or_die
+    return session
 
 def fetch(uri, file):
     file.write(bodies[uri])
@@ -198,39 +198,39 @@ def child(engine, bucket, receipts, *, on_commit=False):
     )
 
 
-def test_two_loads_at_once_neither_deadlock_nor_double(engine, bucket):
-    """Both are held up before they begin, and then let loose; they come to the same rows in opposite orders."""
+def test_concurrent_loads_neither_deadlock_nor_duplicate_rows(engine, bucket):
+    """Both are blocked before they begin, then released; they load the same objects in opposite order."""
     one = bucket.land("one", {A: [float(n) for n in range(96)]}, "01T00:00", "02T00:00")
     two = bucket.land("two", {B: [float(n) for n in range(96)]}, "01T00:00", "02T00:00")
     held = engine.connect()
     if engine.name == "postgres":
-        # Neither schema nor tables are there: both also find that they have to create them.
+        # Neither the schema nor the tables exist, so both loads also try to create them.
         held.cursor().execute("SELECT pg_advisory_xact_lock(hashtext('airflow_provider_stem stem'))")
     children = [child(engine, bucket, receipts) for receipts in ([one, two], [two, one])]
     for waiting in children:
         assert waiting.stdout.readline() == "connecting\n"
     if engine.name == "postgres":
-        held_up = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        until(lambda: engine.rows(held_up) == [(2,)])
+        blocked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        until(lambda: engine.rows(blocked) == [(2,)])
     else:
         for waiting in children:
             assert "Waiting for another process that has the DuckDB file open" in waiting.stderr.readline()
     held.close()
-    told = []
+    results = []
     for waiting in children:
         out, err = waiting.communicate(timeout=HUNG_AFTER)
         assert waiting.returncode == 0, err
-        told.append(json.loads(out.splitlines()[-1]))
-    # 2 x 96 rows: one of the two loads finds all of them new, the other none.
-    assert sorted(told, key=lambda counted: counted["unchanged"]) == [
+        results.append(json.loads(out.splitlines()[-1]))
+    # 2 x 96 rows: for one load all of them are new, for the other none.
+    assert sorted(results, key=lambda counted: counted["unchanged"]) == [
         counts(2, 192, 192, 0, 0, 0),
         counts(2, 192, 0, 0, 192, 0),
     ]
     assert engine.rows("SELECT count(*), count(DISTINCT interval_end) FROM stem.streams") == [(192, 96)]
 
 
-def test_a_load_that_is_killed_leaves_nothing_and_the_next_one_loads_all(engine, bucket):
-    """It dies with everything merged, in place of the commit."""
+def test_a_killed_load_leaves_nothing_and_the_next_one_loads_all(engine, bucket):
+    """It is killed after everything was merged, just before the commit."""
     receipts = [bucket.land(name, {A: [1.0]}, f"0{name}T00:00", f"0{name}T01:00") for name in ("1", "2")]
     killed = child(engine, bucket, receipts, on_commit=True)
     killed.communicate(timeout=HUNG_AFTER)
@@ -240,13 +240,13 @@ def test_a_load_that_is_killed_leaves_nothing_and_the_next_one_loads_all(engine,
     assert bucket.load(engine, *receipts) == counts(2, 2, 2, 0, 0, 0)
 
 
-def test_a_warehouse_that_stays_locked_is_told(engine, bucket):
+def test_a_warehouse_that_stays_locked_is_an_error(engine, bucket):
     receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T01:00")
     bucket.load(engine, receipt)
     if engine.name == "postgres":
         held = engine.connect()
         held.cursor().execute("LOCK TABLE stem.streams IN ROW EXCLUSIVE MODE")
-        message = "Others have written schema 'stem' for 0.2 s"
+        message = "Another session has locked schema 'stem' for 0.2 s. Try again later"
         release = held.close
     else:
         holder = subprocess.Popen(
@@ -257,7 +257,7 @@ def test_a_warehouse_that_stays_locked_is_told(engine, bucket):
         )  # fmt: skip
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        message = "Another process has the DuckDB file open for 0.2 s"
+        message = "Another process has had the DuckDB file open for 0.2 s. End it, or try again later"
         release = holder.communicate
 
     def lock():
@@ -273,27 +273,27 @@ def test_a_warehouse_that_stays_locked_is_told(engine, bucket):
 
 
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
-def test_a_file_that_cannot_be_opened_is_not_taken_for_one_that_is_locked(engine, bucket, tmp_path):
-    """DuckDB's message holds the path, which may hold any word."""
+def test_a_file_that_cannot_be_opened_is_not_mistaken_for_a_locked_one(engine, bucket, tmp_path):
+    """DuckDB's message contains the path, which may contain any word."""
     receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T01:00")
     path = tmp_path / "blockstorage" / "lock" / "telemetry.duckdb"
     engine.connect = lambda: duckdb.connect(str(path))
-    with pytest.raises(StemTransportError, match="a path whose folder is there and can be written"):
+    with pytest.raises(StemTransportError, match="Host to a path in an existing folder that the worker can write"):
         bucket.load(engine, receipt)
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 @pytest.mark.parametrize(
-    ("lock_timeout", "kept"), [(0.0001, "1ms"), (0.2, "200ms"), (36_500 * 86_400.0, "2147483647ms")]
+    ("lock_timeout", "expected"), [(0.0001, "1ms"), (0.2, "200ms"), (36_500 * 86_400.0, "2147483647ms")]
 )
-def test_a_lock_is_never_waited_for_without_end(lock_timeout, kept, engine):
+def test_the_wait_for_a_lock_is_always_limited(lock_timeout, expected, engine):
     with engine.session(lock_timeout=lock_timeout)() as session, session.transaction():
-        [(shown,)] = session.execute("SELECT setting || unit FROM pg_settings WHERE name = 'lock_timeout'")
-    assert shown == kept
+        [(setting,)] = session.execute("SELECT setting || unit FROM pg_settings WHERE name = 'lock_timeout'")
+    assert setting == expected
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_a_role_that_may_not_create_can_load_where_all_is_there(engine, bucket):
+def test_a_role_without_the_privilege_to_create_can_load_into_existing_tables(engine, bucket):
     receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T01:00")
     bucket.load(engine, receipt)
     session = engine.session()()

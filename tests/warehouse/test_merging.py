@@ -1,4 +1,4 @@
-"""Any sequence of loads against a plain dictionary, on each engine."""
+"""Random sequences of loads, compared with a plain dictionary, on each engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ one_object = st.tuples(
     deadline=None,
 )
 @given(loads=st.lists(st.lists(one_object, min_size=1, max_size=3), min_size=1, max_size=4))
-def test_the_table_is_what_a_dictionary_would_be(engine, loads):
+def test_the_table_and_the_counts_equal_those_of_a_dictionary(engine, loads):
     bucket, schema = Bucket(), f"s{next(SCHEMAS)}"
     known: dict[tuple[Any, ...], float | None] = {}
     for number, objects in enumerate(loads):
@@ -48,11 +48,11 @@ def test_the_table_is_what_a_dictionary_would_be(engine, loads):
             held = {key[:3] for key in rows}
             within = {key for key in known if key[:3] in held and first < key[3] <= first + 4 * step}
             same = {key for key in rows if key in known and known[key] == rows[key]}
-            told = counts(
+            counted = counts(
                 1, len(rows), len(rows.keys() - known.keys()), len((rows.keys() & known.keys()) - same), len(same),
                 len(within - rows.keys()),
             )  # fmt: skip
-            expected = {name: expected[name] + told[name] for name in expected}
+            expected = {name: expected[name] + counted[name] for name in expected}
             known |= {key: value for key, value in rows.items() if key not in same}
         assert bucket.load(engine, *receipts, schema=schema) == expected
     found = engine.rows(f"SELECT site_id, stream_type, resolution, interval_end, kw_total_avg FROM {schema}.streams")

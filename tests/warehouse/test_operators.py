@@ -1,4 +1,4 @@
-"""The operators as tasks see them: objects that really landed, connections of Airflow, arguments that are wrong."""
+"""The warehouse operators, with landed objects, Airflow connections, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS
 from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, StemSitesToSqlOperator
 from tests.faults.proxy import FaultyProxy, altered, reset_within
 from tests.support import expected_rows, printed_by, run_context
-from tests.test_bad_input import CONNECTIONS, DURATIONS, Wrong, assert_tells, each, own_arguments
+from tests.test_bad_input import CONNECTIONS, DURATIONS, Wrong, assert_explains, each, own_arguments
 
 from .helpers import counts
 
@@ -41,7 +41,7 @@ def event(**extra):
     return {"triggering_asset_events": {"asset": [SimpleNamespace(extra=extra)]}}
 
 
-# --- what really landed -----------------------------------------------------------------------------------------------
+# --- landed objects ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.s3
@@ -51,7 +51,7 @@ def test_the_warehouse_holds_what_the_api_has(file_format, engine, lake, stem_si
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
     records = StemSiteListOperator(task_id="list", batches=2).execute(run_context())
     receipts = [land(lake, batch["sites"], batch=batch["batch"], file_format=file_format) for batch in records]
-    # An object that no receipt tells of is not loaded.
+    # An object that no receipt lists is not loaded.
     lake.client.put_object(Bucket=lake.bucket, Key="stem/adhoc_airflow/land/decoy.parquet", Body=b"decoy")
     expected = expected_rows(sim, sim.fleet.site_ids, TYPES, 900, *DAY)
     assert loaded(receipts) == counts(2, len(expected), len(expected), 0, 0, 0)
@@ -79,7 +79,7 @@ def test_the_objects_of_the_triggering_events_are_loaded(engine, lake, stem):
     assert engine.rows("SELECT uri, resolution, dag_id, run_id FROM stem.loads") == [
         (receipt["objects"][0]["uri"], 900, "adhoc_airflow", "a-run")
     ]
-    with pytest.raises(AirflowSkipException, match="nothing to load"):
+    with pytest.raises(AirflowSkipException, match="No object was landed. There is nothing to load"):
         task.execute(event(objects=[]))
     with pytest.raises(AirflowFailException, match="objects is None, and no asset event"):
         task.execute({})
@@ -88,7 +88,7 @@ def test_the_objects_of_the_triggering_events_are_loaded(engine, lake, stem):
 @pytest.mark.s3
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
 @pytest.mark.parametrize("fault", [reset_within, altered(lambda head, body: (head, body[:-9]))], ids=["reset", "cut"])
-def test_an_object_that_breaks_off_on_its_way_is_asked_for_again(fault, engine, lake, s3_server, stem, monkeypatch):
+def test_an_interrupted_download_is_retried(fault, engine, lake, s3_server, stem, monkeypatch):
     receipt = land(lake, "site-00001", stream_types=["MONITOR"])
     with FaultyProxy(s3_server.url) as proxy:
         connection = json.loads(s3_server.connection)
@@ -106,16 +106,16 @@ def test_an_object_that_breaks_off_on_its_way_is_asked_for_again(fault, engine, 
 
 @pytest.mark.s3
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
-def test_of_two_events_with_the_same_intervals_the_younger_one_holds(engine, lake, stem_simulator_factory, monkeypatch):
-    """Whatever their objects are called, and in whichever order Airflow gives the events."""
-    told = []
+def test_of_two_events_with_the_same_intervals_the_newer_one_wins(engine, lake, stem_simulator_factory, monkeypatch):
+    """Regardless of the names of their objects, and of the order in which Airflow lists the events."""
+    events = []
     for day, (name, seed) in enumerate([("b", 1), ("a", 2), ("c", 3), ("aa", 4)]):
         sim = stem_simulator_factory(sites=1, seed=seed)
         monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)
         receipt = land(lake, "site-00001", stream_types=["MONITOR"], s3_key=f"{name}.{{extension}}")
         extra = {name: receipt[name] for name in ("window", "objects", "rows")}
-        told.append(SimpleNamespace(extra=extra, timestamp=datetime(2025, 7, 2 + day, tzinfo=UTC)))
-    context = run_context(triggering_asset_events={"one": told[2:], "other": told[:2]})
+        events.append(SimpleNamespace(extra=extra, timestamp=datetime(2025, 7, 2 + day, tzinfo=UTC)))
+    context = run_context(triggering_asset_events={"one": events[2:], "other": events[:2]})
     StemObjectsToSqlOperator(task_id="load", sql_conn_id="warehouse").execute(context)
     found = engine.rows("SELECT kw_total_avg FROM stem.streams ORDER BY interval_end")
     assert found == [row[-1:] for row in expected_rows(sim, ["site-00001"], ["MONITOR"], 900, *DAY)]
@@ -126,7 +126,7 @@ def test_of_two_events_with_the_same_intervals_the_younger_one_holds(engine, lak
 
 @pytest.mark.s3
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
-def test_an_object_that_is_gone_damaged_or_was_rewritten_is_noticed(engine, lake, stem):
+def test_a_rewritten_object_is_loaded_and_a_damaged_or_missing_one_is_an_error(engine, lake, stem):
     receipt = land(lake, "site-00001")
     [one], rows = receipt["objects"], receipt["rows"]
     older = {**receipt, "objects": [{**one, "rows": 1, "sha256": "0" * 64, "read_at": "2020-01-01T00:00:00Z"}]}
@@ -144,7 +144,7 @@ def test_an_object_that_is_gone_damaged_or_was_rewritten_is_noticed(engine, lake
         loaded(receipt)
 
     lake.client.delete_object(**at)
-    with pytest.raises(StemDataError, match=f"does not exist any more.*{one['uri']}"):
+    with pytest.raises(StemDataError, match=f"no longer exists. Land it again.*{one['uri']}"):
         loaded(receipt)
 
 
@@ -170,34 +170,34 @@ RECEIPT = {
 @pytest.mark.parametrize(
     ("connection", "message"),
     [
-        ({"conn_type": "redshift"}, "type 'redshift': give one of type 'duckdb' or 'postgres'"),
-        ({"conn_type": "sqlite"}, "type 'sqlite': give one of type 'duckdb' or 'postgres'"),
-        ({"conn_type": "duckdb"}, "a DuckDB in memory, gone with the task: give the path of a file"),
-        ({"conn_type": "duckdb", "host": ":memory:"}, "a DuckDB in memory"),
-        ({"conn_type": "duckdb", "schema": "lake", "password": "token"}, "a database of MotherDuck"),
-        ({"conn_type": "duckdb", "host": "md:lake"}, "a database of MotherDuck"),
+        ({"conn_type": "redshift"}, "type is 'redshift'. Use a connection of type 'duckdb' or 'postgres'"),
+        ({"conn_type": "sqlite"}, "type is 'sqlite'. Use a connection of type 'duckdb' or 'postgres'"),
+        ({"conn_type": "duckdb"}, "in-memory DuckDB is lost when the task ends. Set Host to the path of a file"),
+        ({"conn_type": "duckdb", "host": ":memory:"}, "in-memory DuckDB is lost"),
+        ({"conn_type": "duckdb", "schema": "lake", "password": "token"}, "duplicate rows in MotherDuck. Set Host to"),
+        ({"conn_type": "duckdb", "host": "md:lake"}, "duplicate rows in MotherDuck. Set Host to"),
         *(
-            ({"conn_type": "duckdb", "host": f"/data/{name}"}, f"file '{name}', which DuckDB cannot tell from schema")
+            ({"conn_type": "duckdb", "host": f"/data/{name}"}, f"cannot distinguish its file '{name}' from schema")
             for name in ("stem.duckdb", "STEM.db", "stem", "stem.v2.duckdb")
         ),
     ],
 )
-def test_a_connection_that_is_no_warehouse_is_told(connection, message, lake, monkeypatch):
+def test_a_connection_that_cannot_be_loaded_into_fails_the_task(connection, message, lake, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
-    with pytest.raises(AirflowFailException, match=f"sql_conn_id is 'warehouse'.*{message}"):
+    with pytest.raises(AirflowFailException, match=f"Invalid sql_conn_id 'warehouse': .*{message}"):
         loaded(RECEIPT)
 
 
 @pytest.mark.parametrize("name", ["stem.duckdb", "STEM.db", "stem", "stem.v2.duckdb", ".stem"])
-def test_duckdb_cannot_tell_a_file_from_a_schema_of_the_same_name(name, tmp_path):
-    """Why such a file is refused."""
+def test_duckdb_cannot_distinguish_a_file_from_a_schema_of_the_same_name(name, tmp_path):
+    """This is why such a file is rejected."""
     with duckdb.connect(str(tmp_path / name)) as connection:
         connection.execute("CREATE SCHEMA stem")
         with pytest.raises(duckdb.BinderException, match="Ambiguous reference"):
             connection.execute("CREATE TABLE stem.streams (a INTEGER)")
 
 
-def test_a_connection_that_is_not_there_is_told(lake):
+def test_a_missing_connection_fails_the_task(lake):
     with pytest.raises(AirflowFailException, match="Create the connection, or name another"):
         loaded(RECEIPT)
 
@@ -205,29 +205,27 @@ def test_a_connection_that_is_not_there_is_told(lake):
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 COMMON = [
-    Wrong("sql_conn_id", CONNECTIONS, "give the id of a connection"),
-    Wrong("schema", ["", "a b", "1st", "a.b", "x" * 64, None, 17, True], "give a name of letters"),
-    Wrong("schema", ["temp", "System", "information_schema", "pg_catalog"], "give a name of your own"),
-    Wrong("lock_timeout", DURATIONS, "give a timedelta above zero"),
+    Wrong("sql_conn_id", CONNECTIONS, "must be the id of a connection"),
+    Wrong("schema", ["", "a b", "1st", "a.b", "x" * 64, None, 17, True], "Use up to 63 letters"),
+    Wrong("schema", ["temp", "System", "information_schema", "pg_catalog"], "Use another, such as 'stem'"),
+    Wrong("lock_timeout", DURATIONS, "must be a timedelta above zero"),
 ]
 OPERATORS = {
     StemObjectsToSqlOperator: (
         {"sql_conn_id": "warehouse"},
         [
             *COMMON,
-            Wrong("objects", [17, "s3://lake/x", True], "give what StemStreamsToS3Operator returned"),
-            Wrong(
-                "objects", [[17], ["s3://lake/x"], [{"uri": "s3://x"}]], "give what StemStreamsToS3Operator returned"
-            ),
-            Wrong("aws_conn_id", [17, True, ["aws"]], "give a text"),
+            Wrong("objects", [17, "s3://lake/x", True], "Use what StemStreamsToS3Operator returned"),
+            Wrong("objects", [[17], ["s3://lake/x"], [{"uri": "s3://x"}]], "Use what StemStreamsToS3Operator returned"),
+            Wrong("aws_conn_id", [17, True, ["aws"]], "must be a string"),
         ],
     ),
     StemSitesToSqlOperator: (
         {"sql_conn_id": "warehouse", "sites": "{{ sites }}"},
         [
             *COMMON,
-            Wrong("sites", [None, 17, "site-a", True], "give what StemSiteListOperator returned"),
-            Wrong("sites", [["site-a"], [17], {"site_id": "a"}], "give records as StemSiteListOperator returns them"),
+            Wrong("sites", [None, 17, "site-a", True], "Pass what StemSiteListOperator returned"),
+            Wrong("sites", [["site-a"], [17], {"site_id": "a"}], "Pass records as returned by StemSiteListOperator"),
         ],
     ),
 }
@@ -235,40 +233,40 @@ ROWS = each({cls: rows for cls, (_, rows) in OPERATORS.items()})
 
 
 @pytest.mark.parametrize(("cls", "wrong", "value"), ROWS)
-def test_a_wrong_argument_shows_when_the_dag_is_parsed(cls, wrong, value):
+def test_an_invalid_argument_is_an_error_when_the_dag_is_parsed(cls, wrong, value):
     with pytest.raises(StemConfigError) as error:
         cls(task_id="task", **{**OPERATORS[cls][0], wrong.argument: value})
-    assert_tells(error.value, wrong, value)
+    assert_explains(error.value, wrong, value)
     with DAG("dag", schedule=None), pytest.raises(StemConfigError) as error:
         cls.partial(task_id="task", **{wrong.argument: value})
-    assert_tells(error.value, wrong, value)
+    assert_explains(error.value, wrong, value)
 
 
 @pytest.mark.parametrize(
     ("cls", "wrong", "value"),
     [row for row in ROWS if row.values[1].argument in row.values[0].template_fields],
 )
-def test_a_template_that_gives_a_wrong_value_fails_the_task(cls, wrong, value, lake, tmp_path, monkeypatch):
+def test_a_template_with_an_invalid_result_fails_the_task(cls, wrong, value, lake, tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps({"conn_type": "duckdb", "host": str(tmp_path / "w")}))
-    given = {"objects": RECEIPT} if cls is StemObjectsToSqlOperator else {"sites": "{{ sites }}"}
+    valid = {"objects": RECEIPT} if cls is StemObjectsToSqlOperator else {"sites": "{{ sites }}"}
     with DAG("dag", schedule=None, render_template_as_native_obj=True):
-        task = cls(task_id="task", **{"sql_conn_id": "warehouse", **given, wrong.argument: "{{ wrong }}"})
+        task = cls(task_id="task", **{"sql_conn_id": "warehouse", **valid, wrong.argument: "{{ wrong }}"})
     record = {"site_id": "a", "client_id": "c", "stream_start_times": {}}
     task.render_template_fields({"wrong": value, "sites": record})
     with pytest.raises(AirflowFailException) as error:
         task.execute({"run_id": "a-run"})
-    assert_tells(error.value, wrong, value)
+    assert_explains(error.value, wrong, value)
 
 
 @pytest.mark.parametrize("cls", OPERATORS)
-def test_every_argument_has_three_wrong_values_here(cls):
+def test_every_argument_has_three_invalid_values_here(cls):
     values = dict.fromkeys(own_arguments(cls.__init__), 0)
     for wrong in OPERATORS[cls][1]:
         values[wrong.argument] += len(wrong.values)
     assert {argument: count for argument, count in values.items() if count < 3} == {}
 
 
-def test_what_is_not_known_yet_is_not_judged():
+def test_arguments_without_a_value_at_parse_time_are_not_checked():
     with DAG("dag", schedule=None):
         sites = StemSiteListOperator(task_id="sites", batches=2)
         receipts = StemStreamsToS3Operator.partial(task_id="land", s3_bucket="lake").expand_kwargs(sites.output)
@@ -280,10 +278,10 @@ def test_what_is_not_known_yet_is_not_judged():
     assert load.lock_timeout == timedelta(minutes=10)
 
 
-# --- how it is built --------------------------------------------------------------------------------------------------
+# --- imports ----------------------------------------------------------------------------------------------------------
 
 
-def test_importing_the_operators_loads_nothing_that_only_a_task_needs():
+def test_importing_the_operators_does_not_import_what_only_a_task_needs():
     loaded = printed_by(
         "import sys, json\nfrom airflow.providers.common.compat.sdk import BaseOperator, conf, Asset\n"
         "before = set(sys.modules)\nimport airflow_provider_stem.warehouse.operators\n"
@@ -294,11 +292,11 @@ def test_importing_the_operators_loads_nothing_that_only_a_task_needs():
     assert not {name for name in loaded if name.partition(".")[0] in heavy}
 
 
-def test_what_loads_knows_nothing_of_airflow():
+def test_only_three_modules_import_airflow():
     for path in PACKAGE.glob("*.py"):
         names = set()
         for node in ast.walk(ast.parse(path.read_text())):
             names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
             names |= {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
-        knows = any(name.partition(".")[0] == "airflow" for name in names)
-        assert knows == (path.name in {"operators.py", "connections.py", "lineage.py"}), path
+        imports_airflow = any(name.partition(".")[0] == "airflow" for name in names)
+        assert imports_airflow == (path.name in {"operators.py", "connections.py", "lineage.py"}), path

@@ -1,4 +1,4 @@
-"""Site records with history, on each engine."""
+"""Loading site records with history, on each engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ B = {"site_id": "site-b", "name": None, "client_id": "client-1", "stream_start_t
 VERSIONS = "SELECT site_id, name, monitor_since, valid_from, valid_to, last_listed_at FROM stem.sites ORDER BY 1, 4"
 FIRST, SECOND, THIRD, FOURTH = ("01T00:00", "02T00:00", "03T00:00", "04T00:00")
 SHOWN = {day: f"2025-07-{day}:00+00:00" for day in (FIRST, SECOND, THIRD, FOURTH)}
-# Shown as 16:15:01, the first second of an interval whose left edge is 16:15:00.
+# The API lists 16:15:01, the first second of an interval whose left edge is 16:15:00.
 SINCE_SHOWN = "2011-03-01T16:15:00+00:00"
 
 
@@ -27,7 +27,7 @@ def listed(engine, day, *records):
 def test_a_change_closes_a_version_and_opens_another(engine):
     assert listed(engine, FIRST, A, B) == (2, 2, 0, 0)
     assert listed(engine, FIRST, A, B) == (2, 0, 0, 2)
-    # On the 2nd, A has another name; B drops out of the listing, and comes back as it was on the 4th.
+    # On the 2nd, A has another name. B is missing from the listings of the 2nd and 3rd, and unchanged on the 4th.
     assert listed(engine, SECOND, {**A, "name": "Works"}) == (1, 0, 1, 0)
     assert listed(engine, THIRD, {**A, "name": "Works"}) == (1, 0, 0, 1)
     a_first = ("site-a", "Plant", SINCE_SHOWN, SHOWN[FIRST], SHOWN[SECOND], SHOWN[FIRST])
@@ -55,7 +55,7 @@ def test_a_change_closes_a_version_and_opens_another(engine):
         {"stream_start_times": {**SINCE, "INTERVAL_REVENUE": "2020-01-01T00:00:01Z"}},
     ],
 )
-def test_each_attribute_makes_a_version(change, engine):
+def test_a_change_of_any_attribute_makes_a_version(change, engine):
     assert listed(engine, FIRST, A) == (1, 1, 0, 0)
     assert listed(engine, SECOND, {**A, **change}) == (1, 0, 1, 0)
     assert listed(engine, THIRD, A) == (1, 0, 1, 0)
@@ -66,7 +66,7 @@ def test_each_attribute_makes_a_version(change, engine):
     ]
 
 
-def test_a_clock_that_goes_back_makes_no_version_that_ends_before_it_begins(engine):
+def test_no_version_ends_before_it_begins_even_if_a_clock_goes_back(engine):
     for name, day in (("one", SECOND), ("two", FIRST), ("three", FIRST)):
         listed(engine, day, {**A, "name": name})
     assert engine.rows("SELECT name, valid_from, valid_to FROM stem.sites ORDER BY valid_from") == [
@@ -76,7 +76,7 @@ def test_a_clock_that_goes_back_makes_no_version_that_ends_before_it_begins(engi
     ]
 
 
-def test_batches_are_read_as_records():
+def test_batches_are_read_like_records():
     batches = [{"sites": [A], "batch": "001-of-002"}, {"sites": [B], "batch": "002-of-002"}]
     assert read_records(batches) == read_records([B, A]) == read_records([A, B, A])
     assert read_records(batches[0]) == read_records(A)
@@ -90,26 +90,28 @@ def test_batches_are_read_as_records():
         {**A, "stream_start_times": {"MONITOR": "soon"}},
     ],
 )  # fmt: skip
-def test_what_are_no_records_is_told(wrong):
-    with pytest.raises(StemConfigError, match=r"sites (is|holds) .*"):
+def test_other_values_than_site_records_are_an_error(wrong):
+    with pytest.raises(
+        StemConfigError, match=r"Invalid sites|Invalid record in sites: |sites (contains|is empty)|site_id"
+    ):
         read_records(wrong)
 
 
 @pytest.mark.parametrize(
-    ("shown", "left_edge"),
+    ("listed_start", "left_edge"),
     [
         ("2011-03-01T16:15:01Z", "2011-03-01T16:15:00+00:00"),
-        ("2014-02-14T00:00:00Z", "2014-02-14T00:00:00+00:00"),  # the guide shows both
+        ("2014-02-14T00:00:00Z", "2014-02-14T00:00:00+00:00"),  # the guide has examples of both forms
         ("2014-02-14T00:00:02Z", "2014-02-14T00:15:00+00:00"),
         ("1969-12-31T23:45:01Z", "1969-12-31T23:45:00+00:00"),
     ],
 )
-def test_a_stream_is_there_since_the_left_edge_of_its_first_interval(shown, left_edge):
-    [row] = read_records([{**A, "stream_start_times": {"MONITOR": shown}}])
+def test_the_start_of_a_stream_is_the_left_edge_of_its_first_interval(listed_start, left_edge):
+    [row] = read_records([{**A, "stream_start_times": {"MONITOR": listed_start}}])
     assert row["monitor_since"].isoformat() == left_edge
 
 
-def test_a_start_that_no_timestamp_holds_is_told():
+def test_a_start_outside_the_range_of_timestamps_is_an_error():
     record = {**A, "stream_start_times": {"MONITOR": "9999-12-31T23:59:59Z"}}
-    with pytest.raises(StemConfigError, match=r"site-a begins at 9999-12-31T23:59:59\+00:00, .*: leave the site out"):
+    with pytest.raises(StemConfigError, match=r"site-a starts at 9999-12-31T23:59:59\+00:00, .*\. Remove the site"):
         read_records([record])

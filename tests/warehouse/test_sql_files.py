@@ -1,4 +1,4 @@
-"""The SQL files of every dialect: parsed, with the same tables, views and columns in each. Most are not run here."""
+"""The SQL files parse, and have the same tables, views and columns in every dialect. Only two dialects are executed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.warehouse.session import RELATIONS, statements
 
 SQL = Path(package.__file__).parent / "sql"
-RUN_HERE = ("duckdb", "postgres")
+EXECUTED = ("duckdb", "postgres")
 DIALECTS = sorted(path.name for path in SQL.iterdir())
-ELSEWHERE = [dialect for dialect in DIALECTS if dialect not in RUN_HERE]
+PARSED_ONLY = [dialect for dialect in DIALECTS if dialect not in EXECUTED]
 OBJECTS = [
     {
         "uri": f"s3://lake/stem/{name}.parquet",
@@ -46,13 +46,13 @@ CONTEXT = {
 
 
 def rendered(dialect, script):
-    """Render as Airflow does, statement by statement; what is not given is an error."""
+    """Render as Airflow does, statement by statement. An undefined variable is an error."""
     environment = Environment(undefined=StrictUndefined, autoescape=False)
     return [environment.from_string(one).render(CONTEXT) for one in statements(dialect, script)]
 
 
 def parsed(dialect, script):
-    # BigQuery's grammar has this clause, sqlglot's of it has not.
+    # sqlglot does not parse this clause of BigQuery.
     texts = [re.sub(r"\nWITH CONNECTION `[^`]+`$", "", one) for one in rendered(dialect, script)]
     return [sqlglot.parse_one(one, read=dialect) for one in texts]
 
@@ -66,22 +66,22 @@ def tables(dialect):
 
 
 def views(dialect):
-    """Give the columns of each view, once every name in it was found where it comes from."""
+    """Return the columns of each view, and raise if a name in it cannot be resolved."""
     schema: dict[str, object] = {
         "stem": {name: dict.fromkeys(found, "varchar") for name, found in tables(dialect).items()}
     }
     found = {}
     for create in parsed(dialect, "views"):
-        query = qualify(create.expression, dialect=dialect, schema=schema, validate_qualify_columns=dialect in RUN_HERE)
+        query = qualify(create.expression, dialect=dialect, schema=schema, validate_qualify_columns=dialect in EXECUTED)
         found[create.this.name] = [name.lower() for name in query.named_selects]
     return found
 
 
-def test_there_is_every_dialect():
+def test_every_dialect_has_its_files():
     assert DIALECTS == ["athena", "bigquery", "duckdb", "postgres", "redshift", "snowflake"]
     for dialect in DIALECTS:
         files = {path.name for path in (SQL / dialect).iterdir()}
-        assert files == {"tables.sql", "views.sql"} | ({"load.sql"} if dialect in ELSEWHERE else set())
+        assert files == {"tables.sql", "views.sql"} | ({"load.sql"} if dialect in PARSED_ONLY else set())
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -92,8 +92,8 @@ def test_tables_and_views_have_the_same_columns_in_every_dialect(dialect):
     assert tables(dialect)["streams"] == [*LANDING_SCHEMA.names, "loaded_at", "changed_at"]
 
 
-@pytest.mark.parametrize("dialect", ELSEWHERE)
-def test_a_load_takes_the_objects_that_are_told_and_no_prefix(dialect):
+@pytest.mark.parametrize("dialect", PARSED_ONLY)
+def test_a_load_reads_the_listed_objects_instead_of_a_prefix(dialect):
     text = ";\n".join(rendered(dialect, "load"))
     assert "s3://lake/stem/a.parquet" in text
     listed = "s3://lake/manifests/run" if dialect in {"redshift", "athena"} else "stem/a.parquet', '"
@@ -101,8 +101,8 @@ def test_a_load_takes_the_objects_that_are_told_and_no_prefix(dialect):
     assert re.search(r"count\(\*\)[^;]*= 7\b", text, re.IGNORECASE)  # 3 + 4 rows
 
 
-@pytest.mark.skipif(version("sqlglot").startswith("26."), reason="sqlglot 26 does not know LOCK and LOAD DATA")
-@pytest.mark.parametrize("dialect", ELSEWHERE)
+@pytest.mark.skipif(version("sqlglot").startswith("26."), reason="sqlglot 26 does not parse LOCK and LOAD DATA")
+@pytest.mark.parametrize("dialect", PARSED_ONLY)
 def test_a_load_merges_by_the_key_and_writes_the_tables_columns(dialect):
     kinds = tables(dialect)
     by_kind: dict[type, list[Any]] = {}
@@ -120,13 +120,13 @@ def test_a_load_merges_by_the_key_and_writes_the_tables_columns(dialect):
         assert re.search(rf"\w+\.{key} = staged\.{key}", merged), key
     [rows] = [tree.expression for tree in by_kind[exp.Insert] if tree.find(exp.Table).name == "loads"]
     assert [len(one.expressions) for one in rows.find_all(exp.Tuple)] == 2 * [len(kinds["loads"])]
-    # sqlglot has no grammar for how each of them brings files in, and for locks.
+    # sqlglot does not parse the statements that load files or take locks.
     raw = [tree.sql() for tree in by_kind.get(exp.Command, [])]
     assert all(re.match(r"(LOCK|LOAD|ASSERT|BEGIN)\b", one) for one in raw), raw
 
 
 def checks(dialect):
-    """Give what a load asks of its staged rows before it merges them, for DuckDB, which makes infinity of 1 / 0."""
+    """Yield the checks of staged rows before a merge, as DuckDB queries. In DuckDB 1 / 0 is infinity."""
     for text in rendered(dialect, "load"):
         query = re.sub(r"^--.*\n", "", text, flags=re.MULTILINE)
         asserted = re.fullmatch(r"ASSERT (.*)\n    AS '[^']*'", query, re.DOTALL)
@@ -136,7 +136,7 @@ def checks(dialect):
             yield sqlglot.transpile(query, read=dialect, write="duckdb")[0]
 
 
-@pytest.mark.parametrize("dialect", ELSEWHERE)
+@pytest.mark.parametrize("dialect", PARSED_ONLY)
 @pytest.mark.parametrize(
     ("rows", "found"),
     [
@@ -146,30 +146,30 @@ def checks(dialect):
         ([*((end, 900) for end in range(6)), (6, 1800)], [math.inf, 1]),
         ([*((end, 900) for end in range(6)), (5, 900)], [1, math.inf]),
     ],
-    ids=["as they landed", "too few", "too many", "of another resolution", "a key twice"],
+    ids=["as landed", "too few", "too many", "another resolution", "a duplicate key"],
 )
-def test_a_load_ends_before_it_merges_rows_that_are_not_as_they_landed(dialect, rows, found):
+def test_a_load_fails_before_the_merge_if_rows_do_not_match_the_receipts(dialect, rows, found):
     with duckdb.connect() as connection:
         connection.execute("CREATE SCHEMA stem")
         for name in ("stem_staged", "stem.stem_staged"):
             connection.execute(
                 f"CREATE TABLE {name} AS SELECT 'a' AS site_id, 'MONITOR' AS stream_type, resolution, interval_end "
-                f"FROM (VALUES {', '.join(map(str, rows))}) AS told (interval_end, resolution)"
+                f"FROM (VALUES {', '.join(map(str, rows))}) AS landed (interval_end, resolution)"
             )
         assert [connection.execute(query).fetchall() for query in checks(dialect)] == [[(one,)] for one in found]
 
 
-@pytest.mark.skipif(version("sqlglot").startswith("26."), reason="sqlglot 26 does not know LOCK and LOAD DATA")
-@pytest.mark.parametrize("dialect", ELSEWHERE)
-def test_no_text_of_an_event_ends_early(dialect):
-    """An object's name may hold what ends or escapes a text."""
+@pytest.mark.skipif(version("sqlglot").startswith("26."), reason="sqlglot 26 does not parse LOCK and LOAD DATA")
+@pytest.mark.parametrize("dialect", PARSED_ONLY)
+def test_strings_of_an_event_are_escaped(dialect):
+    """An object's name may contain quotes and backslashes."""
     parsed_again = [tree for tree in parsed(dialect, "load") if isinstance(tree, exp.Insert)]
     [logged] = [tree for tree in parsed_again if "loads" in {table.name for table in tree.find_all(exp.Table)}]
     uris = [row.expressions[0].this for row in logged.expression.find_all(exp.Tuple)]
     assert uris == [one["uri"] for one in OBJECTS]
 
 
-@pytest.mark.parametrize("dialect", ELSEWHERE)
-def test_what_is_not_executed_here_says_so(dialect):
+@pytest.mark.parametrize("dialect", PARSED_ONLY)
+def test_files_that_are_only_parsed_say_so(dialect):
     for path in (SQL / dialect).iterdir():
-        assert path.read_text().startswith("-- Not executed here: parsed only"), path
+        assert path.read_text().startswith("-- Not executed in the tests: parsed only"), path

@@ -1,4 +1,4 @@
-"""Objects that are not as they were landed are refused before any warehouse is touched."""
+"""Objects that do not match their receipts are rejected before the warehouse is opened."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def digest_of(body):
     return hashlib.sha256(body).hexdigest()
 
 
-def staged(body, rows, resolution=None, of_receipt=None, of_object=None, read_at=LANDED_AT):
-    """Stage a body: with the digest of its receipt and the one in its metadata, by default its own."""
+def staged(body, rows, resolution=None, receipt_digest=None, metadata_digest=None, read_at=LANDED_AT):
+    """Stage a body and return its rows. The digests in its receipt and its metadata are by default the right ones."""
 
     def fetch(_, file):
         file.write(body)
-        return Version("", of_object or digest_of(body), read_at)
+        return Version("", metadata_digest or digest_of(body), read_at)
 
     landed = LandedObject(
         "s3://lake/x",
         rows,
         len(body),
-        of_receipt or digest_of(body),
+        receipt_digest or digest_of(body),
         LANDED_AT,
         at("01T00:00"),
         at("02T00:00"),
@@ -62,7 +62,7 @@ def parquet(rows, schema=LANDING_SCHEMA):
     return file.getvalue()
 
 
-def test_good_rows_pass_as_they_are():
+def test_valid_rows_are_staged_unchanged():
     rows = [row(1), row(2, value=None), row(1, "site-b", "CONVERTER"), row(1, "site-b"), row(96, "site-b")]
     assert staged(parquet(rows), 5) == rows
 
@@ -70,8 +70,8 @@ def test_good_rows_pass_as_they_are():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([row(1), row(1)], "holds a key twice or out of order: MONITOR of site site-a .* 2025-07-01T00:15:00"),
-        ([row(1), row(2), row(2)], "holds a key twice .* 2025-07-01T00:30:00"),  # across row groups
+        ([row(1), row(1)], "contains a key twice or out of order: MONITOR of site site-a .* 2025-07-01T00:15:00"),
+        ([row(1), row(2), row(2)], "contains a key twice .* 2025-07-01T00:30:00"),  # across row groups
         ([row(2), row(1)], "out of order"),
         ([row(1), row(1, stream_type="CONVERTER")], "out of order: CONVERTER"),
         ([row(1, "b"), row(2, "a")], "out of order"),
@@ -83,66 +83,66 @@ def test_good_rows_pass_as_they_are():
         ([row(97)], "outside its period"),
     ],
 )
-def test_wrong_rows_are_told(rows, message):
-    with pytest.raises(StemDataError, match=f"s3://lake/x is not as it was landed: .*{message}"):
+def test_invalid_rows_are_rejected(rows, message):
+    with pytest.raises(StemDataError, match=rf"The object is invalid: .*{message}.*Land it again \[s3://lake/x\]"):
         staged(parquet(rows), len(rows))
 
 
-def test_a_resolution_that_the_receipt_does_not_tell_is_refused():
+def test_another_resolution_than_the_receipts_is_rejected():
     with pytest.raises(StemDataError, match="another resolution than 3600 s"):
         staged(parquet([row(1)]), 1, 3600)
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
-def test_an_object_that_was_cut_off_is_told(file_format, compression):
+def test_a_truncated_object_is_rejected(file_format, compression):
     bucket = Bucket()
     values = [n / 7 for n in range(96)]
     bucket.land("x", {("site-a", "MONITOR"): values}, "01T00:00", "02T00:00", 900, file_format, compression)
     [body] = bucket.bodies.values()
     assert len(staged(body, 96)) == 96
-    with pytest.raises(StemDataError, match="s3://lake/x is not as it was landed|its receipt lists 96"):
+    with pytest.raises(StemDataError, match=r"The object is invalid: .*s3://lake/x\]|its receipt lists 96"):
         staged(body[: len(body) // 2], 96)
 
 
-def test_an_object_whose_bytes_are_not_those_of_its_digest_is_refused():
-    """A Parquet file with another value in it is a whole one all the same."""
+def test_an_object_whose_bytes_do_not_match_its_digest_is_rejected():
+    """A Parquet file with another value is still a valid file."""
     rows, other = [row(1), row(2)], [row(1), row(2, value=2.0)]
     with pytest.raises(StemDataError, match=r"^The object is damaged: .*Land it again \[s3://lake/x\]"):
-        staged(parquet(other), 2, of_object=digest_of(parquet(rows)))
+        staged(parquet(other), 2, metadata_digest=digest_of(parquet(rows)))
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_an_object_that_is_not_the_one_of_its_receipt_is_read_only_if_it_is_later(count, caplog):
-    """Another object with as many rows is one too."""
+def test_another_object_than_the_receipts_is_read_only_if_it_is_newer(count, caplog):
+    """Also if it has the same number of rows."""
     other, body = parquet([row(1), row(2, value=2.0)]), parquet([row(1), row(2)])
     later = LANDED_AT + timedelta(microseconds=1)
-    assert len(staged(body, count, of_receipt=digest_of(other), read_at=later)) == 2
-    assert "s3://lake/x was rewritten since its receipt, and is loaded as it is now" in caplog.text
+    assert len(staged(body, count, receipt_digest=digest_of(other), read_at=later)) == 2
+    assert "s3://lake/x was rewritten since its receipt, and is loaded in its current version" in caplog.text
     for read_at in (LANDED_AT, LANDED_AT - timedelta(days=1), None):
-        with pytest.raises(StemDataError, match="The object is not the one of its receipt, and was not read later"):
-            staged(body, count, of_receipt=digest_of(other), read_at=read_at)
+        with pytest.raises(StemDataError, match="The object is not the one in its receipt, and was not read later"):
+            staged(body, count, receipt_digest=digest_of(other), read_at=read_at)
 
 
-def test_an_object_without_a_digest_and_one_that_is_gone_are_refused():
+def test_an_object_without_a_digest_and_a_missing_object_are_rejected():
     landed = LandedObject("s3://lake/x", 1, 9, "0" * 64, LANDED_AT, at("01T00:00"), at("02T00:00"))
-    for version, message in [(Version("", None, LANDED_AT), "has no SHA-256"), (None, "does not exist any more")]:
+    for version, message in [(Version("", None, LANDED_AT), "has no SHA-256"), (None, "no longer exists")]:
         with Staging(lambda *_, version=version: version) as staging, pytest.raises(StemDataError, match=message):
             staging.add(landed)
 
 
-def test_a_receipt_with_another_number_of_rows_is_refused():
-    with pytest.raises(StemDataError, match="holds 1 rows and its receipt lists 2"):
+def test_a_receipt_with_another_number_of_rows_is_rejected():
+    with pytest.raises(StemDataError, match="has 1 rows and its receipt lists 2"):
         staged(parquet([row(1)]), 2)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite_are_refused(value):
+def test_values_that_are_not_finite_are_rejected(value):
     with pytest.raises(StemDataError, match="not a finite number"):
         staged(parquet([row(1), row(2, value=value)]), 2)
 
 
-def test_columns_that_are_no_landing_schema_are_told():
+def test_other_columns_than_the_landing_schemas_are_rejected():
     other = LANDING_SCHEMA.set(5, pa.field("kw", pa.float64()))
     bodies = [
         parquet([], other),
@@ -158,7 +158,7 @@ def test_columns_that_are_no_landing_schema_are_told():
             staged(body, 1)
 
 
-def test_receipts_lists_of_them_and_objects_are_read_alike():
+def test_receipts_lists_of_receipts_and_objects_are_read_the_same_way():
     receipt = Bucket().land("x", {("site-a", "MONITOR"): [1.0]}, "01T00:00", "01T01:00")
     digest = receipt["objects"][0]["sha256"]
     period = at("01T00:00"), datetime(2025, 7, 1, 1, tzinfo=UTC)
@@ -172,8 +172,8 @@ def test_receipts_lists_of_them_and_objects_are_read_alike():
 
 
 @pytest.mark.parametrize(
-    "given", [{"uri": "s3://lake/x", "rows": 1, "start": "soon", "end": "later"}, [[]], ["s3://x"]]
+    "wrong", [{"uri": "s3://lake/x", "rows": 1, "start": "soon", "end": "later"}, [[]], ["s3://x"]]
 )
-def test_what_is_no_receipt_is_told(given):
+def test_other_values_than_receipts_are_rejected(wrong):
     with pytest.raises(StemConfigError, match="objects"):
-        read_objects(given)
+        read_objects(wrong)

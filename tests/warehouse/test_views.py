@@ -1,4 +1,4 @@
-"""The views, on each engine, against numbers that are worked out here by hand."""
+"""The views, on each engine, compared with numbers that were worked out by hand."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_energy(engine, bucket):
         # A quarter of an hour: kWh = kW / 4. The load is MONITOR - CONVERTER.
         ("site-a", 900, "2025-07-01T00:15:00+00:00", 2.5, 0.0, 0.5, 0.0, 8.0),  # 10/4, 2/4, 10 - 2
         ("site-a", 900, "2025-07-01T00:30:00+00:00", 0.0, 1.0, 0.0, 2.0, 4.0),  # 4/4, 8/4, -4 + 8
-        ("site-a", 900, "2025-07-01T00:45:00+00:00", None, None, 0.25, 0.0, None),  # the meter's value is null
+        ("site-a", 900, "2025-07-01T00:45:00+00:00", None, None, 0.25, 0.0, None),  # the site meter's value is null
         ("site-a", 900, "2025-07-01T01:00:00+00:00", 0.0, 0.0, 0.0, 0.0, 0.0),
-        ("site-a", 900, "2025-07-01T01:15:00+00:00", 1.5, 0.0, None, None, None),  # 6/4; no row of the storage
+        ("site-a", 900, "2025-07-01T01:15:00+00:00", 1.5, 0.0, None, None, None),  # 6/4; the storage has no row
         ("site-a", 3600, "2025-07-01T01:00:00+00:00", 3.0, 0.0, None, None, None),  # an hour: kWh = kW
         ("site-b", 900, "2025-07-01T00:15:00+00:00", None, None, 0.0, 0.5, None),
     ]
@@ -63,7 +63,7 @@ def test_demand_peaks(engine, bucket):
         ("site-b", MONITOR): [None, -3.0, -1.0],
         ("site-c", MONITOR): [None],
     }
-    # From 31 July 23:30 on: two intervals begin in July, the others in August.
+    # The window begins at 31 July 23:30: two intervals begin in July, the others in August.
     july = bucket.land("july", months, "31T23:30", "31T23:45")
     hours = bucket.land("hours", {("site-a", MONITOR): [70.0]}, "01T00:00", "01T01:00", 3600)
     july["objects"][0]["end"] = "2025-08-01T00:30:00Z"
@@ -86,16 +86,17 @@ def test_completeness(engine, bucket):
         b={MONITOR: "2020-01-01T00:00:01Z"},
         c={MONITOR: None},
     )
-    # 1 July: a whole, b without its last 2. 2 July: a in two objects of 12 hours that lap by one; b not at all.
+    # 1 July: all of a, and b without its last 2 intervals.
+    # 2 July: a in two objects of 12 hours that overlap by one interval, and nothing of b.
     first = {("site-a", MONITOR): [1.0] * day, ("site-b", MONITOR): [1.0] * (day - 2)}
     bucket.load(engine, bucket.land("1", first, "01T00:00", "02T00:00"), at=at("02T00:10"))
     morning = {("site-a", MONITOR): [1.0] * 48}
     bucket.load(engine, bucket.land("2am", morning, "02T00:00", "02T12:00"), at=at("03T00:10"))
-    # CONVERTER began at noon: 48 intervals of it are to be here on the 2nd, the first of them did not come.
+    # CONVERTER starts at noon: 48 intervals are expected on the 2nd, of which the first is missing.
     evening = {("site-a", MONITOR): [1.0] * 49, ("site-a", CONVERTER): [..., ...] + [1.0] * 47}
-    # What came after 4 July 00:00, when the day after was over, is late: 48 of MONITOR, 47 of CONVERTER.
+    # Rows loaded after the end of the following day, 4 July 00:00, are late: 48 of MONITOR, 47 of CONVERTER.
     bucket.load(engine, bucket.land("2pm", evening, "02T11:45", "03T00:00"), at=at("04T00:01"))
-    # 3 July up to 6:00 has 24 intervals, and an object without any row tells only that.
+    # 3 July has 24 intervals until 6:00. Its object has no rows, but was loaded.
     bucket.load(engine, bucket.land("3", {}, "03T00:00", "03T06:00"), at=at("04T00:01"))
 
     found = engine.rows(
@@ -103,13 +104,13 @@ def test_completeness(engine, bucket):
         "FROM stem.completeness WHERE resolution = 900 ORDER BY 1, 2, 3"
     )
     assert found == [
-        ("site-a", CONVERTER, "2025-07-01", 0, 0, 0, "not expected"),  # it had not begun
+        ("site-a", CONVERTER, "2025-07-01", 0, 0, 0, "not expected"),  # not yet started
         ("site-a", CONVERTER, "2025-07-02", 48, 47, 47, "missing"),
         ("site-a", CONVERTER, "2025-07-03", 24, 0, 0, "missing"),
         ("site-a", MONITOR, "2025-07-01", 96, 96, 0, "complete"),
         ("site-a", MONITOR, "2025-07-02", 96, 96, 48, "late"),
         ("site-a", MONITOR, "2025-07-03", 24, 0, 0, "missing"),
-        ("site-b", CONVERTER, "2025-07-01", 0, 0, 0, "not expected"),  # it has none
+        ("site-b", CONVERTER, "2025-07-01", 0, 0, 0, "not expected"),  # no such stream
         ("site-b", CONVERTER, "2025-07-02", 0, 0, 0, "not expected"),
         ("site-b", CONVERTER, "2025-07-03", 0, 0, 0, "not expected"),
         ("site-b", MONITOR, "2025-07-01", 96, 94, 0, "missing"),
@@ -123,17 +124,17 @@ def test_completeness(engine, bucket):
     ]
 
 
-def test_a_start_off_the_grid_of_an_hour_and_sites_that_were_never_listed(engine, bucket):
-    # The stream began at 00:15: at 3600 s the first interval that is there as a whole is 01:00 - 02:00.
+def test_a_start_within_an_hour_and_a_site_that_was_never_listed(engine, bucket):
+    # The stream starts at 00:15: at 3600 s its first full interval is 01:00 - 02:00.
     list_sites(engine, a={MONITOR: "2025-07-01T00:15:01Z"})
     streams = {("site-a", MONITOR): [1.0] * 24, ("site-z", MONITOR): [1.0] * 24}
     bucket.load(engine, bucket.land("1", streams, "01T00:00", "02T00:00", 3600), at=at("02T01:00"))
     found = engine.rows("SELECT site_id, expected, received, status FROM stem.completeness ORDER BY 1")
-    # The row of 00:00 - 01:00 came although it was not expected: it does not stand in for another.
+    # The row of 00:00 - 01:00 was not expected, and does not count for another interval.
     assert found == [("site-a", 23, 23, "complete"), ("site-z", 0, 0, "not expected")]
 
 
-def test_the_columns_that_others_rely_on(engine, bucket):
+def test_the_columns_of_completeness(engine, bucket):
     bucket.load(engine, bucket.land("1", {}, "01T00:00", "02T00:00"))
     session = engine.session()()
     with session:
@@ -152,15 +153,15 @@ TRANSLATED = [
     (dialect, view)
     for dialect in ("athena", "bigquery", "redshift", "snowflake")
     for view in ("energy", "demand_peaks", "completeness")
-    if (dialect, view) != ("snowflake", "completeness")  # sqlglot has no translation of its FLATTEN
+    if (dialect, view) != ("snowflake", "completeness")  # sqlglot cannot translate its FLATTEN
 ]
 
 
 @pytest.mark.skipif(version("sqlglot").startswith("26."), reason="sqlglot 26 does not translate all functions")
 @pytest.mark.parametrize(("dialect", "view"), TRANSLATED)
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
-def test_a_view_of_another_dialect_means_the_same(dialect, view, engine, bucket):
-    """Its own engine is not here; translated to DuckDB's SQL, it gives the rows of DuckDB's own view."""
+def test_a_view_of_another_dialect_is_equivalent(dialect, view, engine, bucket):
+    """Its engine is not available. Translated to DuckDB, it returns the same rows as DuckDB's own view."""
     list_sites(
         engine,
         a={MONITOR: "2020-01-01T00:00:01Z", CONVERTER: "2025-07-02T12:07:01Z"},
@@ -185,5 +186,5 @@ def test_a_view_of_another_dialect_means_the_same(dialect, view, engine, bucket)
 
 
 def _as_text(row):
-    # Athena's instants have no zone, and a truncated one may be a date or an instant.
+    # Athena's times have no time zone, and a truncated time may be a date or a timestamp.
     return tuple(str(value).removesuffix("+00:00").removesuffix("T00:00:00") for value in row)

@@ -1,8 +1,8 @@
--- Not executed here: parsed only. A task 'objects' of the DAG gives what asset events or receipts tell of.
+-- Not executed in the tests: parsed only. The DAG's task 'objects' returns the objects of asset events or receipts.
 
 DROP TABLE IF EXISTS {{ params.schema }}.stem_staged;
 
--- Below its location is a file that lists the objects one by one.
+-- Its location holds a file that lists the objects.
 CREATE EXTERNAL TABLE {{ params.schema }}.stem_staged (
     site_id STRING, stream_type STRING, resolution INT,
     interval_start TIMESTAMP, interval_end TIMESTAMP, kw_total_avg DOUBLE
@@ -12,8 +12,7 @@ STORED AS INPUTFORMAT 'org.apache.hadoop.hive.ql.io.SymlinkTextInputFormat'
 OUTPUTFORMAT 'org.apache.hadoop.hive.ql.io.HiveIgnoreKeyTextOutputFormat'
 LOCATION '{{ ti.xcom_pull(task_ids='manifest') }}';
 
--- Fails, by a division by zero, where an object was replaced since its receipt, or holds another resolution than it
--- tells.
+-- Fails with a division by zero if an object was replaced since its receipt, or if a row's resolution is not listed.
 SELECT 1 / CASE
     WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
         AND count(CASE WHEN resolution NOT IN ({{ ti.xcom_pull(task_ids='objects') | map(attribute='resolution') | unique | join(', ') }}) THEN 1 END) = 0
@@ -21,7 +20,7 @@ SELECT 1 / CASE
 END AS as_landed
 FROM {{ params.schema }}.stem_staged;
 
--- Likewise where two objects hold the same key: a merge adds a new key as often as it is staged.
+-- Fails with a division by zero if two objects hold the same key: the merge would insert a new key twice.
 SELECT 1 / CASE WHEN count(*) = (
     SELECT count(*) FROM (SELECT DISTINCT site_id, stream_type, resolution, interval_end FROM {{ params.schema }}.stem_staged) AS staged_keys
 ) THEN 1 ELSE 0 END AS each_key_once
@@ -42,7 +41,7 @@ WHEN NOT MATCHED THEN
         staged.kw_total_avg, CAST(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' AS TIMESTAMP), CAST(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' AS TIMESTAMP)
     );
 
--- One row per object; what the merge found of each is not counted here.
+-- One row per object. Inserted, changed, unchanged and absent rows are not counted for this engine.
 INSERT INTO {{ params.schema }}.loads (
     uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
     dag_id, run_id, loaded_at

@@ -1,6 +1,6 @@
--- Not executed here: parsed only, and its columns compared with those of the engines that the tests run on.
--- Instants are UTC: Athena's Iceberg tables keep them without a zone.
--- One row per site, stream type, resolution and interval, as it was landed last.
+-- Not executed in the tests: parsed only, and its columns compared with those of DuckDB and PostgreSQL.
+-- Times are UTC. Athena's Iceberg tables store them without a time zone.
+-- One row per site, stream type, resolution and interval, with the value that was loaded last.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.streams (
     site_id STRING,
     stream_type STRING,
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS {{ params.schema }}.loads (
 LOCATION '{{ params.location }}/loads/'
 TBLPROPERTIES ('table_type' = 'ICEBERG');
 
--- One row per site and version of what is known of it; valid_to is null in the current one.
+-- One row per site and version of its record. valid_to is null in the current version.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.sites (
     site_id STRING,
     name STRING,

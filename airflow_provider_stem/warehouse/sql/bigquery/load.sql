@@ -1,6 +1,6 @@
--- Not executed here: parsed only. A task 'objects' of the DAG gives what asset events or receipts tell of.
+-- Not executed in the tests: parsed only. The DAG's task 'objects' returns the objects of asset events or receipts.
 
--- The list names the objects one by one. From S3 this takes a connection of BigQuery Omni in the bucket's region.
+-- Reading from S3 needs a connection of BigQuery Omni in the bucket's region.
 LOAD DATA OVERWRITE {{ params.schema }}.stem_staged (
     site_id STRING, stream_type STRING, resolution INT64,
     interval_start TIMESTAMP, interval_end TIMESTAMP, kw_total_avg FLOAT64
@@ -13,19 +13,19 @@ WITH CONNECTION `{{ params.connection }}`;
 
 BEGIN TRANSACTION;
 
--- Fails where an object was replaced since its receipt, or holds another resolution than it tells.
+-- Fails if an object was replaced since its receipt, or if a row's resolution is not listed.
 ASSERT (
     SELECT count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
         AND countif(resolution NOT IN ({{ ti.xcom_pull(task_ids='objects') | map(attribute='resolution') | unique | join(', ') }})) = 0
     FROM {{ params.schema }}.stem_staged
 )
-    AS 'The objects do not hold the rows that their receipts tell of';
+    AS 'The rows of the objects do not match their receipts. Land the objects again';
 
--- A merge adds a new key as often as it is staged.
+-- Fails if two objects hold the same key: the merge would insert a new key twice.
 ASSERT (SELECT count(*) FROM {{ params.schema }}.stem_staged) = (
     SELECT count(*) FROM (SELECT DISTINCT site_id, stream_type, resolution, interval_end FROM {{ params.schema }}.stem_staged) AS staged_keys
 )
-    AS 'Two objects hold the same key: load them one after the other';
+    AS 'Two objects hold the same key. Load them one after the other';
 
 MERGE INTO {{ params.schema }}.streams AS known
 USING {{ params.schema }}.stem_staged AS staged
@@ -42,7 +42,7 @@ WHEN NOT MATCHED THEN
         staged.kw_total_avg, CURRENT_TIMESTAMP(), CURRENT_TIMESTAMP()
     );
 
--- One row per object; what the merge found of each is not counted here.
+-- One row per object. Inserted, changed, unchanged and absent rows are not counted for this engine.
 INSERT INTO {{ params.schema }}.loads (
     uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
     dag_id, run_id, loaded_at

@@ -1,5 +1,5 @@
--- Not executed here: parsed only, and its columns compared with those of the engines that the tests run on.
--- One row per site, stream type, resolution and interval, as it was landed last.
+-- Not executed in the tests: parsed only, and its columns compared with those of DuckDB and PostgreSQL.
+-- One row per site, stream type, resolution and interval, with the value that was loaded last.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.streams (
     site_id STRING NOT NULL,
     stream_type STRING NOT NULL,
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS {{ params.schema }}.loads (
     loaded_at TIMESTAMP NOT NULL
 );
 
--- One row per site and version of what is known of it; valid_to is null in the current one.
+-- One row per site and version of its record. valid_to is null in the current version.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.sites (
     site_id STRING NOT NULL,
     name STRING,

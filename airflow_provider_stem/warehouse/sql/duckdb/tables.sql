@@ -1,5 +1,6 @@
--- One row per site, stream type, resolution and interval, as it was landed last. Not by a primary key, whose index
--- DuckDB keeps in memory, 100 MB for a day of ten thousand sites: who loads has the file to itself, and looks again.
+-- One row per site, stream type, resolution and interval, with the value that was loaded last. There is no primary key,
+-- since DuckDB keeps its index in memory: 100 MB for a day of ten thousand sites. A load has the file for itself, and
+-- verifies what it wrote.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.streams (
     site_id VARCHAR NOT NULL,
     stream_type VARCHAR NOT NULL,
@@ -27,7 +28,7 @@ CREATE TABLE IF NOT EXISTS {{ params.schema }}.loads (
     loaded_at TIMESTAMP WITH TIME ZONE NOT NULL
 );
 
--- One row per site and version of what is known of it; valid_to is null in the current one.
+-- One row per site and version of its record. valid_to is null in the current version.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.sites (
     site_id VARCHAR NOT NULL,
     name VARCHAR,

@@ -1,4 +1,4 @@
--- Energy of the site meter and of the storage. Without a value there is no energy, rather than none used.
+-- Energy of the site meter and of the storage in kWh. It is null, not zero, where the power is unknown.
 CREATE OR REPLACE VIEW {{ params.schema }}.energy AS
 WITH power AS (
     SELECT site_id, resolution, interval_start, interval_end,
@@ -18,8 +18,8 @@ SELECT site_id, resolution, interval_start, interval_end,
     monitor_kw - converter_kw AS load_kw
 FROM power;
 
--- The highest 15-minute average of the site meter in each month, and the first interval that had it.
--- Months are UTC; an interval belongs to the month in which it begins.
+-- The highest 15-minute average of the site meter in each month, and the first interval with that value.
+-- Months are UTC months. An interval belongs to the month in which it begins.
 CREATE OR REPLACE VIEW {{ params.schema }}.demand_peaks AS
 WITH ranked AS (
     SELECT site_id, interval_start, interval_end, kw_total_avg,
@@ -35,8 +35,8 @@ SELECT site_id, month, kw_total_avg AS peak_kw, interval_start, interval_end
 FROM ranked
 WHERE place = 1;
 
--- What should be here of each day that objects were loaded for, and what is. Days are UTC; an interval belongs to the
--- day in which it begins. Late is a row that was first loaded after the end of the following day.
+-- Expected and received intervals of each stream, for each day that was loaded. Days are UTC days, and an interval
+-- belongs to the day in which it begins. A row is late if it was first loaded after the end of the following day.
 CREATE OR REPLACE VIEW {{ params.schema }}.completeness AS
 WITH windows AS (
     SELECT DISTINCT resolution, window_start, window_end
@@ -85,7 +85,7 @@ candidates AS (
     SELECT site_id, stream_type, resolution FROM loaded
 ),
 firsts AS (
-    -- The first interval that begins at the stream's start or after it.
+    -- The first interval that begins at or after the stream's start.
     SELECT candidates.site_id, candidates.stream_type, candidates.resolution,
         to_timestamp(
             ceil(extract(EPOCH FROM known.since) / candidates.resolution) * candidates.resolution
@@ -106,18 +106,18 @@ first_days AS (
         AND covered.interval_start >= streams_due.first_start
     GROUP BY streams_due.site_id, streams_due.stream_type, streams_due.resolution
 ),
-came AS (
-    SELECT rows_here.site_id, rows_here.stream_type, rows_here.resolution, covered.day, count(*) AS received,
+arrivals AS (
+    SELECT stored.site_id, stored.stream_type, stored.resolution, covered.day, count(*) AS received,
         count(
-            CASE WHEN rows_here.loaded_at AT TIME ZONE 'UTC' > covered.day + INTERVAL '2 days' THEN 1 END
+            CASE WHEN stored.loaded_at AT TIME ZONE 'UTC' > covered.day + INTERVAL '2 days' THEN 1 END
         ) AS late
-    FROM {{ params.schema }}.streams AS rows_here
+    FROM {{ params.schema }}.streams AS stored
     JOIN covered
-        ON covered.resolution = rows_here.resolution AND covered.interval_start = rows_here.interval_start
+        ON covered.resolution = stored.resolution AND covered.interval_start = stored.interval_start
     JOIN streams_due
-        ON streams_due.site_id = rows_here.site_id AND streams_due.stream_type = rows_here.stream_type
-        AND streams_due.resolution = rows_here.resolution AND rows_here.interval_start >= streams_due.first_start
-    GROUP BY rows_here.site_id, rows_here.stream_type, rows_here.resolution, covered.day
+        ON streams_due.site_id = stored.site_id AND streams_due.stream_type = stored.stream_type
+        AND streams_due.resolution = stored.resolution AND stored.interval_start >= streams_due.first_start
+    GROUP BY stored.site_id, stored.stream_type, stored.resolution, covered.day
 ),
 counted AS (
     SELECT streams_due.site_id, streams_due.stream_type, streams_due.resolution, days.day,
@@ -126,16 +126,16 @@ counted AS (
             WHEN days.day > streams_due.first_day THEN days.intervals
             ELSE coalesce(first_days.intervals, 0)
         END AS expected,
-        coalesce(came.received, 0) AS received,
-        coalesce(came.late, 0) AS late
+        coalesce(arrivals.received, 0) AS received,
+        coalesce(arrivals.late, 0) AS late
     FROM streams_due
     JOIN days ON days.resolution = streams_due.resolution
     LEFT JOIN first_days
         ON first_days.site_id = streams_due.site_id AND first_days.stream_type = streams_due.stream_type
         AND first_days.resolution = streams_due.resolution
-    LEFT JOIN came
-        ON came.site_id = streams_due.site_id AND came.stream_type = streams_due.stream_type
-        AND came.resolution = streams_due.resolution AND came.day = days.day
+    LEFT JOIN arrivals
+        ON arrivals.site_id = streams_due.site_id AND arrivals.stream_type = streams_due.stream_type
+        AND arrivals.resolution = streams_due.resolution AND arrivals.day = days.day
 )
 SELECT site_id, stream_type, resolution, day, expected, received, late,
     CASE

@@ -1,4 +1,4 @@
--- One row per site, stream type, resolution and interval, as it was landed last.
+-- One row per site, stream type, resolution and interval, with the value that was loaded last.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.streams (
     site_id VARCHAR NOT NULL,
     stream_type VARCHAR NOT NULL,
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS {{ params.schema }}.loads (
     loaded_at TIMESTAMP WITH TIME ZONE NOT NULL
 );
 
--- One row per site and version of what is known of it; valid_to is null in the current one.
+-- One row per site and version of its record. valid_to is null in the current version.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.sites (
     site_id VARCHAR NOT NULL,
     name VARCHAR,

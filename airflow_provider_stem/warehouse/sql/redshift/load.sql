@@ -1,15 +1,14 @@
--- Not executed here: parsed only. A task 'objects' of the DAG gives what asset events or receipts tell of.
+-- Not executed in the tests: parsed only. The DAG's task 'objects' returns the objects of asset events or receipts.
 
 CREATE TEMPORARY TABLE stem_staged (
     site_id VARCHAR(1024), stream_type VARCHAR(1024), resolution INTEGER,
     interval_start TIMESTAMP, interval_end TIMESTAMP, kw_total_avg DOUBLE PRECISION
 );
 
--- The manifest lists the objects one by one; a prefix would also bring what no receipt tells of.
+-- The manifest lists the objects. A prefix would also load objects that no receipt lists.
 COPY stem_staged FROM '{{ ti.xcom_pull(task_ids='manifest') }}' IAM_ROLE DEFAULT FORMAT AS PARQUET MANIFEST;
 
--- Fails, by a division by zero, where an object was replaced since its receipt, or holds another resolution than it
--- tells.
+-- Fails with a division by zero if an object was replaced since its receipt, or if a row's resolution is not listed.
 SELECT 1 / CASE
     WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
         AND count(CASE WHEN resolution NOT IN ({{ ti.xcom_pull(task_ids='objects') | map(attribute='resolution') | unique | join(', ') }}) THEN 1 END) = 0
@@ -17,7 +16,7 @@ SELECT 1 / CASE
 END AS as_landed
 FROM stem_staged;
 
--- Likewise where two objects hold the same key: what follows adds a new key as often as it is staged.
+-- Fails with a division by zero if two objects hold the same key: the load would insert a new key twice.
 SELECT 1 / CASE WHEN count(*) = (
     SELECT count(*) FROM (SELECT DISTINCT site_id, stream_type, resolution, interval_end FROM stem_staged) AS staged_keys
 ) THEN 1 ELSE 0 END AS each_key_once
@@ -49,7 +48,7 @@ LEFT JOIN {{ params.schema }}.streams AS known
     AND known.interval_end = staged.interval_end AT TIME ZONE 'UTC'
 WHERE known.site_id IS NULL;
 
--- One row per object; what the merge found of each is not counted here.
+-- One row per object. Inserted, changed, unchanged and absent rows are not counted for this engine.
 INSERT INTO {{ params.schema }}.loads (
     uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
     dag_id, run_id, loaded_at

@@ -1,11 +1,11 @@
--- Not executed here: parsed only. A task 'objects' of the DAG gives what asset events or receipts tell of.
+-- Not executed in the tests: parsed only. The DAG's task 'objects' returns the objects of asset events or receipts.
 
 CREATE OR REPLACE TEMPORARY TABLE stem_staged (
     site_id VARCHAR, stream_type VARCHAR, resolution INTEGER,
     interval_start TIMESTAMP_LTZ(6), interval_end TIMESTAMP_LTZ(6), kw_total_avg DOUBLE
 );
 
--- The stage stands for the bucket; FILES lists the objects one by one, at most 1,000.
+-- The stage is the bucket. FILES lists the objects, at most 1,000.
 COPY INTO stem_staged
 FROM @{{ params.stage }}
 FILES = ({% for landed in ti.xcom_pull(task_ids='objects') %}'{{ landed.uri.split('/', 3)[3] | replace('\\', '\\\\') | replace("'", "''") }}'{{ ', ' if not loop.last }}{% endfor %})
@@ -16,8 +16,7 @@ ON_ERROR = ABORT_STATEMENT;
 
 BEGIN;
 
--- Fails, by a division by zero, where an object was replaced since its receipt, or holds another resolution than it
--- tells.
+-- Fails with a division by zero if an object was replaced since its receipt, or if a row's resolution is not listed.
 SELECT 1 / CASE
     WHEN count(*) = {{ ti.xcom_pull(task_ids='objects') | sum(attribute='rows') }}
         AND count(CASE WHEN resolution NOT IN ({{ ti.xcom_pull(task_ids='objects') | map(attribute='resolution') | unique | join(', ') }}) THEN 1 END) = 0
@@ -25,7 +24,7 @@ SELECT 1 / CASE
 END AS as_landed
 FROM stem_staged;
 
--- Likewise where two objects hold the same key: a merge adds a new key as often as it is staged.
+-- Fails with a division by zero if two objects hold the same key: the merge would insert a new key twice.
 SELECT 1 / CASE WHEN count(*) = (
     SELECT count(*) FROM (SELECT DISTINCT site_id, stream_type, resolution, interval_end FROM stem_staged) AS staged_keys
 ) THEN 1 ELSE 0 END AS each_key_once
@@ -46,7 +45,7 @@ WHEN NOT MATCHED THEN
         staged.kw_total_avg, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP
     );
 
--- One row per object; what the merge found of each is not counted here.
+-- One row per object. Inserted, changed, unchanged and absent rows are not counted for this engine.
 INSERT INTO {{ params.schema }}.loads (
     uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
     dag_id, run_id, loaded_at

@@ -1,6 +1,6 @@
--- Not executed here: parsed only, and its columns compared with those of the engines that the tests run on.
--- Primary keys are not enforced in Snowflake; the merge keeps them.
--- One row per site, stream type, resolution and interval, as it was landed last.
+-- Not executed in the tests: parsed only, and its columns compared with those of DuckDB and PostgreSQL.
+-- Snowflake does not enforce primary keys; the merge keeps keys unique.
+-- One row per site, stream type, resolution and interval, with the value that was loaded last.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.streams (
     site_id VARCHAR NOT NULL,
     stream_type VARCHAR NOT NULL,
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS {{ params.schema }}.loads (
     loaded_at TIMESTAMP_LTZ(6) NOT NULL
 );
 
--- One row per site and version of what is known of it; valid_to is null in the current one.
+-- One row per site and version of its record. valid_to is null in the current version.
 CREATE TABLE IF NOT EXISTS {{ params.schema }}.sites (
     site_id VARCHAR NOT NULL,
     name VARCHAR,

@@ -1,4 +1,4 @@
-"""A DuckDB file as a warehouse; for the connections."""
+"""Session of a DuckDB file. For the connections."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Between processes the file's lock does this. Within one, DuckDB lets two in, and the later one to commit fails.
-_IN_THIS_PROCESS = threading.Lock()
+# The file's own lock excludes other processes only. Of two loads in one process, the later commit would fail.
+_PROCESS_LOCK = threading.Lock()
 _LONGEST_PAUSE = 1.0
 
 
@@ -29,8 +29,11 @@ class DuckDBSession(Session):
     """
     One connection to a DuckDB file.
 
-    :param connect: opens it.
-    :raises StemTransportError: the file cannot be opened, or another process has it open for longer than the time-out.
+    :param connect: opens the connection.
+    :param schema: schema of the tables and views.
+    :param lock_timeout: seconds to wait for other loads.
+    :raises StemTransportError: the file cannot be opened, or another load has it open for longer than
+        ``lock_timeout``.
     """
 
     engine = "duckdb"
@@ -38,30 +41,32 @@ class DuckDBSession(Session):
     def __init__(self, connect: Callable[[], DuckDBPyConnection], schema: str, lock_timeout: float) -> None:
         super().__init__(schema, lock_timeout)
         deadline = time.monotonic() + lock_timeout
-        if not _IN_THIS_PROCESS.acquire(timeout=lock_timeout):
-            raise StemTransportError(f"Another load of this process has DuckDB for {lock_timeout:g} s: try again.")
+        if not _PROCESS_LOCK.acquire(timeout=lock_timeout):
+            raise StemTransportError(
+                f"Another load of this process has used DuckDB for {lock_timeout:g} s. Try again later."
+            )
         try:
-            self._connection = _opened(connect, deadline, lock_timeout)
+            self._connection = _open(connect, deadline, lock_timeout)
         except BaseException:
-            _IN_THIS_PROCESS.release()
+            _PROCESS_LOCK.release()
             raise
 
     def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Run a statement and give its rows."""
-        return self._connection.execute(self.filled_in(sql), list(parameters)).fetchall()
+        """Run a statement and return its rows."""
+        return self._connection.execute(self.with_schema(sql), list(parameters)).fetchall()
 
     def change(self, sql: str, *parameters: Any) -> int:
-        """Run a statement and tell how many rows it inserted or updated."""
+        """Run a statement and return the number of rows that it inserted or updated."""
         [(count,)] = self.execute(sql, *parameters)
         return int(count)
 
     def append(self, table: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Add rows to a temporary table, straight from Arrow's memory."""
+        """Insert rows into a temporary table, directly from Arrow memory."""
         for batch in batches:
             self._connection.from_arrow(pa.Table.from_batches([batch])).insert_into(table)
 
     def lock(self, table: str) -> None:
-        """Do nothing: who has the file open is alone."""
+        """Do nothing, since only one load at a time can have the file open."""
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -75,38 +80,38 @@ class DuckDBSession(Session):
             self._connection.rollback()
 
     def close(self) -> None:
-        """Close the file, so that others can open it."""
+        """Close the file, so that other loads can open it."""
         try:
             self._connection.close()
         finally:
-            _IN_THIS_PROCESS.release()
+            _PROCESS_LOCK.release()
 
     def create_schema(self) -> None:
-        """Create the schema where it is not there."""
+        """Create the schema if it does not exist."""
         self.execute("CREATE SCHEMA IF NOT EXISTS {{ params.schema }}")
 
 
-def _opened(connect: Callable[[], DuckDBPyConnection], deadline: float, lock_timeout: float) -> DuckDBPyConnection:
-    """Open the file once no other process has it open: DuckDB itself does not wait."""
+def _open(connect: Callable[[], DuckDBPyConnection], deadline: float, lock_timeout: float) -> DuckDBPyConnection:
+    """Open the file as soon as no other process has it open. DuckDB itself does not wait."""
     pause = 0.05
-    told = False
+    logged = False
     while True:
         try:
             return connect()
         except duckdb.IOException as exc:
-            # Whole, since the message also holds the file's path.
+            # The whole phrase, since the message also contains the file's path.
             if "Could not set lock on file" not in str(exc):
                 raise StemTransportError(
-                    f"The DuckDB file cannot be opened ({one_line(str(exc))}): give, as Host of the connection, a path "
-                    "whose folder is there and can be written by the worker."
+                    f"The DuckDB file cannot be opened ({one_line(str(exc))}). Set the connection's Host to a path in "
+                    "an existing folder that the worker can write."
                 ) from exc
             if time.monotonic() + pause > deadline:
                 raise StemTransportError(
-                    f"Another process has the DuckDB file open for {lock_timeout:g} s: end it, or try again later. "
-                    f"One process at a time can write it, and none can read it meanwhile. ({exc})"
+                    f"Another process has had the DuckDB file open for {lock_timeout:g} s. End it, or try again later; "
+                    f"while one process writes the file, no other can read or write it. ({exc})"
                 ) from None
-        if not told:
+        if not logged:
             log.info("Waiting for another process that has the DuckDB file open")
-            told = True
+            logged = True
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

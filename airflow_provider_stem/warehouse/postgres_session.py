@@ -1,4 +1,4 @@
-"""PostgreSQL as a warehouse, through psycopg 2 or 3, whichever Airflow's hook uses; for the connections."""
+"""Session of a PostgreSQL database, with psycopg 2 or 3, whichever Airflow's hook uses. For the connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class PostgresSession(Session):
     """
     One connection to PostgreSQL.
 
-    :param connect: opens it.
+    :param connect: opens the connection.
+    :param schema: schema of the tables and views.
+    :param lock_timeout: seconds to wait for other writers.
     """
 
     engine = "postgres"
@@ -29,21 +31,29 @@ class PostgresSession(Session):
         self._connection = connect()
 
     def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Run a statement and give its rows."""
+        """
+        Run a statement and return its rows.
+
+        :raises StemTransportError: the wait for a lock exceeded ``lock_timeout``.
+        """
         with self._connection.cursor() as cursor:
             self._run(cursor, sql, parameters)
             rows = cursor.fetchall() if cursor.description else []
-        # A connection may ask for cursors that give dicts.
+        # A connection may be configured with cursors whose rows are dicts.
         return [tuple(row.values() if isinstance(row, Mapping) else row) for row in rows]
 
     def change(self, sql: str, *parameters: Any) -> int:
-        """Run a statement and tell how many rows it inserted or updated."""
+        """
+        Run a statement and return the number of rows that it inserted or updated.
+
+        :raises StemTransportError: the wait for a lock exceeded ``lock_timeout``.
+        """
         with self._connection.cursor() as cursor:
             self._run(cursor, sql, parameters)
             return int(cursor.rowcount)
 
     def append(self, table: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Add rows to a temporary table with COPY. Numbers go as their shortest text, which reads back the same."""
+        """Insert rows into a temporary table with COPY. Floats are written as the shortest text that round-trips."""
         copy = f"COPY {table} FROM STDIN WITH (FORMAT csv, ENCODING 'UTF8')"
         with self._connection.cursor() as cursor:
             for batch in batches:
@@ -59,16 +69,18 @@ class PostgresSession(Session):
 
     def lock(self, table: str) -> None:
         """
-        Keep others from writing a table until the transaction ends; they may read it.
+        Lock a table against other writers until the transaction ends. Readers are not blocked.
 
-        So two loads go one after the other, whatever the order of their rows: neither a deadlock nor a wrong count.
+        Loads therefore run one after another, which prevents deadlocks and wrong counts.
+
+        :raises StemTransportError: the wait for the lock exceeded ``lock_timeout``.
         """
         self.execute(f"LOCK TABLE {{{{ params.schema }}}}.{table} IN SHARE ROW EXCLUSIVE MODE")
 
     def begin(self) -> None:
-        """Begin a transaction that sees what others have committed once it has its locks."""
+        """Begin a transaction that sees what was committed before it acquired its locks."""
         self.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        # 0 would be for ever, and more than 24 days are refused.
+        # PostgreSQL waits without limit at 0, and rejects more than 24 days.
         milliseconds = min(max(round(self._lock_timeout * 1000), 1), 2**31 - 1)
         self.execute("SELECT set_config('lock_timeout', ?, true)", f"{milliseconds}ms")
 
@@ -84,18 +96,19 @@ class PostgresSession(Session):
         self._connection.close()
 
     def create_schema(self) -> None:
-        """Create the schema where it is not there; two at once would collide in PostgreSQL's own tables."""
+        """Create the schema if it does not exist."""
+        # Two sessions that create a schema at the same time would collide in PostgreSQL's catalog.
         self.execute("SELECT pg_advisory_xact_lock(hashtext(?))", f"airflow_provider_stem {self.schema}")
-        # Asked first: creating it asks for a right on the whole database, also where it is there.
+        # CREATE SCHEMA IF NOT EXISTS needs a privilege on the database even if the schema exists.
         if not self.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", self.schema):
             self.execute("CREATE SCHEMA {{ params.schema }}")
 
     def _run(self, cursor: Any, sql: str, parameters: tuple[Any, ...]) -> None:
         try:
-            cursor.execute(self.filled_in(sql).replace("?", "%s"), parameters or None)
+            cursor.execute(self.with_schema(sql).replace("?", "%s"), parameters or None)
         except Exception as exc:
             if getattr(exc, "sqlstate", getattr(exc, "pgcode", None)) == _LOCK_NOT_AVAILABLE:
                 raise StemTransportError(
-                    f"Others have written schema {self.schema!r} for {self._lock_timeout:g} s: try again later."
+                    f"Another session has locked schema {self.schema!r} for {self._lock_timeout:g} s. Try again later."
                 ) from None
             raise

@@ -1,4 +1,4 @@
-"""What happens to a request around the API proper: records, delays, limits, faults and the key."""
+"""ASGI middleware in front of the API: recording, latency, rate limit, faults and authentication."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ _BODILESS = frozenset({204, 304})
 
 
 def error_body(status: int, *messages: str) -> bytes:
-    """The guide's error payload; without a message, the usual one of the status."""
+    """Return the guide's error payload, as JSON.
+
+    :param status: the HTTP status, also the ``code`` of each error.
+    :param messages: one entry of ``errors`` each; default: the usual message of the status.
+    """
     messages = messages or (_REASONS.get(status, f"The request failed with status {status}."),)
     errors = [{"message": message, "code": status} for message in messages]
     return json.dumps({"errors": errors}, separators=(",", ":"), ensure_ascii=False).encode()
@@ -48,9 +52,13 @@ def error_body(status: int, *messages: str) -> bytes:
 class RecordedRequest:
     """A request that reached the API.
 
-    ``target`` is the path and query as sent, ``path`` the decoded path, ``query`` its parameters with all
-    their values. ``authorized`` tells whether the key was right; ``headers`` hold the others in lower
-    case. ``status`` is None until the answer begins, and stays so where there is none.
+    :param method: the HTTP method.
+    :param path: the decoded path.
+    :param target: the path and query as sent.
+    :param query: the query's parameters, each with all of its values.
+    :param headers: the headers with names in lower case, without ``authorization``.
+    :param authorized: whether the key was valid.
+    :param status: status of the response; None until the response begins, or if there is none.
     """
 
     method: str
@@ -67,9 +75,14 @@ Rewrite = Callable[[RecordedRequest, Any], Any]
 
 @dataclass(slots=True)
 class Traffic:
-    """What passed, and what a test wants to happen to what comes next.
+    """Recorded requests, and the faults and rewrites planned for the next ones.
 
-    :param keep: whether requests are recorded; a server that runs for long should not.
+    :param plan: the planned faults.
+    :param keep: whether requests are recorded. A long-running server should not record them.
+    :param requests: the recorded requests, in order of arrival.
+    :param concurrency: number of requests in progress.
+    :param peak_concurrency: the highest concurrency since the last reset.
+    :param rewrite: function that replaces the payload of each response, or None.
     """
 
     plan: FaultPlan
@@ -81,25 +94,25 @@ class Traffic:
 
     @classmethod
     def of(cls, settings: Settings, *, keep: bool = True) -> Traffic:
-        """A fresh record with the random faults of ``settings``."""
+        """Return an empty record with the random faults of ``settings``."""
         randoms = tuple(parse_random(text) for text in settings.faults)
         return cls(FaultPlan(randoms, settings.seed), keep)
 
     def begin(self, request: RecordedRequest) -> None:
-        """Count a request in."""
+        """Record the beginning of a request."""
         self.concurrency += 1
         self.peak_concurrency = max(self.peak_concurrency, self.concurrency)
         if self.keep:
             self.requests.append(request)
 
     def reset(self) -> None:
-        """Forget the requests and the peak."""
+        """Remove the recorded requests, and reset the peak."""
         self.requests = []
         self.peak_concurrency = self.concurrency
 
 
 class _Bucket:
-    """A token bucket that holds one second's worth of requests."""
+    """A token bucket with a capacity of one second of requests."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -108,7 +121,7 @@ class _Bucket:
         self._at = time.monotonic()
 
     def take(self) -> float:
-        """Take a token; the seconds to wait where there is none, else 0."""
+        """Take a token and return 0, or return the seconds to wait if there is none."""
         if not self._rate:
             return 0.0
         now = time.monotonic()
@@ -121,25 +134,27 @@ class _Bucket:
 
 
 @dataclass(slots=True)
-class _Answer:
-    """A whole answer of the app, held back."""
+class _BufferedResponse:
+    """A complete response of the application, not yet sent."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
 
-    async def take(self, message: Message) -> None:
+    async def collect(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], list(message["headers"])
         else:
             self.body += message.get("body", b"")
 
 
-class Gate:
+class Middleware:
     """ASGI middleware in front of the API's paths.
 
-    :param traffic: where requests are recorded and faults planned.
-    :param abort: closes the connection of a scope at once, without an answer.
+    :param app: the application.
+    :param settings: latency, rate limit and key.
+    :param traffic: records requests, and holds the planned faults.
+    :param abort: closes the connection of a scope immediately, without a response.
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings, traffic: Traffic, abort: Callable[[Scope], None]) -> None:
@@ -151,7 +166,7 @@ class Gate:
         self._bucket = _Bucket(settings.rate_limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
+        """Pass a request to the application, or respond to it here."""
         path = scope.get("path", "")
         if scope["type"] != "http" or (path != BASE_PATH and not path.startswith(f"{BASE_PATH}/")):
             await self._app(scope, receive, send)
@@ -165,12 +180,12 @@ class Gate:
             await send(message)
 
         try:
-            await self._admit(request, scope, receive, send_noting)
+            await self._handle(request, scope, receive, send_noting)
         except Exception:
             if request.status is not None:
                 raise
-            # Answered here: the framework's own last handler raises on, and the server then drops the connection,
-            # sometimes before the client has read the answer.
+            # Starlette's handler would raise again, and the server would then close the connection, sometimes before
+            # the client has read the response.
             _logger.exception("The simulator failed on a request")
             await _send(send_noting, 500, error_body(500))
         finally:
@@ -180,17 +195,17 @@ class Gate:
         headers = dict(scope["headers"])
         query = scope["query_string"].decode("latin-1")
         raw_path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
-        given = headers.pop(b"authorization", b"")
+        authorization = headers.pop(b"authorization", b"")
         return RecordedRequest(
             method=scope["method"],
             path=scope["path"],
             target=f"{raw_path}?{query}" if query else raw_path,
             query=parse_qs(query, keep_blank_values=True),
             headers={name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()},
-            authorized=hmac.compare_digest(given, self._authorization),
+            authorized=hmac.compare_digest(authorization, self._authorization),
         )
 
-    async def _admit(self, request: RecordedRequest, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, request: RecordedRequest, scope: Scope, receive: Receive, send: Send) -> None:
         if self._settings.latency:
             await asyncio.sleep(self._settings.latency)
         wait = self._bucket.take()
@@ -199,7 +214,7 @@ class Gate:
             return
         fault = self._traffic.plan.next(request.target)
         if fault is None:
-            await self._answer(request, scope, receive, send)
+            await self._respond(request, scope, receive, send)
         else:
             await self._fail(fault, request, scope, receive, send)
 
@@ -207,37 +222,37 @@ class Gate:
         seconds = ceil(wait)
         if self._settings.retry_after == "seconds":
             return retry_after_text(seconds)
-        # A date has whole seconds: cut off here, it would be early.
+        # An HTTP date has whole seconds, so rounding down would be too early.
         return retry_after_text(datetime.now(UTC) + timedelta(seconds=seconds + 1))
 
-    async def _answer(self, request: RecordedRequest, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond(self, request: RecordedRequest, scope: Scope, receive: Receive, send: Send) -> None:
         if not request.authorized:
             await _send(send, 401, error_body(401))
         elif self._traffic.rewrite is None:
             await self._app(scope, receive, send)
         else:
-            answer = _Answer()
-            await self._app(scope, receive, answer.take)
-            payload = self._traffic.rewrite(request, json.loads(answer.body))
+            response = _BufferedResponse()
+            await self._app(scope, receive, response.collect)
+            payload = self._traffic.rewrite(request, json.loads(response.body))
             if not isinstance(payload, (bytes, str)):
                 payload = json.dumps(payload, separators=(",", ":"))
             body = payload.encode() if isinstance(payload, str) else payload
-            await _send(send, answer.status, body)
+            await _send(send, response.status, body)
 
     async def _fail(self, fault: Fault, request: RecordedRequest, scope: Scope, receive: Receive, send: Send) -> None:
         if fault.kind == "hang":
-            await _until_gone(receive)
+            await _wait_for_disconnect(receive)
         elif fault.kind == "reset":
             self._abort(scope)
-            await _until_gone(receive)
+            await _wait_for_disconnect(receive)
         elif fault.kind in ("cut_json", "cut_body"):
-            answer = _Answer()
-            await self._answer(request, scope, receive, answer.take)
-            half = answer.body[: len(answer.body) // 2]
+            response = _BufferedResponse()
+            await self._respond(request, scope, receive, response.collect)
+            half = response.body[: len(response.body) // 2]
             if fault.kind == "cut_json":
-                await _send(send, answer.status, half)
-            else:  # the server closes a connection whose answer ends early
-                await _send(send, answer.status, half, length=len(answer.body), more=True)
+                await _send(send, response.status, half)
+            else:  # the server closes the connection of an incomplete response
+                await _send(send, response.status, half, length=len(response.body), more=True)
         elif fault.kind == "html":
             page = b"<!doctype html><html><title>Sign in</title><body>Please sign in.</body></html>"
             await _send(send, 200, page, content_type=b"text/html; charset=utf-8")
@@ -252,7 +267,7 @@ class Gate:
             await _send(send, fault.status, body, retry_after=fault.retry_after, location=fault.location)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
