@@ -45,6 +45,7 @@ _ANY_STATUS = range(300, 600)
 _CONFLICTS = (409, 412)
 # Error codes of a rejected PUT that a retry can cure.
 _PASSING = {"BadDigest", "ExpiredToken", "RequestTimeout", "TokenRefreshRequired", "XAmzContentChecksumMismatch"}
+_WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _MAX_DOWNLOADS = 4
 _LAST_YEAR = 9000  # so that sums of times stay in the range of datetime
 _FOR_READS = (
@@ -312,6 +313,11 @@ class S3Store:
             failed = f"{method} failed: {_reason(exc)} [{self.uri(key)}]"
             if code == "RequestTimeTooSkewed":
                 raise StemTransportError(f"The worker's clock is wrong. Correct it: {failed}") from None
+            if code in _WRONG_CREDENTIALS:
+                raise StemConfigError(
+                    f"The credentials are wrong. Correct access key and secret of connection {self._aws_conn_id!r}: "
+                    f"{failed}"
+                ) from None
             if status == 403:
                 raise StemConfigError(
                     f"Access denied. Check the permissions of connection {self._aws_conn_id!r}, and whether the bucket "
@@ -338,15 +344,14 @@ class S3Store:
         text = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
         try:
             answered_at = parsedate_to_datetime(text)
-            answered_at = answered_at.replace(tzinfo=answered_at.tzinfo or UTC).astimezone(UTC)
+            if answered_at.year <= _LAST_YEAR:
+                return answered_at.replace(tzinfo=answered_at.tzinfo or UTC).astimezone(UTC)
         except (ValueError, OverflowError):
-            answered_at = datetime.max.replace(tzinfo=UTC)
-        if answered_at.year > _LAST_YEAR:
-            raise StemTransportError(
-                f"The store of connection {self._aws_conn_id!r} answers without a valid Date header, so the later of "
-                "two attempts cannot be determined. Check the store and the proxies in front of it."
-            )
-        return answered_at
+            pass
+        raise StemTransportError(
+            f"The store of connection {self._aws_conn_id!r} answers without a valid Date header, so the later of two "
+            "attempts cannot be determined. Check the store and the proxies in front of it."
+        )
 
     def _only(self, name: str) -> dict[str, Any]:
         return {name: self._extra_args[name]} if name in self._extra_args else {}

@@ -11,6 +11,8 @@ from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.records import read_objects, read_receipt
 from airflow_provider_stem.streams.windows import check_resolution
 
+__all__ = ["as_alias_extra", "combined", "event_extras", "landed_objects"]
+
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 

@@ -12,6 +12,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNot
 from airflow_provider_stem._arguments import check_connection_id
 from airflow_provider_stem.errors import StemApiError, StemAuthError, StemConfigError, StemError, StemNotFoundError
 
+__all__ = ["FINAL_ERRORS", "final_error", "final_errors"]
+
 log = logging.getLogger(__name__)
 
 FINAL_ERRORS = (StemAuthError, StemConfigError, StemNotFoundError)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from airflow_provider_stem.api.client import StemClient
     from airflow_provider_stem.api.config import ClientConfig
 
+__all__ = ["StemHook"]
+
 _TEST_TIMEOUT = 15.0
 
 

@@ -11,6 +11,8 @@ from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.windows import parse_instant
 
+__all__ = ["is_partitioned", "wall_time_of_run"]
+
 WallTime = tuple[datetime, datetime]
 """Start and end in UTC, not yet on a grid."""
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
+__all__ = ["LandedObjectsLink"]
+
 log = logging.getLogger(__name__)
 
 _KEY = "landed_objects_link"

@@ -26,9 +26,10 @@ from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import wall_time_of_run
+from airflow_provider_stem.streams.records import describe_report
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.windows import Window, iso, parse_stream_types
-from airflow_provider_stem.triggers import StemStreamsTrigger, describe
+from airflow_provider_stem.triggers import StemStreamsTrigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -172,7 +173,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                 watch.poke(client, self.max_workers)
             finally:
                 self._save_progress(context, watch)
-        self.log.info("%s: %s", watch.window, describe(watch.report()))
+        self.log.info("%s: %s", watch.window, describe_report(watch.report()))
         return PokeReturnValue(watch.is_complete(self.min_completeness), xcom_value=watch.report())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> WatchReport:  # noqa: ARG002
@@ -185,11 +186,11 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         """
         match event:
             case {"status": "complete", "report": dict(report)}:
-                self.log.info("%s", describe(cast("WatchReport", report)))
+                self.log.info("%s", describe_report(cast("WatchReport", report)))
                 return cast("WatchReport", report)
             case {"status": "timeout", "report": dict(report)}:
                 raise AirflowSensorTimeout(
-                    f"Not available within {self.timeout:g} s: {describe(cast('WatchReport', report))}."
+                    f"Not available within {self.timeout:g} s: {describe_report(cast('WatchReport', report))}."
                 )
             case {"status": "overdue"}:
                 raise AirflowSensorTimeout("Airflow ended the wait: timeout or execution_timeout has passed.")

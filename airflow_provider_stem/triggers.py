@@ -19,6 +19,7 @@ from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import FINAL_ERRORS
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import wall_time_of_run
+from airflow_provider_stem.streams.records import describe_report
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.windows import Window, iso, parse_instant
 
@@ -26,12 +27,11 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_stem.streams.records import WatchReport
     from airflow_provider_stem.streams.watch import Watch
 
 __all__ = ["StemStreamsTrigger"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _THREADS = 16
 
@@ -174,7 +174,7 @@ class StemStreamsTrigger(BaseTrigger):
                 await self._poke(watch)
                 if watch.is_complete(self.min_completeness):
                     return {"status": "complete", "report": watch.report()}
-                self.log.info("%s, next poke in %s", describe(watch.report()), self._pause_after(watch.pokes))
+                self.log.info("%s, next poke in %s", describe_report(watch.report()), self._pause_after(watch.pokes))
             if deadline is not None and _now() >= deadline:
                 return {"status": "timeout", "report": watch.report()}
 
@@ -224,15 +224,7 @@ class StemStreamsTrigger(BaseTrigger):
             client.close()
 
 
-def describe(report: WatchReport) -> str:
-    """Return how complete a window is, as one line of text."""
-    return (
-        f"{report['expected'] - report['missing']:,} of {report['expected']:,} intervals received, "
-        f"{report['incomplete_sites']:,} of {report['sites']:,} sites incomplete"
-    )
-
-
-async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+async def _in_thread(function: Callable[..., _T], *args: Any) -> _T:
     # With the context, so that the triggerer assigns log lines to this trigger.
     call = partial(contextvars.copy_context().run, function, *args)
     return await asyncio.get_running_loop().run_in_executor(_threads(), call)

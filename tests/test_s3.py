@@ -309,6 +309,15 @@ def test_a_store_without_a_clock_is_an_error(date, store, stem, lake):
     assert stem.requests == []
 
 
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch"])
+def test_wrong_credentials_fail_at_once_and_are_named(code, store, stem, lake):
+    refusal = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    store.go_wrong(answer(403, refusal, {"Content-Type": "application/xml"}), lambda exchange: exchange.method == "PUT")
+    with pytest.raises(AirflowFailException, match="^The credentials are wrong. Correct access key and secret of"):
+        land(lake)
+    assert stem.requests == []
+
+
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_a_store_without_etags_is_an_error(method, store, stem, lake):
     land(lake)

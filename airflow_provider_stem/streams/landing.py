@@ -120,13 +120,23 @@ class Landing:
                 f"Other tasks landed later rows of {self.window} {_MAX_ATTEMPTS} times. Try again when they are done."
             )
         log.info(
-            "Landed %s in %s with %s in %.1f s: %s missing of %s expected",
+            "Landed %s in %s with %s in %.1f s: %s missing of %s expected; "
+            "%s inserted, %s changed, %s unchanged, %s kept",
             _count(receipt["rows"], "row"),
             _count(len(receipt["objects"]), "object"),
             _count(receipt["requests"], "request"),
             time.monotonic() - began,
-            f"{receipt['missing']:,}",
-            f"{receipt['expected']:,}",
+            *(
+                f"{count:,}"
+                for count in (
+                    receipt["missing"],
+                    receipt["expected"],
+                    receipt["inserted"],
+                    receipt["changed"],
+                    receipt["unchanged"],
+                    receipt["kept"],
+                )
+            ),
         )
         return receipt
 

@@ -126,6 +126,14 @@ class WatchReport(TypedDict):
     incomplete_sites: int
 
 
+def describe_report(report: WatchReport) -> str:
+    """Return how complete a window is, as one line of text."""
+    return (
+        f"{report['expected'] - report['missing']:,} of {report['expected']:,} intervals received, "
+        f"{report['incomplete_sites']:,} of {report['sites']:,} sites incomplete"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LandedObject:
     """
