@@ -15,7 +15,7 @@ from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.hooks import StemHook
-from airflow_provider_stem.simulator import Settings, Simulator, gate
+from airflow_provider_stem.simulator import Settings, Simulator, middleware
 from airflow_provider_stem.streams import source
 from airflow_provider_stem.streams.extraction import Extraction
 from airflow_provider_stem.streams.sites import Site, read_sites
@@ -199,7 +199,7 @@ def test_a_server_with_a_low_rate_limit(retry_after: Any, monkeypatch: pytest.Mo
     settings = Settings(clients=1, sites=4, now=NOW, rate_limit=6, retry_after=retry_after)
     waited: list[float] = []
     # The limiter's clock advances only when the client waits.
-    monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: sum(waited)))
+    monkeypatch.setattr(middleware, "time", SimpleNamespace(monotonic=lambda: sum(waited)))
 
     def wait(seconds: float) -> None:
         waited.append(max(seconds, 1.0))
