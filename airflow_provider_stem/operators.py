@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_stem.api.client import StemClient
-    from airflow_provider_stem.streams.records import Receipt
+    from airflow_provider_stem.streams.records import Receipt, SiteRecord
 
 __all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
 
@@ -98,7 +98,7 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
             raise AirflowSkipException(
                 f"No site found ({self._filters()}). Check these arguments and the permissions of the API key."
             )
-        listed = sites if self.batches is None else _in_batches(sites, self.batches)
+        listed: list[Any] = sites if self.batches is None else _in_batches(sites, self.batches)
         self.log.info("Found %s sites (%s)", f"{len(sites):,}", self._filters())
         limit = conf.getint("core", "max_map_length", fallback=1024)
         if len(listed) > limit:
@@ -113,7 +113,7 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
         check_templated(client_id=self.client_id, name=self.name, stem_conn_id=self.stem_conn_id)
         return StemHook(self.stem_conn_id).get_conn()
 
-    def _records(self, client: StemClient) -> Iterator[dict[str, Any]]:
+    def _records(self, client: StemClient) -> Iterator[SiteRecord]:
         client_ids = [self.client_id] if isinstance(self.client_id, str) else self.client_id
         if client_ids is None:
             client_ids = [listed["id"] for listed in client.list_clients()]
@@ -387,7 +387,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
                 event.add_partitions(str(window))
 
 
-def _record(site: Mapping[str, Any], client_id: str, redact: Callable[[str], str]) -> dict[str, Any]:
+def _record(site: Mapping[str, Any], client_id: str, redact: Callable[[str], str]) -> SiteRecord:
     """Return the site record that is stored in XCom: bounded in size, and valid JSON for every metadata database."""
     for identifier in (site["id"], client_id):
         if len(identifier) > _MAX_ID or re.search("[\0\ud800-\udfff]", identifier):
@@ -415,8 +415,8 @@ def _may_have_any(stream_start_times: Mapping[str, Any] | None, stream_types: Se
     return stream_start_times is None or not stream_start_times.keys().isdisjoint(stream_types)
 
 
-def _in_batches(sites: Sequence[dict[str, Any]], batches: int) -> list[dict[str, Any]]:
-    members: dict[int, list[dict[str, Any]]] = {}
+def _in_batches(sites: Sequence[Mapping[str, Any]], batches: int) -> list[dict[str, Any]]:
+    members: dict[int, list[Mapping[str, Any]]] = {}
     for site in sites:
         digest = blake2b(site["site_id"].encode(errors="backslashreplace"), digest_size=8).digest()
         members.setdefault(int.from_bytes(digest) % batches, []).append(site)

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from s3_server import S3Server
 
 from airflow_provider_stem.simulator import Settings, Simulator
 
@@ -88,20 +88,10 @@ def main() -> None:
         ("1 day, new objects", FIRST + timedelta(days=LOOKBACK), 1, 0),
         (f"1 day and {LOOKBACK} before, over existing objects", FIRST + timedelta(days=LOOKBACK), 1, LOOKBACK),
     ]
-    settings = Settings(sites=options.sites)
-    with tempfile.TemporaryDirectory() as folder, S3Server(Path(folder)) as s3, Simulator(settings) as simulator:
+    simulated = Simulator(Settings(sites=options.sites))
+    with tempfile.TemporaryDirectory() as folder, S3Server(Path(folder)) as s3, simulated as simulator:
         client: Any = s3.client()
         client.create_bucket(Bucket="bench")
-        aws = {"endpoint_url": s3.url, "region_name": "us-east-1"}
-        connections = {
-            "AIRFLOW_CONN_STEM_DEFAULT": {"conn_type": "stem", "host": simulator.url, "password": settings.api_key},
-            "AIRFLOW_CONN_AWS_DEFAULT": {
-                "conn_type": "aws",
-                "login": ACCESS_KEY,
-                "password": SECRET_KEY,
-                "extra": aws | {"config_kwargs": {"s3": {"addressing_style": "path"}}},
-            },
-        }
         print(f"{options.sites:,} sites in {options.batches:,} batches, one after the other")
         print(f"{'':46} {'rows':>10} {'objects':>8} {'API':>7} {'seconds':>8} {'CPU s':>6}  requests to S3")
         for title, first, days, lookback in loads:
@@ -110,7 +100,8 @@ def main() -> None:
                 [*command, "--land", str(first), str(days), str(lookback)],
                 env={
                     **os.environ,
-                    **{name: json.dumps(value) for name, value in connections.items()},
+                    "AIRFLOW_CONN_STEM_DEFAULT": simulator.connection,
+                    "AIRFLOW_CONN_AWS_DEFAULT": s3.connection,
                     "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
                     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
                 },

@@ -119,24 +119,17 @@ class Landing:
             raise StemTransportError(
                 f"Other tasks landed later rows of {self.window} {_MAX_ATTEMPTS} times. Try again when they are done."
             )
+        counts = (
+            f"{receipt['missing']:,} missing of {receipt['expected']:,} expected; {receipt['inserted']:,} inserted, "
+            f"{receipt['changed']:,} changed, {receipt['unchanged']:,} unchanged, {receipt['kept']:,} kept"
+        )
         log.info(
-            "Landed %s in %s with %s in %.1f s: %s missing of %s expected; "
-            "%s inserted, %s changed, %s unchanged, %s kept",
+            "Landed %s in %s with %s in %.1f s: %s",
             _count(receipt["rows"], "row"),
             _count(len(receipt["objects"]), "object"),
             _count(receipt["requests"], "request"),
             time.monotonic() - began,
-            *(
-                f"{count:,}"
-                for count in (
-                    receipt["missing"],
-                    receipt["expected"],
-                    receipt["inserted"],
-                    receipt["changed"],
-                    receipt["unchanged"],
-                    receipt["kept"],
-                )
-            ),
+            counts,
         )
         return receipt
 

@@ -171,6 +171,12 @@ class LandedObject:
         }
 
 
+def as_entries(argument: Any) -> Iterable[Any] | None:
+    """Return one record or several as an iterable; ``None`` if the argument is neither."""
+    entries = [argument] if isinstance(argument, Mapping) else argument
+    return None if not isinstance(entries, Iterable) or isinstance(entries, (str, bytes, bytearray)) else entries
+
+
 def read_objects(argument: Any) -> list[LandedObject]:
     """
     Return the objects in receipts or asset events.
@@ -182,8 +188,8 @@ def read_objects(argument: Any) -> list[LandedObject]:
     :return: each object once, as the last entry describes it, in the order of these entries.
     :raises StemConfigError: an entry is invalid. The message names the entry and the remedy.
     """
-    entries = [argument] if isinstance(argument, Mapping) else argument
-    if not isinstance(entries, Iterable) or isinstance(entries, (str, bytes, bytearray)):
+    entries = as_entries(argument)
+    if entries is None:
         raise StemConfigError(
             f"Invalid objects {one_line(repr(argument))[:100]}. Use what StemStreamsToS3Operator returned, or a list "
             "of it."

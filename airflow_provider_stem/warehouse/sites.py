@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemDataError
+from airflow_provider_stem.streams.records import as_entries
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES, first_expected_end, from_epoch
 
@@ -78,8 +79,8 @@ def read_records(argument: Any) -> list[SiteRow]:
     :return: one row per site, sorted by id; the last record of a site wins.
     :raises StemConfigError: an entry is not a site record, or there is none.
     """
-    entries = [argument] if isinstance(argument, Mapping) else argument
-    if not isinstance(entries, Iterable) or isinstance(entries, (str, bytes, bytearray)):
+    entries = as_entries(argument)
+    if entries is None:
         raise StemConfigError(
             f"Invalid sites {one_line(repr(argument))[:100]}: not a list of records. Pass what StemSiteListOperator "
             "returned."
