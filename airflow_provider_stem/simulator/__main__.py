@@ -1,4 +1,4 @@
-"""Command line ``python -m airflow_provider_stem.simulator``, which serves until Ctrl-C or SIGTERM."""
+"""Command line ``stem-simulator``, which serves until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     stops = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # before any thread starts, so that all inherit it
-    from airflow_provider_stem.simulator import Simulator
 
     try:
+        from airflow_provider_stem.simulator import Simulator
+
         simulator = Simulator(settings, host=host, port=port, keep_requests=False).start()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     with_docs = simulator.url.replace("/api/v1/", "/docs")
     sys.stdout.write(
         f"Serving {simulator.url} with the key {settings.api_key} (documentation: {with_docs})\n"
-        f"AIRFLOW_CONN_STEM_DEFAULT={shlex.quote(simulator.connection)}\n"
+        f"export AIRFLOW_CONN_STEM_DEFAULT={shlex.quote(simulator.connection)}\n"
     )
     sys.stdout.flush()
     signal.sigwait(stops)
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m airflow_provider_stem.simulator",
+        prog="stem-simulator",
         description="A simulator of Stem's Developer Data API.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -21,7 +21,7 @@ from airflow_provider_stem.simulator.__main__ import _parser, main
 
 from .conftest import Get
 
-COMMAND = [sys.executable, "-m", "airflow_provider_stem.simulator"]
+COMMAND = [str(Path(sys.executable).with_name("stem-simulator"))]
 
 
 def port_of(url: str) -> int:
@@ -94,12 +94,25 @@ def test_the_message_names_a_missing_extra() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HUNG_AFTER)
     assert "airflow-provider-stem[simulator]" in done.stdout
 
+    code = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        "from airflow_provider_stem.simulator.__main__ import main\nmain(['--port', '0'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=HUNG_AFTER)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "error: The simulator needs fastapi. Run: pip install 'airflow-provider-stem[simulator]'\n"
+    )
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_until_a_signal(stop: signal.Signals, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize(
+    ("command", "stop"),
+    [(COMMAND, signal.SIGTERM), ([sys.executable, "-m", "airflow_provider_stem.simulator"], signal.SIGINT)],
+)
+def test_the_command_serves_until_a_signal(command: list[str], stop: signal.Signals, tmp_path: Path) -> None:
     options = ["--port", "0", "--api-key", "it's a key", "--sites", "3", "--clients", "1", "--reading", "B"]
     process = subprocess.Popen(
-        [*COMMAND, *options],
+        [*command, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -110,7 +123,7 @@ def test_the_command_serves_until_a_signal(stop: signal.Signals, tmp_path: Path)
         assert process.stdout is not None
         serving, connection = process.stdout.readline(), process.stdout.readline()
         name, _, value = connection.partition("=")
-        assert name == "AIRFLOW_CONN_STEM_DEFAULT"
+        assert name == "export AIRFLOW_CONN_STEM_DEFAULT"
         (text,) = shlex.split(value)
         fields_of = json.loads(text)
         assert fields_of["conn_type"] == "stem"
