@@ -13,8 +13,9 @@ from typing import Any, TypeVar, cast
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS, resolve_compression
-from airflow_provider_stem.streams.keys import check_bucket, check_key_template
+from airflow_provider_stem.streams.keys import check_key_template
 from airflow_provider_stem.streams.sites import read_sites
+from airflow_provider_stem.streams.store import check_bucket
 from airflow_provider_stem.streams.windows import (
     PARTITIONS,
     check_lookback,

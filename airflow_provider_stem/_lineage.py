@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 
 from airflow_provider_stem import __version__
-from airflow_provider_stem.streams.keys import split_uri
+from airflow_provider_stem.streams.store import split_uri
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, SHOWN_ROW
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from urllib3.exceptions import HTTPError
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
-from airflow_provider_stem.streams.objects import DamagedObjectError, ObjectChangedError, Version
 from airflow_provider_stem.streams.spool import ScratchFile
+from airflow_provider_stem.streams.store import DamagedObjectError, ObjectChangedError, Version, object_uri
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class S3Store:
 
     def uri(self, key: str) -> str:
         """Return the address of a key."""
-        return f"s3://{self.bucket}/{key}"
+        return object_uri(self.bucket, key)
 
     def check(self, probe: str, *, may_be_unconditional: bool) -> None:
         """
@@ -146,16 +146,16 @@ class S3Store:
         """
         Return an object's version and the store's time.
 
-        :return: the version, ``None`` if there is no object, and the time of the store's answer, in UTC.
-        :raises StemTransportError: the store did not answer in as many attempts as the connection allows.
+        :return: the version, ``None`` if there is no object, and the time of the response by the store's clock, in UTC.
+        :raises StemTransportError: the store did not respond in as many attempts as the connection allows.
         """
         try:
-            answer = self._call("head_object", key, expected=(403, 404), **self._for_reads)
+            response = self._call("head_object", key, expected=(403, 404), **self._for_reads)
         except ClientError as exc:
             # Without permission to list, S3 answers 403 for a key that does not exist. A later PUT with If-None-Match
             # fails if the object does exist.
-            return None, self._answered_at(exc.response)
-        return _version(answer), self._answered_at(answer)
+            return None, self._time_of(exc.response)
+        return _version(response), self._time_of(response)
 
     def get(self, key: str, file: ScratchFile) -> Version | None:
         """
@@ -166,7 +166,7 @@ class S3Store:
         :raises StemTransportError: it did not arrive completely in as many attempts as the connection allows.
         """
 
-        # boto3 retries a request without an answer, but not one whose answer is cut off.
+        # boto3 retries a request without a response, but not one whose response is cut off.
         @tenacity.retry(
             stop=tenacity.stop_after_attempt(_MAX_DOWNLOADS),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
@@ -175,9 +175,9 @@ class S3Store:
         )
         def download() -> Version:
             file.clear()
-            answer = self._call("get_object", key, expected=(404,), **self._for_reads)
-            shutil.copyfileobj(answer["Body"], file, 2**20)
-            return _version(answer)
+            response = self._call("get_object", key, expected=(404,), **self._for_reads)
+            shutil.copyfileobj(response["Body"], file, 2**20)
+            return _version(response)
 
         try:
             return download()
@@ -200,7 +200,7 @@ class S3Store:
         file.seek(0)
         metadata = {DIGEST: file.sha256, READ_AT: read_at.astimezone(UTC).isoformat()}
         try:
-            answer = self._put(
+            response = self._put(
                 key,
                 file,
                 replaces.etag if replaces else None,
@@ -211,7 +211,7 @@ class S3Store:
             )
         except ClientError:
             raise ObjectChangedError(self.uri(key)) from None
-        if not self._keeps(key, answer, file):
+        if not self._is_stored(key, response, file):
             raise DamagedObjectError(self.uri(key))
         get_hook_lineage_collector().add_output_asset(  # type: ignore[no-untyped-call]
             context=self._hook, scheme="s3", asset_kwargs={"bucket": self.bucket, "key": key}
@@ -223,7 +223,7 @@ class S3Store:
 
         :param required: raise an error if listing is forbidden, instead of logging a warning.
         :raises StemConfigError: listing is forbidden.
-        :raises StemTransportError: the store did not answer.
+        :raises StemTransportError: the store did not respond.
         """
         tokens: list[str] = []
         handled = () if required else (403,)
@@ -283,14 +283,14 @@ class S3Store:
             expected = (*_CONFLICTS, *also_expected) if etag is None else (*_CONFLICTS, 404, *also_expected)
         return self._call("put_object", key, expected=expected, Body=body, **condition, **arguments)
 
-    def _keeps(self, key: str, answer: Mapping[str, Any], file: ScratchFile) -> bool:
+    def _is_stored(self, key: str, response: Mapping[str, Any], file: ScratchFile) -> bool:
         """Return whether the store has what was sent: by its checksum, else by its ETag, else by reading it back."""
-        checksum = answer.get("ChecksumSHA256")
+        checksum = response.get("ChecksumSHA256")
         if checksum == base64.b64encode(bytes.fromhex(file.sha256)).decode():
             return True
         file.seek(0)
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-        if checksum is None and str(answer.get("ETag")).strip('"') == digest.hexdigest():
+        if checksum is None and str(response.get("ETag")).strip('"') == digest.hexdigest():
             return True
         # With SSE-KMS or SSE-C the ETag is not an MD5.
         with ScratchFile() as copy:
@@ -339,13 +339,13 @@ class S3Store:
             f"S3 cannot be used through connection {self._aws_conn_id!r}: {one_line(str(exc))} [{self.uri(key)}]"
         )
 
-    def _answered_at(self, answer: Mapping[str, Any]) -> datetime:
-        """Return the time at which the store answered, by its clock, because the worker's may be wrong."""
-        text = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    def _time_of(self, response: Mapping[str, Any]) -> datetime:
+        """Return the time of a response by the store's clock, because the worker's may be wrong."""
+        text = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
         try:
-            answered_at = parsedate_to_datetime(text)
-            if answered_at.year <= _LAST_YEAR:
-                return answered_at.replace(tzinfo=answered_at.tzinfo or UTC).astimezone(UTC)
+            sent_at = parsedate_to_datetime(text)
+            if sent_at.year <= _LAST_YEAR:
+                return sent_at.replace(tzinfo=sent_at.tzinfo or UTC).astimezone(UTC)
         except (ValueError, OverflowError):
             pass
         raise StemTransportError(
@@ -357,19 +357,19 @@ class S3Store:
         return {name: self._extra_args[name]} if name in self._extra_args else {}
 
 
-def _version(answer: Mapping[str, Any]) -> Version:
-    metadata = answer.get("Metadata", {})
+def _version(response: Mapping[str, Any]) -> Version:
+    metadata = response.get("Metadata", {})
     try:
         read_at = datetime.fromisoformat(metadata[READ_AT]).astimezone(UTC)
     except (KeyError, ValueError, OverflowError):
         read_at = None
-    if "ETag" not in answer:
+    if "ETag" not in response:
         raise StemTransportError(
             "The store answers without an ETag, so conditional writes are not possible. Use a store that sends it, and "
             "check the proxies in front of it."
         )
     digest = metadata.get(DIGEST)
-    return Version(answer["ETag"], digest and digest.lower(), read_at)
+    return Version(response["ETag"], digest and digest.lower(), read_at)
 
 
 def _status(exc: ClientError) -> int:

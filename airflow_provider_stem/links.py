@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
 
-from airflow_provider_stem.streams.keys import split_uri
+from airflow_provider_stem.streams.store import split_uri
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator

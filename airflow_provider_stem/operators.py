@@ -26,8 +26,9 @@ from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import LandedObjectsLink
 from airflow_provider_stem.streams.formats import extension, resolve_compression
-from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate, split_address
+from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
+from airflow_provider_stem.streams.store import resolve_address
 from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, parse_stream_types
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
                     f"No interval of {self.resolution} s ends within this run's window: nothing to land."
                 )
             window = window.with_lookback(self.lookback, self.partition)
-            bucket, key = self._bucket_and_key()
+            bucket, key = resolve_address(self.s3_bucket, self.s3_key)
             compression = resolve_compression(self.file_format, self.compression)
             template = KeyTemplate(
                 key,
@@ -345,14 +346,6 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         window = Window.covering(start, end, self.resolution)
         check_end(end, self.resolution)
         return window
-
-    def _bucket_and_key(self) -> tuple[str | None, str]:
-        bucket, key = split_address(self.s3_key)
-        if bucket and self.s3_bucket:
-            raise StemConfigError(
-                f"s3_bucket is {self.s3_bucket!r}, but s3_key {self.s3_key!r} names a bucket too. Remove one of them."
-            )
-        return bucket or self.s3_bucket or None, key
 
     def _batch_name(self, context: Context, client: StemClient) -> str:
         if self.batch is not None:

@@ -65,8 +65,8 @@ def make_day(folder: Path, number: int, sites: int, batches: int) -> list[dict[s
 
 def load_with_us(engine: str, address: str, receipts: Sequence[list[dict[str, Any]]]) -> Iterator[str]:
     """Load day after day, and the last one again; give what was counted."""
-    from airflow_provider_stem.streams.objects import Version
     from airflow_provider_stem.streams.records import read_objects
+    from airflow_provider_stem.streams.store import Version
     from airflow_provider_stem.warehouse.loading import load_objects
     from airflow_provider_stem.warehouse.session import Session
 

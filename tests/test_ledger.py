@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.errors import StemTransportError
 from airflow_provider_stem.ledger import EARLIEST, Ledger
-from airflow_provider_stem.streams.objects import ObjectChangedError, Version
+from airflow_provider_stem.streams.store import ObjectChangedError, Version
 
 DAY = timedelta(days=1)
 CUT = date(2025, 3, 1)
@@ -69,8 +69,12 @@ class MemoryStore:
     def head(self, key):
         return self._version(key), datetime(2025, 1, 1, tzinfo=UTC)
 
+    def uri(self, key):
+        return f"s3://lake/{key}"
+
     def get(self, key, file):
-        file.write(self.objects[key])
+        file.clear()
+        file.write(self.objects.get(key, b""))
         return self._version(key)
 
     def put(self, key, file, _read_at, replaces):
@@ -292,13 +296,14 @@ def test_a_receipt_that_does_not_list_all_failed_sites_records_none():
 
 def test_a_ledger_that_changes_all_the_time_is_a_retryable_error(monkeypatch):
     ledger = ledger_in_memory()
+    tries = iter(range(100))
 
-    def changed(*_):
+    def changed(key, *_):
+        ledger._store.objects[key] = b'{"other": {"streams": {}, "tries": %d}}' % next(tries)
         raise ObjectChangedError
 
     monkeypatch.setattr(ledger._store, "put", changed)
-    monkeypatch.setattr(ledger._store, "uri", str, raising=False)
-    with pytest.raises(StemTransportError, match="Try again later"):
+    with pytest.raises(StemTransportError, match="changed the object 20 times. Try again later"):
         ledger.enter(listing(("0", None)), [receipt_of("001-of-002", CUT, at(1))])
 
 

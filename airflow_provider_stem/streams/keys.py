@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.store import resolve_address
 from airflow_provider_stem.streams.windows import Partition, Window
 
 DEFAULT_KEY = (
@@ -27,9 +28,6 @@ PLACEHOLDERS = ("start", "end", "resolution", "batch", "dag_id", "task_id", "ext
 _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _MAX_KEY_BYTES = 1024
 _MARK = "stem-batch-mark"
-_SCHEME = "s3://"
-# The check of boto3: a name, or the ARN of an access point.
-_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
 
 
 class _KeyFormatter(string.Formatter):
@@ -55,34 +53,6 @@ _EXAMPLE = Window.covering(
 )
 
 
-def check_bucket(argument: str, bucket: object) -> None:
-    """Raise `StemConfigError` unless it is the name of a bucket; an empty string means the connection's bucket."""
-    if bucket != "" and not (isinstance(bucket, str) and _BUCKET.fullmatch(bucket)):
-        raise StemConfigError(
-            f"Invalid {argument} {bucket!r}. Use only the name of a bucket, such as 'my-lake', or leave it out."
-        )
-
-
-def split_address(s3_key: str) -> tuple[str | None, str]:
-    """
-    Return the bucket and the key of a full ``s3://bucket/key`` address; the bucket of a key alone is ``None``.
-
-    :raises StemConfigError: the bucket of the address is invalid.
-    """
-    if not s3_key.startswith(_SCHEME):
-        return None, s3_key
-    bucket, key = split_uri(s3_key)
-    if not _BUCKET.fullmatch(bucket):
-        raise StemConfigError(f"Invalid s3_key {s3_key!r}. Use a key, or a full address such as 's3://my-lake/key'.")
-    return bucket, key
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of an object's ``s3://`` URI."""
-    bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
-    return bucket, key
-
-
 def check_key_template(s3_key: object) -> None:
     """
     Validate a key template when the DAG is parsed.
@@ -96,7 +66,7 @@ def check_key_template(s3_key: object) -> None:
     example = {"batch": "batch", "dag_id": "dag", "task_id": "task", "extension": "parquet"}
     _format(without_jinja, _values(_EXAMPLE, **example))
     if without_jinja == s3_key:
-        KeyTemplate(split_address(s3_key)[1], **example).key(_EXAMPLE)
+        KeyTemplate(resolve_address(None, s3_key)[1], **example).key(_EXAMPLE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,13 @@ from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompl
 from airflow_provider_stem.streams.extraction import Extraction
 from airflow_provider_stem.streams.keys import KeyTemplate
 from airflow_provider_stem.streams.merging import Merge
-from airflow_provider_stem.streams.objects import IfExists, ObjectStore, ObjectWriter, OvertakenError, Version
+from airflow_provider_stem.streams.objects import IfExists, ObjectWriter, OvertakenError
 from airflow_provider_stem.streams.reading import SiteResult
 from airflow_provider_stem.streams.receipts import receipt_of
 from airflow_provider_stem.streams.records import LandedObject, Receipt
 from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.spool import Piece, ScratchFile, Spool
+from airflow_provider_stem.streams.store import ObjectStore, Version
 from airflow_provider_stem.streams.tables import landing_batch
 from airflow_provider_stem.streams.windows import Window, iso
 

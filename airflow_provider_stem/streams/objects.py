@@ -11,16 +11,17 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import BinaryIO, Literal, Protocol, cast
+from typing import BinaryIO, Literal, cast
 
 import pyarrow as pa
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemConfigError, StemTransportError
+from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.files import write_file
 from airflow_provider_stem.streams.merging import Merge
 from airflow_provider_stem.streams.spool import ScratchFile
+from airflow_provider_stem.streams.store import ObjectStore, Update, Version, update_object
 
 log = logging.getLogger(__name__)
 
@@ -29,60 +30,8 @@ IfExists = Literal["merge", "replace", "fail"]
 Rows = Callable[[], Iterable[pa.RecordBatch]]
 """Returns an iterator over sorted rows in the landing schema; each call starts at the first row."""
 
-_MAX_WRITES = 20  # a write is repeated only if another task has written the object in the meantime
-_MAX_DAMAGES = 3
 _CLOCK_SKEW = timedelta(seconds=60)
 """The store's times are in whole seconds and come from several servers, whose clocks may differ or be set back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """
-    One version of a stored object.
-
-    :param etag: the store's identifier of its content.
-    :param sha256: SHA-256 of its content in hexadecimal; ``None`` if its metadata does not contain it.
-    :param read_at: when the reading of its newest rows began, UTC, by the store's clock; ``None`` if its metadata does
-        not contain it.
-    """
-
-    etag: str
-    sha256: str | None
-    read_at: datetime | None
-
-
-class ObjectStore(Protocol):
-    """A store of objects; see :class:`~airflow_provider_stem._s3.S3Store`."""
-
-    def head(self, key: str) -> tuple[Version | None, datetime]:
-        """Return an object's version, ``None`` if it does not exist, and the store's time in UTC."""
-
-    def keys(self, prefix: str, *, required: bool) -> Iterable[str]:
-        """Iterate over the keys with a prefix; ``required`` raises an error if listing is forbidden."""
-
-    def get(self, key: str, file: ScratchFile) -> Version | None:
-        """Copy an object into a file and return its version; ``None`` if it does not exist."""
-
-    def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
-        """
-        Store a file.
-
-        :param read_at: time for the metadata, UTC.
-        :param replaces: the version to replace; ``None`` if the object must not exist.
-        :raises ObjectChangedError: the object is no longer the version ``replaces``.
-        :raises DamagedObjectError: the store has other bytes than were sent.
-        """
-
-    def uri(self, key: str) -> str:
-        """Return the URI of a key."""
-
-
-class ObjectChangedError(Exception):
-    """Another task has written the object since it was read."""
-
-
-class DamagedObjectError(Exception):
-    """The store has other bytes than were sent to it."""
 
 
 class OvertakenError(Exception):
@@ -156,56 +105,30 @@ class ObjectWriter:
         :raises StemTransportError: the store failed, or other tasks wrote the object during every attempt.
         """
         uri = one_line(self.store.uri(key))
-        written: Written | None = None
         with ScratchFile() as copy, ScratchFile() as scratch:
-            file, damages, exists = scratch, 0, seen is not None
-            etags = set()
-            for _ in range(_MAX_WRITES):
-                current = self.store.get(key, copy) if exists else None
-                if current and written and (current.sha256, current.read_at) == (written.sha256, written.read_at):
-                    if copy.sha256 == written.sha256:
-                        return written  # the response to the PUT was lost
-                    # The object of this attempt is damaged. Write it again instead of merging with it.
-                elif current and self.if_exists == "fail":
-                    return self._compared(_Held(uri, current, copy), scratch, read)
-                elif current and current != seen and self._may_be_later(current):
+
+            def prepare(current: Version | None) -> Update[Written]:
+                if current is None:
+                    file, rows = prepared or (scratch, self.write_file(scratch, read()))
+                    return _update(file, rows, self.read_at, Merge(inserted=rows))
+                held = _Held(uri, current, copy)
+                if self.if_exists == "fail":
+                    return self._compared(held, scratch, read)
+                if current != seen and self._may_be_later(current):
                     raise OvertakenError(uri)
-                else:
-                    if current:
-                        file, (rows, merge) = scratch, self._united(_Held(uri, current, copy), scratch, read)
-                    else:
-                        file, rows = prepared or (scratch, self.write_file(scratch, read()))
-                        merge = Merge(inserted=rows)
-                    read_at = self.read_at
-                    if current and current.read_at:
-                        # Each version has a later time than the version that it replaces, even within one second.
-                        read_at = max(read_at, current.read_at + timedelta(microseconds=1))
-                    written = Written(rows, file.size, file.sha256, read_at, merge)
-                etags.add(current and current.etag)
-                try:
-                    self.store.put(key, file, written.read_at, current)
-                except ObjectChangedError:
-                    exists = True
-                except DamagedObjectError:
-                    exists, damages = True, damages + 1
-                    if damages == _MAX_DAMAGES:
-                        raise StemTransportError(
-                            "The store keeps other bytes than were sent to it. Check the store and the network, then "
-                            f"delete the object, or land it with if_exists='replace' [{uri}]"
-                        ) from None
-                else:
-                    return written
-        if len(etags) == 1:
-            raise StemTransportError(
-                f"The store rejected {_MAX_WRITES} writes of an object that did not change. Check whether the store or "
-                f"a proxy rewrites ETags [{uri}]"
-            )
-        raise StemTransportError(f"Other tasks changed the object {_MAX_WRITES} times. Try again later [{uri}]")
+                rows, merge = self._united(held, scratch, read)
+                read_at = self.read_at
+                if current.read_at:
+                    # Each version has a later time than the version that it replaces, even within one second.
+                    read_at = max(read_at, current.read_at + timedelta(microseconds=1))
+                return _update(scratch, rows, read_at, merge)
+
+            return update_object(self.store, key, copy, prepare, exists=seen is not None)
 
     def _may_be_later(self, current: Version) -> bool:
         return current.read_at is None or current.read_at >= self.read_at - _CLOCK_SKEW
 
-    def _compared(self, held: _Held, scratch: ScratchFile, read: Rows) -> Written:
+    def _compared(self, held: _Held, scratch: ScratchFile, read: Rows) -> Update[Written]:
         rows = self.write_file(scratch, read())
         if scratch.sha256 != held.file.sha256:
             raise StemConfigError(
@@ -214,7 +137,8 @@ class ObjectWriter:
             )
         log.info("%s exists with the same content", held.uri)
         read_at = held.version.read_at or self.read_at
-        return Written(rows, scratch.size, scratch.sha256, read_at, Merge(unchanged=rows))
+        written = Written(rows, scratch.size, scratch.sha256, read_at, Merge(unchanged=rows))
+        return Update(None, read_at, written)
 
     def _united(self, held: _Held, scratch: ScratchFile, read: Rows) -> tuple[int, Merge]:
         """Write the file that replaces an object; return its number of rows and the counts."""
@@ -230,6 +154,10 @@ class ObjectWriter:
             log.warning("%s [%s]", message, held.uri)
             rows = self.write_file(scratch, read())
             return rows, Merge(inserted=rows)
+
+
+def _update(file: ScratchFile, rows: int, read_at: datetime, merge: Merge) -> Update[Written]:
+    return Update(file, read_at, Written(rows, file.size, file.sha256, read_at, merge))
 
 
 class _NotMergeableError(Exception):

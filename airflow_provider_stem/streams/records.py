@@ -10,6 +10,7 @@ from typing import Any, TypedDict, cast
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.store import is_uri
 from airflow_provider_stem.streams.windows import check_resolution, iso, parse_instant
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -238,7 +239,7 @@ def _read_object(entry: Any, resolution: Any) -> LandedObject:
             f"its 'objects', each with {', '.join(ObjectRecord.__annotations__)}."
         )
     uri, rows, size, sha256 = (entry[name] for name in ("uri", "rows", "bytes", "sha256"))
-    if not isinstance(uri, str) or not uri.startswith("s3://") or not uri.isprintable():
+    if not is_uri(uri):
         raise _invalid("uri", uri)
     for name, count in (("rows", rows), ("bytes", size)):
         if type(count) is not int or count < 0:

@@ -10,14 +10,14 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.keys import split_uri
+from airflow_provider_stem.streams.store import split_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_provider_stem._s3 import S3Store
-    from airflow_provider_stem.streams.objects import Version
     from airflow_provider_stem.streams.spool import ScratchFile
+    from airflow_provider_stem.streams.store import Version
     from airflow_provider_stem.warehouse.session import Session
     from airflow_provider_stem.warehouse.staging import Fetch
 

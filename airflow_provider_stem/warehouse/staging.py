@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.file_reading import read_batches
-from airflow_provider_stem.streams.objects import Version
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.streams.spool import ScratchFile
+from airflow_provider_stem.streams.store import Version
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
 log = logging.getLogger(__name__)

@@ -151,7 +151,7 @@ def _mutate(mutation: str) -> None:
     elif mutation == "no look before the PUT":
         ObjectWriter._may_be_later = lambda *_: False  # type: ignore[method-assign]
     elif mutation == "the worker's clock":
-        S3Store._answered_at = lambda *_: datetime.now(UTC)  # type: ignore[method-assign]
+        S3Store._time_of = lambda *_: datetime.now(UTC)  # type: ignore[method-assign]
     elif mutation == "rows are not kept":
         merged = Merge.merged
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
-from airflow_provider_stem.streams.objects import ObjectChangedError, ObjectWriter, OvertakenError, Version
+from airflow_provider_stem.streams.objects import ObjectWriter, OvertakenError
 from airflow_provider_stem.streams.spool import ScratchFile
+from airflow_provider_stem.streams.store import ObjectChangedError, Version
 
 from .test_merging import BEGIN, Rows, batches_of, rows_of
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.objects import Version
 from airflow_provider_stem.streams.records import read_objects
+from airflow_provider_stem.streams.store import Version
 from airflow_provider_stem.streams.tables import STREAM_SCHEMA, landing_batch
 from airflow_provider_stem.streams.windows import Window, iso
 from airflow_provider_stem.warehouse.loading import load_objects

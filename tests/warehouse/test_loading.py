@@ -158,7 +158,7 @@ def test_a_table_with_duplicate_keys_is_an_error_and_is_not_changed(values, engi
 
 CHILD = """
 import base64, json, logging, os, sys
-from airflow_provider_stem.streams.objects import Version
+from airflow_provider_stem.streams.store import Version
 from airflow_provider_stem.warehouse.loading import load_objects
 from airflow_provider_stem.streams.records import read_objects
 logging.basicConfig(level=logging.INFO)

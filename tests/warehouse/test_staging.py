@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError
-from airflow_provider_stem.streams.objects import Version
 from airflow_provider_stem.streams.records import LandedObject, read_objects
+from airflow_provider_stem.streams.store import Version
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.warehouse.staging import Staging
 

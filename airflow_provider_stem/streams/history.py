@@ -1,0 +1,200 @@
+"""Days of streams that have landed, and the next ones to read, for one batch of sites; for the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime, timedelta
+from typing import Any, TypedDict
+
+from airflow_provider_stem.streams.records import Receipt
+from airflow_provider_stem.streams.sites import stream_starts
+
+EARLIEST = date(2010, 1, 1)
+"""First day of the history of a stream whose start the API does not report, or reports as a year before 2000."""
+
+_DAY = timedelta(days=1)
+# Extended to the start of its month this is eleven months. A year, padded on both sides, would need two requests.
+_MAX_SPAN = timedelta(days=330)
+_FIRST_REAL_YEAR = 2000  # earlier years, such as 1, stand for an unknown time
+
+Span = tuple[date, date]
+"""The first day, and the day after the last one, in UTC."""
+
+
+class Piece(TypedDict):
+    """
+    The arguments of one task of the history, for ``StemStreamsToS3Operator``.
+
+    :param sites: records of ``StemSiteListOperator``.
+    :param batch: name of the batch.
+    :param start: first instant; ISO 8601, UTC. ``end`` is the instant after the last one.
+    :param partition: ``month`` before the first day of the daily load's objects, ``day`` from it on.
+    """
+
+    sites: list[Mapping[str, Any]]
+    batch: str
+    start: str
+    end: str
+    partition: str
+
+
+@dataclass(slots=True)
+class _Site:
+    """
+    The history of one site.
+
+    :param streams: the days that landed, by stream type; sorted spans that neither overlap nor touch.
+    :param tries: number of pieces of its history that failed since the last one that landed.
+    """
+
+    streams: dict[str, list[Span]] = field(default_factory=dict)
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Lack:
+    """A site that lacks days of the history: the oldest and the newest of its streams' newest gaps."""
+
+    site: Mapping[str, Any]
+    tries: int
+    start: date
+    end: date
+
+
+class BatchHistory:
+    """
+    The history of one batch.
+
+    :param stream_types: the types that the DAGs read.
+    :param content: earlier result of :meth:`as_json`.
+    """
+
+    def __init__(self, stream_types: Sequence[str], content: bytes = b"{}") -> None:
+        self._stream_types = stream_types
+        self._sites = {
+            site_id: _Site(
+                {
+                    stream_type: [(date.fromisoformat(start), date.fromisoformat(end)) for start, end in spans]
+                    for stream_type, spans in site["streams"].items()
+                },
+                site["tries"],
+            )
+            for site_id, site in json.loads(content).items()
+        }
+
+    def as_json(self) -> bytes:
+        """Return the state as JSON. The same state has the same bytes."""
+        plain = {site_id: asdict(site) for site_id, site in self._sites.items()}
+        return json.dumps(plain, default=str, sort_keys=True).encode()
+
+    def ends(self) -> Iterator[date]:
+        """Iterate over the days after the last one that landed, of all streams."""
+        for site in self._sites.values():
+            for spans in site.streams.values():
+                yield spans[-1][1]
+
+    def record(self, sites: Sequence[Mapping[str, Any]], receipt: Receipt | None, *, count_tries: bool) -> None:
+        """
+        Record the result of one task.
+
+        :param sites: records of the task's sites.
+        :param receipt: receipt of the task, ``None`` if it failed.
+        :param count_tries: count a try of each site that did not land.
+        """
+        failed: set[str] = set()
+        if receipt:
+            start, end = (datetime.fromisoformat(receipt["window"][bound]).date() for bound in ("start", "end"))
+            failed = {site["site_id"] for site in sites} & {site["site_id"] for site in receipt["failed_sites"]}
+        for record in sites:
+            site = self._sites.setdefault(record["site_id"], _Site())
+            # A receipt lists at most a hundred failed sites, and an id that contains the API key is redacted in it.
+            if not receipt or record["site_id"] in failed or len(failed) < receipt["failed_count"]:
+                site.tries += count_tries
+                continue
+            if count_tries:
+                site.tries = 0
+            for stream_type, first_day in self._first_days(record):
+                # Days before its start do not count as landed: if the start moves back, the days in between are
+                # missing.
+                first_landed = max(start, first_day)
+                if first_landed < end:
+                    site.streams[stream_type] = _with_span(site.streams.get(stream_type, []), (first_landed, end))
+
+    def next_piece(self, batch: Mapping[str, Any], daily_start: date, end: date) -> Piece | None:
+        """
+        Return the newest piece of history that is missing, or ``None``.
+
+        A piece needs one request per site: at most eleven months, of all sites that lack some of them. Sites whose
+        pieces failed come last, and fewer at a time after each failure, so one site does not block its batch.
+
+        :param batch: ``{"sites", "batch"}``.
+        :param daily_start: first day of the daily load's objects, the first of a month, UTC.
+        :param end: the first day that is left to the daily load, UTC.
+        """
+        lacks = list(self._lacks(batch["sites"], end if end > daily_start else _month_of(end)))
+        if not lacks:
+            return None
+        tries = min(lack.tries for lack in lacks)
+        lacks = [lack for lack in lacks if lack.tries == tries]
+        piece_end = max(lack.end for lack in lacks)
+        is_daily = piece_end > daily_start
+        if is_daily:
+            earliest = max(daily_start, _month_of(piece_end - _MAX_SPAN))
+        else:
+            piece_end = _month_of(_month_of(piece_end - _DAY) + 31 * _DAY)  # the first of a month: this day or the next
+            earliest = _month_of(piece_end - _MAX_SPAN)
+        lacks = [lack for lack in lacks if lack.end > earliest]
+        start = max(earliest, min(lack.start for lack in lacks))
+        return {
+            "sites": [lack.site for lack in lacks[: max(1, len(lacks) // 2**tries)]],
+            "batch": batch["batch"],
+            "start": f"{start if is_daily else _month_of(start)}T00:00:00Z",
+            "end": f"{piece_end}T00:00:00Z",
+            "partition": "day" if is_daily else "month",
+        }
+
+    def _lacks(self, sites: Iterable[Mapping[str, Any]], end: date) -> Iterator[_Lack]:
+        for record in sites:
+            site = self._sites.get(record["site_id"], _Site())
+            gaps = []
+            for stream_type, first_day in self._first_days(record):
+                gap = _newest_gap(site.streams.get(stream_type, []), first_day, end)
+                if gap:
+                    gaps.append(gap)
+            if gaps:
+                yield _Lack(record, site.tries, min(start for start, _ in gaps), max(gap_end for _, gap_end in gaps))
+
+    def _first_days(self, record: Mapping[str, Any]) -> Iterator[tuple[str, date]]:
+        """Iterate over the types of a site's streams, with the first day of each, in UTC."""
+        starts = stream_starts(record, record["site_id"])
+        for stream_type in self._stream_types:
+            if starts is None or stream_type in starts:
+                start = starts and starts[stream_type]
+                yield stream_type, start.date() if start and start.year >= _FIRST_REAL_YEAR else EARLIEST
+
+
+def _with_span(spans: Iterable[Span], new: Span) -> list[Span]:
+    """Return sorted spans with one more, joined where they overlap or touch."""
+    joined: list[Span] = []
+    for start, end in sorted([*spans, new]):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _newest_gap(spans: Sequence[Span], begin: date, end: date) -> Span | None:
+    """Return the newest days from ``begin`` to ``end`` that no span covers."""
+    for span_start, span_end in reversed(spans):
+        if span_end < end:
+            begin = max(begin, span_end)
+            break
+        end = min(end, span_start)
+    return (begin, end) if begin < end else None
+
+
+def _month_of(day: date) -> date:
+    return day.replace(day=1)

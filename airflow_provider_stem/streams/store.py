@@ -1,0 +1,199 @@
+"""
+A store of objects: addresses, versions and conditional writes; for the landing, the ledger and the loads.
+
+:class:`~airflow_provider_stem._s3.S3Store` implements :class:`ObjectStore`, and is the only code that calls S3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from airflow_provider_stem._text import one_line
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
+
+if TYPE_CHECKING:
+    from airflow_provider_stem.streams.spool import ScratchFile
+
+Result = TypeVar("Result")
+
+_SCHEME = "s3://"
+# The check of boto3: a name, or the ARN of an access point.
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
+_MAX_WRITES = 20  # a write is repeated only if another task has written the object in the meantime
+_MAX_DAMAGES = 3
+
+
+def check_bucket(argument: str, bucket: object) -> None:
+    """Raise `StemConfigError` unless it is the name of a bucket; an empty string means the connection's bucket."""
+    if bucket != "" and not (isinstance(bucket, str) and _BUCKET.fullmatch(bucket)):
+        raise StemConfigError(
+            f"Invalid {argument} {bucket!r}. Use only the name of a bucket, such as 'my-lake', or leave it out."
+        )
+
+
+def resolve_address(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str]:
+    """
+    Return the bucket and the key of an object.
+
+    :param s3_bucket: name of the bucket; ``None`` or empty if it is not set.
+    :param s3_key: a key, or a full ``s3://bucket/key`` address.
+    :return: the bucket, ``None`` if neither argument names one, and the key.
+    :raises StemConfigError: the bucket of the address is invalid, or both arguments name a bucket.
+    """
+    if not s3_key.startswith(_SCHEME):
+        return s3_bucket or None, s3_key
+    bucket, key = split_uri(s3_key)
+    if not _BUCKET.fullmatch(bucket):
+        raise StemConfigError(f"Invalid s3_key {s3_key!r}. Use a key, or a full address such as 's3://my-lake/key'.")
+    if s3_bucket:
+        raise StemConfigError(
+            f"s3_bucket is {s3_bucket!r}, but s3_key {s3_key!r} names a bucket too. Remove one of them."
+        )
+    return bucket, key
+
+
+def object_uri(bucket: str, key: str) -> str:
+    """Return the ``s3://`` URI of an object."""
+    return f"{_SCHEME}{bucket}/{key}"
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return the bucket and the key of an object's ``s3://`` URI."""
+    bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
+    return bucket, key
+
+
+def is_uri(value: object) -> bool:
+    """Return whether a value is an ``s3://`` URI without control characters."""
+    return isinstance(value, str) and value.startswith(_SCHEME) and value.isprintable()
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """
+    One version of a stored object.
+
+    :param etag: the store's identifier of its content.
+    :param sha256: SHA-256 of its content in hexadecimal; ``None`` if its metadata does not contain it.
+    :param read_at: when the reading of its newest rows began, UTC, by the store's clock; ``None`` if its metadata does
+        not contain it.
+    """
+
+    etag: str
+    sha256: str | None
+    read_at: datetime | None
+
+
+class ObjectStore(Protocol):
+    """A store of objects; see :class:`~airflow_provider_stem._s3.S3Store`."""
+
+    def head(self, key: str) -> tuple[Version | None, datetime]:
+        """Return an object's version, ``None`` if it does not exist, and the store's time in UTC."""
+
+    def keys(self, prefix: str, *, required: bool) -> Iterable[str]:
+        """Iterate over the keys with a prefix; ``required`` raises an error if listing is forbidden."""
+
+    def get(self, key: str, file: ScratchFile) -> Version | None:
+        """Copy an object into a file, replacing its content. Return the version; ``None`` if there is no object."""
+
+    def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
+        """
+        Store a file.
+
+        :param read_at: time for the metadata, UTC.
+        :param replaces: the version to replace; ``None`` if the object must not exist.
+        :raises ObjectChangedError: the object is no longer the version ``replaces``.
+        :raises DamagedObjectError: the store has other bytes than were sent.
+        """
+
+    def uri(self, key: str) -> str:
+        """Return the URI of a key."""
+
+
+class ObjectChangedError(Exception):
+    """Another task has written the object since it was read."""
+
+
+class DamagedObjectError(Exception):
+    """The store has other bytes than were sent to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Generic[Result]):
+    """
+    What to write to an object.
+
+    :param file: its new content; ``None`` leaves the object as it is.
+    :param read_at: time for its metadata, UTC.
+    :param result: what :func:`update_object` returns.
+    """
+
+    file: ScratchFile | None
+    read_at: datetime
+    result: Result
+
+
+def update_object(
+    store: ObjectStore,
+    key: str,
+    copy: ScratchFile,
+    prepare: Callable[[Version | None], Update[Result]],
+    *,
+    exists: bool,
+) -> Result:
+    """
+    Write an object whose new content depends on its present content, while other tasks may write it too.
+
+    The object is read, its update is prepared, and it is written only if it is still the version that was read.
+    Otherwise all of this is repeated.
+
+    :param copy: receives the object's content.
+    :param prepare: called with the object's version when ``copy`` has its content, or with ``None`` if there is no
+        object.
+    :param exists: whether the object existed when it was looked up. It is not read before the first write if not,
+        since S3 denies the reading of a missing object to a role that may not list the bucket.
+    :raises StemTransportError: the store failed, damaged the object again and again, or other tasks wrote the object
+        during every attempt.
+    """
+    uri = one_line(store.uri(key))
+    update: Update[Result] | None = None
+    damages = 0
+    etags = set()
+    for _ in range(_MAX_WRITES):
+        current = store.get(key, copy) if exists else None
+        if update is None or update.file is None or not _is_version_of(current, update.file, update.read_at):
+            update = prepare(current)
+        elif copy.sha256 == update.file.sha256:
+            return update.result  # the response to the PUT was lost
+        # Otherwise the object that was just written is damaged, and is written again.
+        if update.file is None:
+            return update.result
+        etags.add(current and current.etag)
+        try:
+            store.put(key, update.file, update.read_at, current)
+        except ObjectChangedError:
+            exists = True
+        except DamagedObjectError:
+            exists = True
+            damages += 1
+            if damages == _MAX_DAMAGES:
+                raise StemTransportError(
+                    "The store keeps other bytes than were sent to it. Check the store and the network, then "
+                    f"delete the object, or land it with if_exists='replace' [{uri}]"
+                ) from None
+        else:
+            return update.result
+    if len(etags) == 1:
+        raise StemTransportError(
+            f"The store rejected {_MAX_WRITES} writes of an object that did not change. Check whether the store or "
+            f"a proxy rewrites ETags [{uri}]"
+        )
+    raise StemTransportError(f"Other tasks changed the object {_MAX_WRITES} times. Try again later [{uri}]")
+
+
+def _is_version_of(current: Version | None, file: ScratchFile, read_at: datetime) -> bool:
+    return current is not None and (current.sha256, current.read_at) == (file.sha256, read_at)
