@@ -7,17 +7,16 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, timedelta
-from functools import wraps
+from functools import cache, wraps
 from types import NoneType
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS, resolve_compression
+from airflow_provider_stem.streams.formats import resolve_compression
 from airflow_provider_stem.streams.keys import check_key_template
 from airflow_provider_stem.streams.sites import read_sites
-from airflow_provider_stem.streams.store import check_bucket
+from airflow_provider_stem.streams.store import check_bucket, resolve_address, split_uri
 from airflow_provider_stem.streams.windows import (
-    PARTITIONS,
     check_lookback,
     check_order,
     check_resolution,
@@ -55,25 +54,30 @@ def checked(constructor: Constructor) -> Constructor:
     return cast(Constructor, wrapper)
 
 
-def check_arguments(**arguments: Any) -> None:
+def check_arguments(constructor: Callable[..., None], **arguments: Any) -> None:
     """
     Validate arguments when the DAG is parsed; values that are not known yet are skipped.
 
+    :param constructor: its annotations are the choices and flags.
     :raises StemConfigError: an argument is wrong; the message names it, its value and the remedy.
     """
-    _check(arguments, _CHECKS)
     resolve_compression(arguments.get("file_format", "parquet"), arguments.get("compression", "default"))
+    _check(arguments, _annotated_checks(constructor) | _CHECKS)
     check_lookback(arguments.get("lookback"), arguments.get("partition", "interval"))
     check_templated(**{name: value for name, value in arguments.items() if is_known(value)})
+    s3_bucket, s3_key = arguments.get("s3_bucket"), arguments.get("s3_key")
+    if is_known(s3_bucket) and isinstance(s3_key, str) and is_known(split_uri(s3_key)[0]):
+        resolve_address(s3_bucket, s3_key)
 
 
-def check_trigger_arguments(**arguments: Any) -> None:
+def check_trigger_arguments(constructor: Callable[..., None], **arguments: Any) -> None:
     """
     Validate a trigger's arguments when it is created. Its durations are in seconds.
 
+    :param constructor: its annotations are the flags.
     :raises StemConfigError: an argument is wrong.
     """
-    _check(arguments, _CHECKS | _TRIGGER_CHECKS)
+    _check(arguments, _annotated_checks(constructor) | _CHECKS | _TRIGGER_CHECKS)
     check_templated(**{name: value for name, value in arguments.items() if is_known(value)})
 
 
@@ -123,6 +127,18 @@ def is_known(value: object) -> bool:
     if isinstance(value, dict):
         return all(map(is_known, value.values()))
     return isinstance(value, (NoneType, bool, int, float, bytes, date, timedelta))
+
+
+@cache
+def _annotated_checks(constructor: Callable[..., None]) -> dict[str, Callable[[str, Any], object]]:
+    """Return the checks that follow from a constructor's annotations: ``Literal`` for a choice, ``bool`` for a flag."""
+    checks: dict[str, Callable[[str, Any], object]] = {}
+    for argument, annotation in get_type_hints(constructor).items():
+        if annotation is bool:
+            checks[argument] = _check_flag
+        elif get_origin(annotation) is Literal:
+            checks[argument] = _one_of(*get_args(annotation))
+    return checks
 
 
 def _one_of(*choices: str) -> Callable[[str, object], None]:
@@ -219,29 +235,16 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "resolution": lambda _, value: check_resolution(value),
     "default_interval": _optional(check_duration),
     "lookback": _optional(check_duration),
-    "partition": _one_of(*PARTITIONS),
     "s3_key": _check_key_placeholders,
-    "on_incomplete": _one_of("warn", "fail"),
-    "on_unavailable": _one_of("skip", "fail"),
-    "on_empty": _one_of("write", "skip", "fail"),
-    "on_site_error": _one_of("fail", "skip"),
-    "partition_events": _check_flag,
-    "if_exists": _one_of("merge", "replace", "fail"),
-    "parquet_encoding": _one_of(*PARQUET_ENCODINGS),
-    "deferrable": _check_flag,
-    "start_from_trigger": _check_flag,
     "max_workers": _check_count,
     "min_completeness": _check_share,
     "settle": _optional(check_duration),
-    "min_delay": _optional(check_duration),
 }
 _TRIGGER_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "default_interval": _optional(_seconds(above=0)),
     "settle": _seconds(least=0),
     "poke_interval": _seconds(least=0),
-    "exponential_backoff": _check_flag,
     "max_wait": _optional(_seconds(least=0)),
-    "silent_fail": _check_flag,
     "deadline": _optional(parse_instant),
     "progress": _optional(_check_progress),
 }

@@ -6,7 +6,7 @@ Only imported when the OpenLineage provider calls the operator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
@@ -67,11 +67,7 @@ def landed(
     return OperatorLineage(
         inputs=list(_inputs(groups, _namespace(base_url), findings)),
         outputs=list(_outputs(receipt["objects"])),
-        run_facets={
-            RECEIPT_FACET: run_facet(
-                "StemReceiptRunFacet", {name: figure for name, figure in receipt.items() if name in _FIGURES}
-            )
-        },
+        run_facets={RECEIPT_FACET: run_facet({name: figure for name, figure in receipt.items() if name in _FIGURES})},
     )
 
 
@@ -170,15 +166,12 @@ def _description(field: pa.Field) -> str | None:
     return "; ".join([*parts, *(f"{name}: {text}" for name, text in metadata.items())]) or None
 
 
-def run_facet(name: str, figures: Mapping[str, Any]) -> RunFacet:
+def run_facet(figures: Mapping[str, Any]) -> RunFacet:
     """Return figures as a facet of the run."""
-    import attr
     from airflow.providers.common.compat.openlineage.facet import RunFacet
 
     # Its schema URL is the one of any run facet, as with Airflow's run facets: that schema allows other fields.
-    facet_class = attr.make_class(name, list(figures), bases=(RunFacet,), slots=False)
-    facet: RunFacet = facet_class(**figures, producer=PRODUCER)
-    return facet
+    return cast("RunFacet", RunFacet(producer=PRODUCER).with_additional_properties(**figures))
 
 
 class _Findings:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_stem._arguments import check_arguments
+from airflow_provider_stem._arguments import check_arguments, check_templated
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.sites import ListAsText
@@ -97,6 +97,11 @@ class CheckedWhenParsed:
         rendered: tuple[str, ...] = self.template_fields if self._is_mapped_instance else ()  # type: ignore[attr-defined]
         self._check({name: value for name, value in arguments.items() if name not in rendered})
 
+    def _check_rendered(self) -> None:
+        """Validate the arguments that may be templates, after they are rendered; ``sites`` is parsed by the caller."""
+        fields: Sequence[str] = self.template_fields  # type: ignore[attr-defined]
+        check_templated(**{name: getattr(self, name) for name in fields if name != "sites"})
+
     def _do_render_template_fields(
         self,
         parent: Any,
@@ -131,9 +136,8 @@ class CheckedWhenParsed:
 
     @classmethod
     def _check(cls, arguments: Mapping[str, Any]) -> None:
-        check_arguments(
-            **{name: value for name, value in arguments.items() if value is not None or name not in cls._may_be_none}
-        )
+        values = {name: value for name, value in arguments.items() if value is not None or name not in cls._may_be_none}
+        check_arguments(cls.__init__, **values)
 
 
 class MappedOverSites(CheckedWhenParsed):

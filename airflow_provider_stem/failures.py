@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 
 from airflow_provider_stem._arguments import check_connection_id
+from airflow_provider_stem._text import missing_connection
 from airflow_provider_stem.errors import StemApiError, StemAuthError, StemConfigError, StemError, StemNotFoundError
 
 __all__ = ["FINAL_ERRORS", "final_error", "final_errors"]
@@ -35,24 +36,15 @@ def final_errors(stem_conn_id: str) -> Iterator[None]:
     try:
         check_connection_id("stem_conn_id", stem_conn_id)
         yield
-    except StemAuthError as exc:
-        remedy = (
-            f"Check the API key (Password) of connection {stem_conn_id!r}."
-            if exc.status == HTTPStatus.UNAUTHORIZED
-            else f"Ask Stem to grant the key of connection {stem_conn_id!r} this permission."
-        )
-        raise final_error(exc, _redacted(stem_conn_id, exc.describe(remedy))) from exc
-    except StemNotFoundError as exc:
-        remedy = f"Check the id, and the Host of connection {stem_conn_id!r}."
-        raise final_error(exc, _redacted(stem_conn_id, exc.describe(remedy))) from exc
     except AirflowNotFoundException as exc:
-        raise final_error(exc, f"{str(exc).rstrip('.')}. Create the connection, or name another.") from exc
-    except StemConfigError as exc:
-        raise final_error(exc, _redacted(stem_conn_id, str(exc))) from exc
+        raise final_error(exc, missing_connection(exc)) from exc
     except StemError as exc:
+        redact = _redaction(stem_conn_id)
+        if isinstance(exc, FINAL_ERRORS):
+            raise final_error(exc, redact(_with_remedy(exc, stem_conn_id))) from exc
         # A StemApiError is redacted when it is created. Others may quote a store, an object or a site's id.
         if not isinstance(exc, StemApiError):
-            exc.args = tuple(_redacted(stem_conn_id, part) if isinstance(part, str) else part for part in exc.args)
+            exc.args = tuple(redact(part) if isinstance(part, str) else part for part in exc.args)
         raise
 
 
@@ -69,10 +61,21 @@ def final_error(cause: Exception, message: str) -> AirflowFailException:
     return AirflowFailException(message)
 
 
-def _redacted(stem_conn_id: str, message: str) -> str:
-    """Return a message without the API key, which a site's id or a wrong argument that it quotes may contain."""
+def _with_remedy(exc: StemError, stem_conn_id: str) -> str:
+    """Return the message of an error, with what to correct in the connection if the API reported it."""
+    if isinstance(exc, StemNotFoundError):
+        return exc.describe(f"Check the id, and the Host of connection {stem_conn_id!r}.")
+    if not isinstance(exc, StemAuthError):
+        return str(exc)
+    if exc.status == HTTPStatus.UNAUTHORIZED:
+        return exc.describe(f"Check the API key (Password) of connection {stem_conn_id!r}.")
+    return exc.describe(f"Ask Stem to grant the key of connection {stem_conn_id!r} this permission.")
+
+
+def _redaction(stem_conn_id: str) -> Callable[[str], str]:
+    """Return a function that removes the API key from a message. A site's id or a wrong argument may contain it."""
     from airflow_provider_stem.hooks import StemHook
 
     with suppress(Exception), StemHook(stem_conn_id).get_conn() as client:
-        return client.redact(message)
-    return message
+        return client.redact
+    return str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_stem._arguments import check_templated, checked
+from airflow_provider_stem._arguments import checked
 from airflow_provider_stem._mapping import CheckedWhenParsed, MappedOverSites
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.assets import as_alias_extra
@@ -25,7 +25,7 @@ from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import LandedObjectsLink
-from airflow_provider_stem.streams.formats import extension, resolve_compression
+from airflow_provider_stem.streams.formats import ParquetEncoding, extension, resolve_compression
 from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.store import resolve_address
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_stem.api.client import StemClient
+    from airflow_provider_stem.streams.landing import Landing
     from airflow_provider_stem.streams.records import Receipt, SiteRecord
 
 __all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
@@ -111,7 +112,7 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
         return listed
 
     def _client(self) -> StemClient:
-        check_templated(client_id=self.client_id, name=self.name, stem_conn_id=self.stem_conn_id)
+        self._check_rendered()
         return StemHook(self.stem_conn_id).get_conn()
 
     def _records(self, client: StemClient) -> Iterator[SiteRecord]:
@@ -206,7 +207,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         on_site_error: Literal["fail", "skip"] = "fail",
         partition_events: bool = False,
         if_exists: Literal["merge", "replace", "fail"] = "merge",
-        parquet_encoding: Literal["portable", "smallest"] = "portable",
+        parquet_encoding: ParquetEncoding = "portable",
         s3_extra_args: Mapping[str, Any] | None = None,
         max_workers: int = conf.getint("stem", "max_workers", fallback=8),
         stem_conn_id: str = StemHook.default_conn_name,
@@ -250,67 +251,26 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         :raises StemError: any other error of the API, its data or the store; a retry may help.
         """
         from airflow_provider_stem._s3 import S3Store
-        from airflow_provider_stem.streams.landing import Landing
 
         with final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as self._client:
             sites = read_sites(self.sites)
-            check_templated(
-                s3_bucket=self.s3_bucket,
-                s3_key=self.s3_key,
-                batch=self.batch,
-                s3_extra_args=self.s3_extra_args,
-                stem_conn_id=self.stem_conn_id,
-                aws_conn_id=self.aws_conn_id,
-            )
+            self._check_rendered()
             window = self._window(context)
-            if not window.intervals:
-                raise AirflowSkipException(
-                    f"No interval of {self.resolution} s ends within this run's window: nothing to land."
-                )
-            window = window.with_lookback(self.lookback, self.partition)
             bucket, key = resolve_address(self.s3_bucket, self.s3_key)
-            compression = resolve_compression(self.file_format, self.compression)
-            template = KeyTemplate(
-                key,
-                batch=self._batch_name(context, self._client),
-                dag_id=self.dag_id,
-                task_id=self.task_id,
-                extension=extension(self.file_format, compression),
-            )
-            landing = Landing(
-                window=window,
-                stream_types=self.stream_types,
-                objects=template.plan(window, self.partition),
-                template=template,
-                file_format=self.file_format,
-                compression=compression,
-                parquet_encoding=self.parquet_encoding,
-                if_exists=self.if_exists,
-                on_incomplete=self.on_incomplete,
-                on_unavailable=self.on_unavailable,
-                on_empty=self.on_empty,
-                on_site_error=self.on_site_error,
-                max_workers=self.max_workers,
-            )
+            landing = self._landing(window, key, self._batch_name(context, self._client))
             store = S3Store(self.aws_conn_id, bucket, self.s3_extra_args)
             self._check_outlets(context)
-            self._log_group("Objects to land", map(store.uri, landing.objects))
+            self._log_group("Objects to land", [store.uri(key) for key in landing.objects])
             store.check(
-                template.probe(window),
+                landing.template.probe(window),
                 may_be_unconditional=self.if_exists == "replace"
                 or conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
             )
             self._receipt = receipt = landing.run(self._client, sites, store)
-        findings: tuple[tuple[str, int, Sequence[Mapping[str, Any]]], ...] = (
-            ("incomplete", receipt["incomplete_count"], receipt["incomplete"]),
-            ("unavailable", receipt["unavailable_count"], receipt["unavailable"]),
-            ("failed_sites", receipt["failed_count"], receipt["failed_sites"]),
-        )
-        for title, count, listed in findings:
-            self._log_group(f"{title} ({count:,})", map(self._format_finding, listed))
+        self._log_findings(receipt)
         if not receipt["rows"] and self.on_empty == "skip":
-            raise AirflowSkipException(f"No row came for {window}: nothing was uploaded (on_empty='skip').")
-        self._emit_asset_events(context, receipt, window, store.uri(template.prefix))
+            raise AirflowSkipException(f"The API has no rows for {window}. Nothing was uploaded (on_empty='skip').")
+        self._emit_asset_events(context, receipt, window, store.uri(landing.template.prefix))
         LandedObjectsLink.persist(context, self.aws_conn_id, [landed["uri"] for landed in receipt["objects"]])
         return receipt
 
@@ -327,25 +287,66 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         if self._client is not None:
             self._client.close()
 
+    def _log_findings(self, receipt: Receipt) -> None:
+        findings: tuple[tuple[str, int, Sequence[Mapping[str, Any]]], ...] = (
+            ("incomplete", receipt["incomplete_count"], receipt["incomplete"]),
+            ("unavailable", receipt["unavailable_count"], receipt["unavailable"]),
+            ("failed_sites", receipt["failed_count"], receipt["failed_sites"]),
+        )
+        for title, count, listed in findings:
+            self._log_group(f"{title} ({count:,})", [self._format_finding(finding) for finding in listed])
+
     def _format_finding(self, finding: Mapping[str, Any]) -> str:
         line = " ".join(f"{name}={value}" for name, value in finding.items())
         return one_line(self._client.redact(line) if self._client else line)
 
-    def _log_group(self, title: str, lines: Iterable[str]) -> None:
+    def _log_group(self, title: str, lines: Sequence[str]) -> None:
         """Log lines as a group that Airflow's UI shows collapsed."""
-        if lines := list(lines):
-            self.log.info("::group::%s", title)
-            for line in lines[:_MAX_LINES]:
-                self.log.info("%s", line)
-            if len(lines) > _MAX_LINES:
-                self.log.info("and %s more", f"{len(lines) - _MAX_LINES:,}")
-            self.log.info("::endgroup::")
+        if not lines:
+            return
+        self.log.info("::group::%s", title)
+        for line in lines[:_MAX_LINES]:
+            self.log.info("%s", line)
+        if len(lines) > _MAX_LINES:
+            self.log.info("and %s more", f"{len(lines) - _MAX_LINES:,}")
+        self.log.info("::endgroup::")
 
     def _window(self, context: Context) -> Window:
         start, end = wall_time_of_run(context, start=self.start, end=self.end, default_interval=self.default_interval)
         window = Window.covering(start, end, self.resolution)
         check_end(end, self.resolution)
-        return window
+        if not window.intervals:
+            raise AirflowSkipException(
+                f"No interval of {self.resolution} s ends within this run's window: nothing to land."
+            )
+        return window.with_lookback(self.lookback, self.partition)
+
+    def _landing(self, window: Window, key: str, batch: str) -> Landing:
+        from airflow_provider_stem.streams.landing import Landing
+
+        compression = resolve_compression(self.file_format, self.compression)
+        template = KeyTemplate(
+            key,
+            batch=batch,
+            dag_id=self.dag_id,
+            task_id=self.task_id,
+            extension=extension(self.file_format, compression),
+        )
+        return Landing(
+            window=window,
+            stream_types=self.stream_types,
+            objects=template.plan(window, self.partition),
+            template=template,
+            file_format=self.file_format,
+            compression=compression,
+            parquet_encoding=self.parquet_encoding,
+            if_exists=self.if_exists,
+            on_incomplete=self.on_incomplete,
+            on_unavailable=self.on_unavailable,
+            on_empty=self.on_empty,
+            on_site_error=self.on_site_error,
+            max_workers=self.max_workers,
+        )
 
     def _batch_name(self, context: Context, client: StemClient) -> str:
         if self.batch is not None:
@@ -400,7 +401,7 @@ def _record(site: Mapping[str, Any], client_id: str, redact: Callable[[str], str
         "site_id": site["id"],
         "name": name,
         "client_id": client_id,
-        "stream_start_times": times and {t: text for t, text in times.items() if t in STREAM_TYPES},
+        "stream_start_times": times and {name: text for name, text in times.items() if name in STREAM_TYPES},
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_stem._arguments import check_arguments
+from airflow_provider_stem._arguments import check_duration
 from airflow_provider_stem.errors import StemConfigError, StemRateLimitError
 from airflow_provider_stem.failures import FINAL_ERRORS
 
@@ -48,9 +48,10 @@ class StemRetryPolicy(RetryPolicy):
     """
 
     def __init__(self, min_delay: timedelta | None = None) -> None:
-        check_arguments(min_delay=min_delay)
-        if min_delay is not None and min_delay > MAX_DELAY:
-            raise StemConfigError(f"min_delay must be a timedelta of at most an hour, got {min_delay!r}.")
+        if min_delay is not None:
+            check_duration("min_delay", min_delay)
+            if min_delay > MAX_DELAY:
+                raise StemConfigError(f"min_delay must be a timedelta of at most an hour, got {min_delay!r}.")
         self.min_delay = min_delay or timedelta()
 
     def evaluate(
@@ -65,8 +66,8 @@ class StemRetryPolicy(RetryPolicy):
             if isinstance(cause, FINAL_ERRORS):
                 return RetryDecision.fail(f"A retry cannot help: {cause}")
             if isinstance(cause, StemRateLimitError) and cause.retry_after is not None:
-                asked = timedelta(seconds=min(MAX_DELAY.total_seconds(), cause.retry_after))
-                delay = max(self.min_delay, asked)
+                retry_after = timedelta(seconds=min(MAX_DELAY.total_seconds(), cause.retry_after))
+                delay = max(self.min_delay, retry_after)
                 return RetryDecision.retry(delay, f"The API limits the rate: {cause}")
         return RetryDecision()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from types import NoneType
@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.triggers.base import BaseTrigger, StartTriggerArgs
 
 from airflow_provider_stem import errors
-from airflow_provider_stem._arguments import check_templated, checked
+from airflow_provider_stem._arguments import checked
 from airflow_provider_stem._mapping import MappedOverSites
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import final_errors
@@ -111,6 +111,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         self.max_workers = max_workers
         self.stem_conn_id = stem_conn_id
         self._watch: Watch | None = None
+        self._redact: Callable[[str], str] = str  # until the connection is read
         if start_from_trigger:
             self._start_in_triggerer(sites, start, end)
 
@@ -125,7 +126,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         """
         with self._final_errors():
             if not self.deferrable:
-                return super().execute(context)
+                return self._wait_in_worker(context)
             deadline = datetime.now(UTC) + timedelta(seconds=self.timeout)
             try:
                 done = self.poke(context)
@@ -151,6 +152,18 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                 timeout=timedelta(seconds=self.timeout) + _GRACE,
             )
 
+    def _wait_in_worker(self, context: Context) -> Any:
+        try:
+            return super().execute(context)
+        except (AirflowSensorTimeout, AirflowSkipException) as exc:
+            # Without a cause it is the base class's time-out, which says only how long the sensor waited.
+            if self._watch is None or exc.__cause__ is not None:
+                raise
+            raise type(exc)(self._timeout_message(self._redact(self._watch.describe_missing()))) from None
+
+    def _timeout_message(self, missing: str) -> str:
+        return f"Not available within {self.timeout:g} s: {missing}."
+
     def poke(self, context: Context) -> PokeReturnValue:
         """
         Request what is still missing, if the window has ended and ``settle`` has passed.
@@ -169,6 +182,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             self.log.info("No request before %s, when %s has ended and settled", iso(ready), watch.window)
             return PokeReturnValue(is_done=False)
         with StemHook(self.stem_conn_id).get_conn() as client:
+            self._redact = client.redact
             try:
                 watch.poke(client, self.max_workers)
             finally:
@@ -188,10 +202,8 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             case {"status": "complete", "report": dict(report)}:
                 self.log.info("%s", describe_report(cast("WatchReport", report)))
                 return cast("WatchReport", report)
-            case {"status": "timeout", "report": dict(report)}:
-                raise AirflowSensorTimeout(
-                    f"Not available within {self.timeout:g} s: {describe_report(cast('WatchReport', report))}."
-                )
+            case {"status": "timeout", "missing": str(missing)}:
+                raise AirflowSensorTimeout(self._timeout_message(missing))
             case {"status": "overdue"}:
                 raise AirflowSensorTimeout("Airflow ended the wait: timeout or execution_timeout has passed.")
             case {"status": "empty"}:
@@ -241,7 +253,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
     def _get_watch(self, context: Context) -> Watch:
         from airflow_provider_stem.streams.watch import Watch
 
-        check_templated(batch=self.batch, stem_conn_id=self.stem_conn_id)
+        self._check_rendered()
         window = Window.covering(
             *wall_time_of_run(context, start=self.start, end=self.end, default_interval=self.default_interval),
             self.resolution,
@@ -295,9 +307,10 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             "start": isinstance(start, (str, datetime, NoneType)),
             "end": isinstance(end, (str, datetime, NoneType)),
         }
-        for argument in [name for name, is_known in known.items() if not is_known]:
+        unknown = [argument for argument, is_known in known.items() if not is_known]
+        if unknown:
             raise StemConfigError(
-                f"start_from_trigger is True, but {argument} is known only when the DAG runs. Set {argument} to a "
+                f"start_from_trigger is True, but {unknown[0]} is known only when the DAG runs. Set {unknown[0]} to a "
                 "literal value, or leave start_from_trigger out."
             )
         self.deferrable = self.start_from_trigger = True

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_stem._arguments import check_templated, check_trigger_arguments, checked
+from airflow_provider_stem._text import missing_connection
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import FINAL_ERRORS
 from airflow_provider_stem.hooks import StemHook
@@ -105,7 +106,7 @@ class StemStreamsTrigger(BaseTrigger):
 
     def check(self, *, sites: object, **arguments: Any) -> None:  # noqa: ARG002
         """Validate all arguments but ``sites``: there can be thousands, and this runs in the event loop."""
-        check_trigger_arguments(**arguments)
+        check_trigger_arguments(type(self).__init__, **arguments)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and its arguments, as JSON types."""
@@ -137,8 +138,7 @@ class StemStreamsTrigger(BaseTrigger):
             args = [self._redact(arg) if isinstance(arg, str) else arg for arg in exc.args]
             outcome = {"status": "error", "error": type(exc).__name__, "args": args}
         except AirflowNotFoundException as exc:
-            message = f"{str(exc).rstrip('.')}. Create the connection, or name another."
-            outcome = {"status": "error", "error": "StemConfigError", "args": [message]}
+            outcome = {"status": "error", "error": "StemConfigError", "args": [missing_connection(exc)]}
         except Exception as exc:
             self.log.exception("Unexpected error while waiting for streams")
             message = self._redact(f"{type(exc).__name__}: {exc}")
@@ -176,7 +176,7 @@ class StemStreamsTrigger(BaseTrigger):
                     return {"status": "complete", "report": watch.report()}
                 self.log.info("%s, next poke in %s", describe_report(watch.report()), self._pause_after(watch.pokes))
             if deadline is not None and _now() >= deadline:
-                return {"status": "timeout", "report": watch.report()}
+                return {"status": "timeout", "missing": self._redact(watch.describe_missing())}
 
     def _new_watch(self) -> Watch:
         # Imported here, in a thread: importing pyarrow is slow.

@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from airflow_provider_stem import assets
 from airflow_provider_stem._connection_form import CONN_FIELDS
 from airflow_provider_stem.api.config import ClientConfig
-from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
@@ -434,6 +434,22 @@ def test_final_errors_rejects_a_wrong_connection_id(value):
     with pytest.raises(AirflowFailException, match="must be the id of a connection") as error, final_errors(value):
         pytest.fail("the block was entered")
     assert repr(value) in str(error.value)
+
+
+def test_final_errors_reads_the_connection_once(monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", f"stem://:{KEY}@")
+    read = []
+    get_connection = StemHook.get_connection
+
+    def counted(name):
+        read.append(name)
+        return get_connection(name)
+
+    monkeypatch.setattr(StemHook, "get_connection", counted)
+    with pytest.raises(StemDataError) as error, final_errors("stem_default"):
+        raise StemDataError(f"a {KEY}", f"b {KEY}", f"c {KEY}")
+    assert KEY not in str(error.value.args)
+    assert read == ["stem_default"]
 
 
 @pytest.mark.parametrize("value", DURATIONS)

@@ -105,7 +105,7 @@ def facet_classes():
     while todo:
         cls = todo.pop()
         if cls.__module__.startswith("openlineage."):
-            found[cls._get_schema()] = cls
+            found.setdefault(cls._get_schema(), cls)  # a facet with more fields is an instance of a subclass
             todo += cls.__subclasses__()
     return found
 

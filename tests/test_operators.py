@@ -335,7 +335,7 @@ def test_an_empty_run_writes_the_schema_or_skips_or_fails(stem, lake):
     assert table.num_rows == 0
     assert table.schema.equals(LANDING_SCHEMA)
     lake.client.delete_object(Bucket=lake.bucket, Key=receipt["objects"][0]["uri"].split("/", 3)[3])
-    with pytest.raises(AirflowSkipException, match="No row came"):
+    with pytest.raises(AirflowSkipException, match="The API has no rows for .*. Nothing was uploaded"):
         streams_to_s3(lake, sites="site-00001", on_empty="skip").execute(run_context(*before_all))
     with pytest.raises(StemIncompleteError, match="No rows for"):
         streams_to_s3(lake, sites="site-00001", on_empty="fail").execute(run_context(*before_all))
@@ -526,6 +526,7 @@ def test_a_stem_api_that_is_down_is_retryable(stem, lake, monkeypatch):
         ({"s3_key": "{{ ds }}/{strat}.parquet"}, r"unknown placeholder \{strat\}"),
         ({"s3_key": "x/{start.parquet"}, "cannot be formatted"),
         ({"s3_key": "x/{start.year}"}, r"unknown placeholder \{start.year\}"),
+        ({"s3_bucket": "lake", "s3_key": "s3://other/{{ ds }}_{start}"}, "names a bucket too. Remove one of them"),
     ],
 )
 def test_wrong_arguments_are_rejected_when_the_dag_is_parsed(arguments, message):
@@ -540,7 +541,6 @@ def test_wrong_arguments_are_rejected_when_the_dag_is_parsed(arguments, message)
     [
         ({"end": "2999-01-01T00:00Z"}, DAY, "is in the future.*StemStreamsSensor"),
         ({"s3_bucket": None}, DAY, "s3_bucket is missing"),
-        ({"s3_key": "s3://other/x"}, DAY, "names a bucket too. Remove one of them"),
         ({"s3_key": "x{start:%Y}", "partition": "hour"}, DAY, "the same key for several hours, such as 'x2025'"),
         ({"partition": "hour"}, ("2025-01-01T00:00Z", "2025-03-01T00:00Z"), "1,416 objects.*Use partition='day'"),
         ({"partition": "day"}, ("2025-07-01T00:00Z", "2025-07-01T13:00Z"), "Use partition='hour'"),
@@ -551,6 +551,15 @@ def test_wrong_arguments_are_rejected_when_the_dag_is_parsed(arguments, message)
 def test_wrong_arguments_at_run_time_fail_before_any_request(arguments, interval, message, stem, lake):
     with pytest.raises(AirflowFailException, match=message):
         streams_to_s3(lake, **arguments).execute(run_context(*interval))
+    assert stem.requests == []
+
+
+def test_a_bucket_that_is_rendered_beside_the_bucket_of_the_key_is_an_error(stem):
+    task = streams_to_s3(s3_bucket="{{ params.bucket }}", s3_key="s3://other/x")
+    context = run_context(*DAY, params={"bucket": "lake"})
+    task.render_template_fields(context)
+    with pytest.raises(AirflowFailException, match="names a bucket too. Remove one of them"):
+        task.execute(context)
     assert stem.requests == []
 
 

@@ -161,7 +161,7 @@ class StemClient:
         except StemRequestError as exc:
             # Only the text shows it: "The requested stream type - X is unavailable for the requested site." (guide)
             if exc.status == HTTPStatus.BAD_REQUEST and "unavailable" in exc.message.lower():
-                named = [t for t in stream_types if re.search(rf"\b{re.escape(t)}\b", exc.message)]
+                named = [name for name in stream_types if re.search(rf"\b{re.escape(name)}\b", exc.message)]
                 raise StemUnavailableError(
                     exc.status, exc.message, exc.request_url_without_secrets, None, named
                 ) from None

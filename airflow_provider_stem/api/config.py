@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.errors import StemConfigError
@@ -110,29 +110,13 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
             )
         return DEFAULT_BASE_URL
 
-    if "@" in host or "?" in host or "#" in host or any(c.isspace() or not c.isprintable() for c in host):
-        raise StemConfigError(
-            "Host of the connection contains a user, a query, a fragment or a space. Enter only the host or the base "
-            "URL, such as 'app.stem.com', and the API key as Password."
-        )
-    text = f"[{host}]" if host.count(":") > 1 and "[" not in host and "/" not in host else host
-    if "://" not in text:
-        text = f"{schema or 'https'}://{text}"
-    try:
-        url = urlsplit(text)
-        name, url_port = url.hostname, url.port
-    except ValueError:
-        name = url_port = None
-    if not name or not _is_host(name) or url.scheme not in {"http", "https"} or url_port == 0:
-        raise StemConfigError(
-            f"Host {host!r} of the connection is not a host, host:port or http(s) URL. Enter one such as "
-            f"{DEFAULT_BASE_URL}"
-        )
+    url = _split_host(host, schema or "https")
+    name = str(url.hostname)
     if schema and schema != url.scheme:
         raise StemConfigError(
             f"Host {host!r} and Schema {schema!r} of the connection contradict each other. Clear the Schema."
         )
-    if url_port and port and url_port != port:
+    if url.port and port and url.port != port:
         raise StemConfigError(f"Host {host!r} and Port {port} of the connection contradict each other. Clear the Port.")
     if url.scheme == "http" and not _is_loopback(name):
         raise StemConfigError(
@@ -140,10 +124,36 @@ def _base_url(host: str, schema: str, port: int | None) -> str:
             "(http is allowed for loopback addresses only)."
         )
     netloc = f"[{name}]" if ":" in name else name
-    if port := url_port or port:
+    port = url.port or port
+    if port:
         netloc = f"{netloc}:{port}"
     path = _DEFAULT_PATH if url.path in {"", "/"} else url.path.rstrip("/") + "/"
     return f"{url.scheme}://{netloc}{path}"
+
+
+def _split_host(host: str, default_schema: str) -> SplitResult:
+    """Return the parts of a host, ``host:port`` or URL, with a valid host name and port."""
+    is_plain = all(char.isprintable() and not char.isspace() and char not in "@?#" for char in host)
+    if not is_plain:
+        raise StemConfigError(
+            "Host of the connection contains a user, a query, a fragment or a space. Enter only the host or the base "
+            "URL, such as 'app.stem.com', and the API key as Password."
+        )
+    is_bare_ipv6 = host.count(":") > 1 and "[" not in host and "/" not in host
+    text = f"[{host}]" if is_bare_ipv6 else host
+    if "://" not in text:
+        text = f"{default_schema}://{text}"
+    try:
+        url = urlsplit(text)
+        is_valid = url.scheme in {"http", "https"} and _is_host(url.hostname or "") and url.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise StemConfigError(
+            f"Host {host!r} of the connection is not a host, host:port or http(s) URL. Enter one such as "
+            f"{DEFAULT_BASE_URL}"
+        )
+    return url
 
 
 def _is_host(name: str) -> bool:

@@ -84,7 +84,7 @@ def write_page(
         try:
             _add_row(row, days, kinds, cells)
         except (TypeError, ArithmeticError):
-            raise StemConfigError(f"Invalid row in rows: {row!r:.200}. Use {', '.join(COLUMNS)}.") from None
+            raise _invalid_row(row) from None
 
     sites = sorted((_Site.of(site_id, lines) for site_id, lines in cells.items()), key=_Site.worst_first)
     summary = Summary(
@@ -101,7 +101,7 @@ def write_page(
         "days": len(days),
         "kinds": [[_escaped(stream_type), resolution] for stream_type, resolution in order],
         "sites": [_escaped(site.site_id) for site in sites],
-        "lines": [[n for n, kind in enumerate(order) if kinds[kind] in cells[site.site_id]] for site in sites],
+        "lines": [[at for at, kind in enumerate(order) if kinds[kind] in cells[site.site_id]] for site in sites],
     }
 
     def data() -> Iterator[bytes | bytearray]:
@@ -126,7 +126,7 @@ def _days(first_day: date, last_day: date) -> dict[date, int]:
         raise StemConfigError(
             f"Invalid first_day {first_day} and last_day {last_day}: {number:,} days. Use 1 to {_MAX_DAYS:,} days."
         )
-    return {first_day + timedelta(n): n for n in range(number)}
+    return {first_day + timedelta(index): index for index in range(number)}
 
 
 def _add_row(
@@ -136,7 +136,7 @@ def _add_row(
     cells: dict[str, dict[int, bytearray]],
 ) -> None:
     if len(row) != len(COLUMNS):
-        raise TypeError
+        raise _invalid_row(row)
     site_id, stream_type, resolution, day, expected, received, late, status = row
     kind = kinds.get((stream_type, resolution))
     if kind is None:
@@ -164,6 +164,10 @@ def _add_row(
     line[at] = _cell(status, expected, received, late)
 
 
+def _invalid_row(row: object) -> StemConfigError:
+    return StemConfigError(f"Invalid row in rows: {row!r:.200}. Use {', '.join(COLUMNS)}.")
+
+
 @lru_cache(maxsize=65536)
 def _cell(status: Any, *counts: Any) -> bytes:
     """Return the four bytes of a row's cell. Cached, since most rows have the same values."""
@@ -183,7 +187,7 @@ def _check_text(column: str, value: object) -> None:
 
 def _escaped(text: str) -> str:
     """Return text with characters that are not printable escaped, such as line breaks and bidirectional marks."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ class _Service:
         if missing:
             raise ApiError(
                 400,
-                *(f"The requested stream type - {t} is unavailable for the requested site." for t in missing),
+                *(f"The requested stream type - {name} is unavailable for the requested site." for name in missing),
             )
         first, last = select(start, end, resolution, reading=self._settings.reading, rounding=self._settings.rounding)
         current = self._fleet.view(resolution, now)

@@ -61,7 +61,7 @@ def write_file(
     :param file_format: ``parquet``, ``csv`` or ``jsonl``.
     :param compression: as :func:`~airflow_provider_stem.streams.formats.resolve_compression` returned it.
     :param parquet_encoding: ``portable`` or ``smallest``, see
-        :data:`~airflow_provider_stem.streams.formats.PARQUET_ENCODINGS`.
+        :data:`~airflow_provider_stem.streams.formats.ParquetEncoding`.
     """
     if file_format == "parquet":
         return _write_parquet(batches, file, compression, _SMALLEST if parquet_encoding == "smallest" else _PORTABLE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from airflow_provider_stem.errors import StemConfigError
 
-PARQUET_ENCODINGS = ("portable", "smallest")
+ParquetEncoding = Literal["portable", "smallest"]
 """
-Encodings of Parquet files; the first is the default.
+Encodings of Parquet files.
 
 ``portable`` uses PLAIN and RLE_DICTIONARY only, which all common readers support. ``smallest`` may also use
 DELTA_BINARY_PACKED and BYTE_STREAM_SPLIT, which some readers do not support.

@@ -54,7 +54,7 @@ class _Site:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lack:
+class _SiteGap:
     """A site that lacks days of the history: the oldest and the newest of its streams' newest gaps."""
 
     site: Mapping[str, Any]
@@ -133,29 +133,29 @@ class BatchHistory:
         :param daily_start: first day of the daily load's objects, the first of a month, UTC.
         :param end: the first day that is left to the daily load, UTC.
         """
-        lacks = list(self._lacks(batch["sites"], end if end > daily_start else _month_of(end)))
-        if not lacks:
+        site_gaps = list(self._gaps(batch["sites"], end if end > daily_start else _month_of(end)))
+        if not site_gaps:
             return None
-        tries = min(lack.tries for lack in lacks)
-        lacks = [lack for lack in lacks if lack.tries == tries]
-        piece_end = max(lack.end for lack in lacks)
+        tries = min(gap.tries for gap in site_gaps)
+        site_gaps = [gap for gap in site_gaps if gap.tries == tries]
+        piece_end = max(gap.end for gap in site_gaps)
         is_daily = piece_end > daily_start
         if is_daily:
             earliest = max(daily_start, _month_of(piece_end - _MAX_SPAN))
         else:
             piece_end = _month_of(_month_of(piece_end - _DAY) + 31 * _DAY)  # the first of a month: this day or the next
             earliest = _month_of(piece_end - _MAX_SPAN)
-        lacks = [lack for lack in lacks if lack.end > earliest]
-        start = max(earliest, min(lack.start for lack in lacks))
+        site_gaps = [gap for gap in site_gaps if gap.end > earliest]
+        start = max(earliest, min(gap.start for gap in site_gaps))
         return {
-            "sites": [lack.site for lack in lacks[: max(1, len(lacks) // 2**tries)]],
+            "sites": [gap.site for gap in site_gaps[: max(1, len(site_gaps) // 2**tries)]],
             "batch": batch["batch"],
             "start": f"{start if is_daily else _month_of(start)}T00:00:00Z",
             "end": f"{piece_end}T00:00:00Z",
             "partition": "day" if is_daily else "month",
         }
 
-    def _lacks(self, sites: Iterable[Mapping[str, Any]], end: date) -> Iterator[_Lack]:
+    def _gaps(self, sites: Iterable[Mapping[str, Any]], end: date) -> Iterator[_SiteGap]:
         for record in sites:
             site = self._sites.get(record["site_id"], _Site())
             gaps = []
@@ -164,7 +164,7 @@ class BatchHistory:
                 if gap:
                     gaps.append(gap)
             if gaps:
-                yield _Lack(record, site.tries, min(start for start, _ in gaps), max(gap_end for _, gap_end in gaps))
+                yield _SiteGap(record, site.tries, min(start for start, _ in gaps), max(gap_end for _, gap_end in gaps))
 
     def _first_days(self, record: Mapping[str, Any]) -> Iterator[tuple[str, date]]:
         """Iterate over the types of a site's streams, with the first day of each, in UTC."""

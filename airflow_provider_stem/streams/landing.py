@@ -28,7 +28,7 @@ from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompl
 from airflow_provider_stem.streams.extraction import Extraction
 from airflow_provider_stem.streams.keys import KeyTemplate
 from airflow_provider_stem.streams.merging import Merge
-from airflow_provider_stem.streams.objects import IfExists, ObjectWriter, OvertakenError
+from airflow_provider_stem.streams.objects import IfExists, ObjectWriter, OvertakenError, Written
 from airflow_provider_stem.streams.reading import SiteResult
 from airflow_provider_stem.streams.receipts import receipt_of
 from airflow_provider_stem.streams.records import LandedObject, Receipt
@@ -56,7 +56,7 @@ class Landing:
     :param template: the template of these keys.
     :param file_format: ``parquet``, ``csv`` or ``jsonl``.
     :param compression: as :func:`~airflow_provider_stem.streams.formats.resolve_compression` returns it.
-    :param parquet_encoding: see :data:`~airflow_provider_stem.streams.formats.PARQUET_ENCODINGS`.
+    :param parquet_encoding: see :data:`~airflow_provider_stem.streams.formats.ParquetEncoding`.
     :param if_exists: see :class:`~airflow_provider_stem.streams.objects.ObjectWriter`.
     :param on_incomplete: if rows are missing, ``warn``, or ``fail`` before anything is uploaded.
     :param on_unavailable: see :class:`~airflow_provider_stem.streams.extraction.Extraction`.
@@ -192,26 +192,8 @@ class Landing:
         """
         with Spool() as spool, ScratchFile() as scratch:
             partitioner = _Partitioner(spool, list(self.objects.values()))
-            extraction: Extraction[_Pieces] = Extraction(
-                client,
-                self.stream_types,
-                self.window,
-                partitioner.store,
-                on_unavailable=self.on_unavailable,
-                on_site_error=self.on_site_error,
-            )
-            log.info(
-                "Reading %s of %s at %s s: %s to %s, with %s or more, to land in %s",
-                ", ".join(self.stream_types),
-                _count(len(sites), "site"),
-                self.window.resolution,
-                iso(self.window.start),
-                iso(self.window.end),
-                _count(extraction.planned_requests(sites), "request"),
-                _count(len(self.objects), "object"),
-            )
             results: list[SiteResult[_Pieces]] = []
-            incoming = _collected(extraction.read(sites, self.max_workers), results, len(sites))
+            incoming = _collected(self._read(client, sites, partitioner), results, len(sites))
             prepared = None
             if seen[next(iter(self.objects))] is None:
                 # A new object is written while other sites are still being read.
@@ -225,16 +207,7 @@ class Landing:
                     read = partial(partitioner.rows, results, number, self.window.resolution)
                     written = writer.write(key, seen[key], read, None if number else prepared)
                     merges[key] = written.merge.after(merges.get(key))
-                    landed = LandedObject(
-                        writer.store.uri(key),
-                        written.rows,
-                        written.size,
-                        written.sha256,
-                        written.read_at,
-                        period.start,
-                        period.end,
-                    )
-                    receipt["objects"].append(landed.as_json())
+                    receipt["objects"].append(_landed(writer.store.uri(key), written, period).as_json())
                 for merge in merges.values():
                     receipt["inserted"] += merge.inserted
                     receipt["changed"] += merge.changed
@@ -242,6 +215,30 @@ class Landing:
                     receipt["kept"] += merge.kept
         receipt["requests"] = client.requests_sent
         return receipt
+
+    def _read(
+        self, client: StemClient, sites: Sequence[Site], partitioner: _Partitioner
+    ) -> Iterator[SiteResult[_Pieces]]:
+        """Iterate over the results of the sites; their rows are in the partitioner."""
+        extraction: Extraction[_Pieces] = Extraction(
+            client,
+            self.stream_types,
+            self.window,
+            partitioner.store,
+            on_unavailable=self.on_unavailable,
+            on_site_error=self.on_site_error,
+        )
+        log.info(
+            "Reading %s of %s at %s s: %s to %s, with %s or more, to land in %s",
+            ", ".join(self.stream_types),
+            _count(len(sites), "site"),
+            self.window.resolution,
+            iso(self.window.start),
+            iso(self.window.end),
+            _count(extraction.planned_requests(sites), "request"),
+            _count(len(self.objects), "object"),
+        )
+        return extraction.read(sites, self.max_workers)
 
     def _check(self, receipt: Receipt, results: Sequence[SiteResult[_Pieces]]) -> None:
         """Apply ``on_incomplete`` and ``on_empty`` before anything is uploaded."""
@@ -298,6 +295,10 @@ class _Partitioner:
                 for part in parts:
                     if period in part:
                         yield landing_batch(result.site_id, stream_type, resolution, self._spool.read(part[period]))
+
+
+def _landed(uri: str, written: Written, period: Window) -> LandedObject:
+    return LandedObject(uri, written.rows, written.size, written.sha256, written.read_at, period.start, period.end)
 
 
 def _collected(

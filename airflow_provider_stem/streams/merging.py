@@ -112,10 +112,15 @@ def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[Stream]:
         sites, types = batch.column("site_id"), batch.column("stream_type")
         edges: list[int] = []
         if batch.num_rows:
-            changes = pc.or_(*(pc.not_equal(c.slice(1), c.slice(0, len(c) - 1)) for c in (sites, types)))
+            changes = pc.or_(_changes(sites), _changes(types))
             edges = [0, *(edge + 1 for edge in pc.indices_nonzero(changes).to_pylist()), batch.num_rows]
         for begin, end in pairwise(edges):
             yield (sites[begin].as_py(), types[begin].as_py()), batch.slice(begin, end - begin)
+
+
+def _changes(column: pa.Array) -> pa.BooleanArray:
+    """Return for each value but the first whether it differs from the one before it."""
+    return pc.not_equal(column.slice(1), column.slice(0, len(column) - 1))
 
 
 def _paired(held: Iterator[Stream], read: Iterator[Stream]) -> Iterator[tuple[Any, Any]]:

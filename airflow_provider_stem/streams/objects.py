@@ -65,7 +65,7 @@ class ObjectWriter:
     :param store: where to write.
     :param file_format: ``parquet``, ``csv`` or ``jsonl``.
     :param compression: as :func:`~airflow_provider_stem.streams.formats.resolve_compression` returns it.
-    :param parquet_encoding: see :data:`~airflow_provider_stem.streams.formats.PARQUET_ENCODINGS`.
+    :param parquet_encoding: see :data:`~airflow_provider_stem.streams.formats.ParquetEncoding`.
     :param if_exists: ``merge`` writes the union of the rows in the object and the rows that were read; ``replace``
         writes the rows that were read; ``fail`` raises an error if the object has other content.
     :param read_at: when the attempt began to read, UTC, by the store's clock.

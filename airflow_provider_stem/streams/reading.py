@@ -97,7 +97,7 @@ class SiteReading(Generic[K]):
 
     def planned_requests(self) -> int:
         """Return the number of requests for the window, as far as it is known before the first one."""
-        available = [t for t in self._stream_types if not self._site.lacks(t)]
+        available = [name for name in self._stream_types if not self._site.lacks(name)]
         return len(list(self._window.chunks(min(map(self._expected_from, available))))) if available else 0
 
     def run(self) -> SiteResult[K]:
@@ -107,10 +107,10 @@ class SiteReading(Generic[K]):
         :raises StemUnavailableError: the site lacks a type, with ``on_unavailable="fail"``.
         :raises StemError: see :mod:`airflow_provider_stem.errors`.
         """
-        self._drop([t for t in self._stream_types if self._site.lacks(t)])
+        self._drop([name for name in self._stream_types if self._site.lacks(name)])
         rest = self._window
-        while part := self._next_part(rest):
-            requested = [t for t in self._available() if self._expected_from(t) <= part.last_end]
+        while (part := self._next_part(rest)) is not None:
+            requested = [name for name in self._available() if self._expected_from(name) <= part.last_end]
             try:
                 streams = self._source.fetch(self._site.site_id, requested, part)
             except StemUnavailableError as exc:
@@ -125,7 +125,7 @@ class SiteReading(Generic[K]):
         return self._result
 
     def _available(self) -> list[str]:
-        return [t for t in self._stream_types if t not in self._result.unavailable]
+        return [name for name in self._stream_types if name not in self._result.unavailable]
 
     def _expected_from(self, stream_type: str) -> int:
         known = self._site.expected_from(stream_type, self._window.resolution)
@@ -138,10 +138,10 @@ class SiteReading(Generic[K]):
         return next(rest.chunks(min(map(self._expected_from, available))), None)
 
     def _handle_unavailable(self, exc: StemUnavailableError, requested: Sequence[str]) -> None:
-        lacking = [t for t in requested if t in exc.stream_types]
+        lacking = [name for name in requested if name in exc.stream_types]
         if self._on_unavailable == "skip" and len(lacking) < len(requested) and not self._site_was_read:
             self._read_site()
-            lacking = [t for t in requested if t in exc.stream_types or self._site.lacks(t)]
+            lacking = [name for name in requested if name in exc.stream_types or self._site.lacks(name)]
         if not lacking:
             raise exc
         self._drop(lacking)
@@ -149,10 +149,10 @@ class SiteReading(Generic[K]):
     def _handle_leading_gaps(self, streams: Streams, part: Window) -> None:
         if self._site.stream_starts is not None or self._site_was_read:
             return
-        if all(s.num_rows and _ends(s)[0].as_py() == part.first_end for s in streams.values()):
+        if all(rows.num_rows and _ends(rows)[0].as_py() == part.first_end for rows in streams.values()):
             return
         self._read_site()
-        self._drop([t for t, s in streams.items() if not s.num_rows and self._site.lacks(t)])
+        self._drop([name for name, rows in streams.items() if not rows.num_rows and self._site.lacks(name)])
 
     def _read_site(self) -> None:
         site_id, client = self._site.site_id, self._source.client
@@ -189,7 +189,7 @@ class SiteReading(Generic[K]):
         if received < expected and account.first_missing is None:
             ends_received = set(_ends(stream).to_pylist())
             account.first_missing = from_epoch(
-                next(k for k in range(first, part.last_end + 1, step) if k not in ends_received)
+                next(end for end in range(first, part.last_end + 1, step) if end not in ends_received)
             )
         if stream.num_rows:
             self._result.rows += stream.num_rows

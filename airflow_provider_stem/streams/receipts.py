@@ -21,7 +21,11 @@ def receipt_of(results: Sequence[SiteResult[Any]], window: Window, redact: Calla
     :param redact: removes the API key from a string; site ids and errors come from the API.
     """
     read = [result for result in results if result.error is None]
-    accounts = [(r.site_id, t, a) for r in read for t, a in sorted(r.accounts.items())]
+    accounts = [
+        (result.site_id, stream_type, account)
+        for result in read
+        for stream_type, account in sorted(result.accounts.items())
+    ]
     expected = sum(account.expected for _, _, account in accounts)
     incomplete: list[IncompleteStream] = [
         {
@@ -35,10 +39,14 @@ def receipt_of(results: Sequence[SiteResult[Any]], window: Window, redact: Calla
         if account.first_missing is not None
     ]
     unavailable: list[UnavailableStream] = [
-        {"site_id": redact(r.site_id), "stream_type": t} for r in read for t in sorted(r.unavailable)
+        {"site_id": redact(result.site_id), "stream_type": stream_type}
+        for result in read
+        for stream_type in sorted(result.unavailable)
     ]
     failed: list[FailedSite] = [
-        {"site_id": redact(r.site_id), "error": redact(str(r.error))} for r in results if r.error is not None
+        {"site_id": redact(result.site_id), "error": redact(str(result.error))}
+        for result in results
+        if result.error is not None
     ]
     return {
         "window": window.as_json(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.reading import SiteReading
-from airflow_provider_stem.streams.records import WatchReport
+from airflow_provider_stem.streams.records import WatchReport, describe_report
 from airflow_provider_stem.streams.sites import Site, StreamStarts
 from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.windows import Window, iso, parse_instant
@@ -157,6 +159,27 @@ class Watch:
                 "incomplete_sites": len(self._unseen) + len(self._lags),
             }
 
+    def describe_missing(self) -> str:
+        """Return what is missing, as one line of text: the numbers, each type, and the first site that lacks some."""
+        parts = [describe_report(self.report())]
+        with self._lock:
+            unseen = len(self._unseen)
+            lags = sorted(self._lags.items())
+        missing: Counter[str] = Counter()
+        for _, lags_of_site in lags:
+            for stream_type, lag in lags_of_site.items():
+                missing[stream_type] += lag.missing
+        if lags:
+            site_id, lags_of_site = lags[0]
+            stream_type, lag = min(lags_of_site.items())
+            parts.append("missing: " + ", ".join(f"{missing[name]:,} {name}" for name in sorted(missing)))
+            parts.append(
+                f"first {stream_type} of site {one_line(site_id)} for the interval that ends at {iso(lag.since)}"
+            )
+        if unseen:
+            parts.append(f"not requested yet: {unseen:,} sites")
+        return "; ".join(parts)
+
     def progress(self) -> Progress:
         """Return the state as JSON: sums, and the missing intervals of each site."""
         with self._lock:
@@ -167,7 +190,7 @@ class Watch:
                 "unseen": sorted(self._unseen),
                 "lags": {
                     site_id: {
-                        "streams": {t: [iso(lag.since), lag.missing] for t, lag in sorted(lags.items())},
+                        "streams": {name: [iso(lag.since), lag.missing] for name, lag in sorted(lags.items())},
                         "starts": _as_json(self._sites[site_id].stream_starts),
                     }
                     for site_id, lags in sorted(self._lags.items())
@@ -177,12 +200,11 @@ class Watch:
     def records(self) -> list[dict[str, Any]]:
         """Return the sites as operators accept them. Stream starts of sites that were poked are in :meth:`progress`."""
         with self._lock:
-            return [
-                {"site_id": site_id, "stream_start_times": _as_json(site.stream_starts)}
-                if site_id in self._unseen
-                else {"site_id": site_id}
-                for site_id, site in self._sites.items()
-            ]
+            records: list[dict[str, Any]] = [{"site_id": site_id} for site_id in self._sites]
+            for record in records:
+                if record["site_id"] in self._unseen:
+                    record["stream_start_times"] = _as_json(self._sites[record["site_id"]].stream_starts)
+            return records
 
     def _identity(self) -> dict[str, Any]:
         ids = "\0".join(sorted(self._sites)).encode(errors="backslashreplace")
@@ -201,12 +223,15 @@ class Watch:
         self._unseen = set(progress["unseen"])
         for site_id, known in progress["lags"].items():
             self._lags[site_id] = {
-                t: _Lag(parse_instant("progress", since), missing) for t, (since, missing) in known["streams"].items()
+                name: _Lag(parse_instant("progress", since), missing)
+                for name, (since, missing) in known["streams"].items()
             }
             if known["starts"] is not None:
-                starts = {t: start and parse_instant("progress", start) for t, start in known["starts"].items()}
+                starts = {name: start and parse_instant("progress", start) for name, start in known["starts"].items()}
                 self._sites[site_id] = Site(site_id, starts)
 
 
 def _as_json(starts: StreamStarts | None) -> dict[str, str | None] | None:
-    return None if starts is None else {t: None if start is None else start.isoformat() for t, start in starts.items()}
+    if starts is None:
+        return None
+    return {name: None if start is None else start.isoformat() for name, start in starts.items()}

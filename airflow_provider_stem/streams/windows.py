@@ -32,7 +32,6 @@ MAX_RANGE = timedelta(days=365)
 _FIRST_YEAR = 1000
 
 Partition = Literal["interval", "hour", "day", "month"]
-PARTITIONS: tuple[Partition, ...] = ("interval", "hour", "day", "month")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ class Window:
         if partition == "interval":
             return self
         if _period_start(self.end, partition) != self.end:
-            fits = [p for p in ("month", "day", "hour") if _period_start(self.end, p) == self.end]
+            fits = [shorter for shorter in ("month", "day", "hour") if _period_start(self.end, shorter) == self.end]
             raise StemConfigError(
                 f"partition={partition!r} writes whole UTC {partition}s, but the window ends at {iso(self.end)}, "
                 f"inside one. Use partition={(fits or ['interval'])[0]!r}."

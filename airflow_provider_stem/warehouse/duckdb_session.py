@@ -108,7 +108,7 @@ def _open(connect: Callable[[], DuckDBPyConnection], deadline: float, lock_timeo
             if time.monotonic() + pause > deadline:
                 raise StemTransportError(
                     f"Another process has had the DuckDB file open for {lock_timeout:g} s. End it, or try again later; "
-                    f"while one process writes the file, no other can read or write it. ({exc})"
+                    f"while one process writes the file, no other can read or write it. ({one_line(str(exc))})"
                 ) from None
         if not logged:
             log.info("Waiting for another process that has the DuckDB file open")

@@ -77,7 +77,7 @@ def sites_lineage(counts: Mapping[str, int] | None, sql_conn_id: str, schema: st
 
 
 def _run_facets(counts: Mapping[str, int]) -> dict[str, Any]:
-    return {LOAD_FACET: run_facet("StemLoadRunFacet", counts)}
+    return {LOAD_FACET: run_facet(counts)}
 
 
 def _input(landed: LandedObject, *, with_rows: bool) -> InputDataset:

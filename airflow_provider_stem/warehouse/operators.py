@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_stem._arguments import check_connection_id, check_duration, check_templated, checked, is_known
 from airflow_provider_stem._mapping import CheckedWhenParsed
+from airflow_provider_stem._text import missing_connection
 from airflow_provider_stem.assets import event_extras
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.failures import final_error
@@ -205,6 +206,6 @@ def _final_errors() -> Iterator[None]:
     try:
         yield
     except AirflowNotFoundException as exc:
-        raise final_error(exc, f"{str(exc).rstrip('.')}. Create the connection, or name another.") from exc
+        raise final_error(exc, missing_connection(exc)) from exc
     except StemConfigError as exc:
         raise final_error(exc, str(exc)) from exc

@@ -7,7 +7,7 @@ import io
 import math
 import struct
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 from zlib import error as ZlibError  # noqa: N812 - it is a class
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from airflow_provider_stem.streams import file_reading
 from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS
+from airflow_provider_stem.streams.formats import ParquetEncoding
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
 from .helpers import examples, tally
@@ -123,7 +123,7 @@ def test_any_rows_are_read_back_bit_for_bit(file_format: str, compression: str) 
     @examples(60)
     @given(rows=any_rows())
     def check(rows: pa.Table) -> None:
-        for encoding in PARQUET_ENCODINGS if file_format == "parquet" else ["portable"]:
+        for encoding in get_args(ParquetEncoding) if file_format == "parquet" else ["portable"]:
             assert read(written(rows.to_batches(), file_format, compression, encoding)) == bits(rows)
         counts.add(rows=rows.num_rows)
 

@@ -10,7 +10,7 @@ import random
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_stem.streams import files
 from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.formats import PARQUET_ENCODINGS, resolve_compression
+from airflow_provider_stem.streams.formats import ParquetEncoding, resolve_compression
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, landing_batch
 from airflow_provider_stem.streams.windows import Window
@@ -277,7 +277,7 @@ class TestParquet:
         assert table.column("kw_total_avg").null_count == 96
 
     @pytest.mark.parametrize("compression", ["zstd", "gzip", "snappy", "none"])
-    @pytest.mark.parametrize("encoding", PARQUET_ENCODINGS)
+    @pytest.mark.parametrize("encoding", get_args(ParquetEncoding))
     def test_each_column_is_compressed_and_has_statistics(self, encoding: str, compression: str) -> None:
         metadata = pq.ParquetFile(pa.BufferReader(written(plenty(), "parquet", compression, encoding))).metadata
         assert metadata.format_version == "2.6"
@@ -339,7 +339,7 @@ class TestParquet:
     def test_instants_take_few_bytes(self) -> None:
         rows = [batch(f"a-site-with-a-long-id-{n}", [50.0] * YEAR.intervals, YEAR) for n in range(4)]
         sizes = {}
-        for parquet_encoding in PARQUET_ENCODINGS:
+        for parquet_encoding in get_args(ParquetEncoding):
             data = written(rows, "parquet", "zstd", parquet_encoding)
             sizes[parquet_encoding] = len(data) / (4 * YEAR.intervals)
         assert sizes["smallest"] < 0.05
@@ -428,7 +428,7 @@ def test_large_files_do_not_depend_on_batches(kind: str, file_format: str) -> No
     else:
         rows = of_kind(kind, YEAR)
     compression = resolve_compression(file_format, "default")
-    for parquet_encoding in PARQUET_ENCODINGS if file_format == "parquet" else ["portable"]:
+    for parquet_encoding in get_args(ParquetEncoding) if file_format == "parquet" else ["portable"]:
         whole = written([rows], file_format, compression, parquet_encoding)
         for size in (1000, 20_001):
             split = [rows.slice(begin, size) for begin in range(0, rows.num_rows, size)]

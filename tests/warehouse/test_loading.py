@@ -265,8 +265,9 @@ def test_a_warehouse_that_stays_locked_is_an_error(engine, bucket):
             session.lock("streams")
 
     try:
-        with pytest.raises(StemTransportError, match=message):
+        with pytest.raises(StemTransportError, match=message) as error:
             lock()
+        assert "\n" not in str(error.value)
     finally:
         release()
     assert bucket.load(engine, receipt) == counts(1, 1, 0, 0, 1, 0)
