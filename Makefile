@@ -116,6 +116,7 @@ lint: venv  ## Check style, types, and what would be released.
 	$(BIN)/ruff check --select AIR --preview .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 	$(BIN)/bandit --quiet --recursive airflow_provider_stem
 	$(MAKE) --no-print-directory package
 
