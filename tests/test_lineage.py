@@ -101,7 +101,8 @@ def assertions_of(dataset):
 @cache
 def facet_classes():
     """Return the client's classes by the schema that they implement."""
-    found, todo = {}, [facet_v2.BaseFacet]
+    found: dict[str, type[Any]] = {}
+    todo: list[Any] = [facet_v2.BaseFacet]
     while todo:
         cls = todo.pop()
         if cls.__module__.startswith("openlineage."):

@@ -176,7 +176,7 @@ def test_it_fires_once_when_everything_is_available(sim, clock, form):
         ({"end": HOUR[0]}, "StemConfigError", "is not after start"),
         ({"resolution": 60}, "StemConfigError", "Invalid resolution 60"),
         ({"deadline": "2025-07-01T00:00"}, "StemConfigError", "deadline"),
-        ({"stem_conn_id": "missing"}, "StemConfigError", "missing.*Create the connection"),
+        ({"stem_conn_id": "missing"}, "StemConfigError", "missing.*Create this connection"),
         ({"sites": ["site-99999"]}, "StemNotFoundError", "404"),
     ],
 )
