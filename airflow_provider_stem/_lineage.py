@@ -191,7 +191,7 @@ class _Findings:
         )
 
     def assertions(self, site_ids: Sequence[str]) -> Iterator[Assertion]:
-        """Iterate over the assertions about one input; those that the receipt does not answer are left out."""
+        """Iterate over the assertions about one input; those that do not follow from the receipt are left out."""
         if failed := self._failed.intersection(site_ids):
             yield _assertion(
                 "every site was read", success=False, expected=len(site_ids), actual=len(site_ids) - len(failed)

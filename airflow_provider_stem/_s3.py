@@ -41,7 +41,7 @@ READ_AT = "read-at"
 _PROBE_BODY = b"Written to find out whether this store honours If-None-Match and If-Match. It can be deleted.\n"
 _NO_SUCH_ETAG = '"00000000000000000000000000000000"'
 _ANY_STATUS = range(300, 600)
-# AWS answers 409 to one of two simultaneous conditional requests for one key.
+# AWS returns 409 for one of two simultaneous conditional requests for one key.
 _CONFLICTS = (409, 412)
 # Error codes of a rejected PUT that a retry can cure.
 _PASSING = {"BadDigest", "ExpiredToken", "RequestTimeout", "TokenRefreshRequired", "XAmzContentChecksumMismatch"}
@@ -152,7 +152,7 @@ class S3Store:
         try:
             response = self._call("head_object", key, expected=(403, 404), **self._for_reads)
         except ClientError as exc:
-            # Without permission to list, S3 answers 403 for a key that does not exist. A later PUT with If-None-Match
+            # Without permission to list, S3 returns 403 for a key that does not exist. A later PUT with If-None-Match
             # fails if the object does exist.
             return None, self._time_of(exc.response)
         return _version(response), self._time_of(response)
@@ -279,7 +279,7 @@ class S3Store:
         expected: tuple[int, ...] = ()
         if self._conditional:
             condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-            # S3 answers 404 to an If-Match whose object has been deleted.
+            # S3 returns 404 for an If-Match whose object has been deleted.
             expected = (*_CONFLICTS, *also_expected) if etag is None else (*_CONFLICTS, 404, *also_expected)
         return self._call("put_object", key, expected=expected, Body=body, **condition, **arguments)
 

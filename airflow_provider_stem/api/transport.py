@@ -232,7 +232,7 @@ def _read(response: requests.Response, limit: int) -> Body:
     :param limit: bytes.
     :raises StemDataError: the body exceeds the limit.
     """
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="stem-answer-") as body:
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="stem-response-") as body:
         while chunk := response.raw.read1(_CHUNK, decode_content=True):
             with own_disk():
                 body.write(chunk)

@@ -101,14 +101,7 @@ class ObjectStore(Protocol):
         """Copy an object into a file, replacing its content. Return the version; ``None`` if there is no object."""
 
     def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
-        """
-        Store a file.
-
-        :param read_at: time for the metadata, UTC.
-        :param replaces: the version to replace; ``None`` if the object must not exist.
-        :raises ObjectChangedError: the object is no longer the version ``replaces``.
-        :raises DamagedObjectError: the store has other bytes than were sent.
-        """
+        """Write a file, or raise `ObjectChangedError` if the object is not the version that it replaces."""
 
     def uri(self, key: str) -> str:
         """Return the URI of a key."""
