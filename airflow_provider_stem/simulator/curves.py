@@ -110,19 +110,19 @@ class Series:
     @cached_property
     def load(self) -> Ints:
         """The site without its battery: consumption minus solar, in 10 mW."""
-        b = self.building
-        share = np.take(_week(b.use), (self._slots - b.shift + _THURSDAY * _PER_DAY) % _PER_WEEK)
+        building = self.building
+        share = np.take(_week(building.use), (self._slots - building.shift + _THURSDAY * _PER_DAY) % _PER_WEEK)
         afternoon = np.exp(-(((np.arange(_PER_DAY) / 4 - 15.25) / 3.6) ** 2))
-        drawn = share * (0.84 - b.cooling + 0.05 * self._summer)[self._day]
-        drawn += (b.cooling * np.maximum(self._summer, -0.2))[self._day] * share * afternoon[self._quarter]
+        drawn = share * (0.84 - building.cooling + 0.05 * self._summer)[self._day]
+        drawn += (building.cooling * np.maximum(self._summer, -0.2))[self._day] * share * afternoon[self._quarter]
         drawn *= (0.94 + 0.12 * self._noise(1, self._days))[self._day]
         hours = self._index // 4
         drift = self._noise(2, np.arange(hours[0], hours[-1] + 2))
         at = hours - hours[0]
         drawn *= 0.97 + 0.05 * (drift[at] + (drift[at + 1] - drift[at]) * ((self._index % 4) / 4))
         drawn *= 0.985 + 0.03 * self._noise(3, self._index)
-        kw = drawn * b.peak_kw
-        if b.solar_kw:
+        kw = drawn * building.peak_kw
+        if building.solar_kw:
             kw -= self._solar()
         return _units(kw)
 
@@ -138,22 +138,22 @@ class Series:
     @cached_property
     def converter(self) -> Ints:
         """The battery, positive while it charges, in 10 mW; all zeros without a battery."""
-        b = self.building
-        if not b.battery_kw:
+        building = self.building
+        if not building.battery_kw:
             return np.zeros(len(self.ends), dtype=np.int64)
         weekend = (self._days + _THURSDAY) % 7 >= 5
         depth = (0.62 + 0.33 * self._noise(6, self._days)) * np.where(weekend, 0.45, 1.0)
-        energy = b.battery_kw * b.battery_hours * depth
+        energy = building.battery_kw * building.battery_hours * depth
         later = (self._noise(7, self._days) * 5).astype(np.int64)
-        out = _trapezoid(b.battery_hours * 5, 2)
+        out = _trapezoid(building.battery_hours * 5, 2)
         into = _trapezoid(22, 3)
         quarter = self._quarter
-        discharge = np.take(out, np.clip(quarter - b.discharge_from - later[self._day] + 1, 0, len(out) - 1))
-        charge = np.take(into, np.clip(quarter - b.charge_from + 1, 0, len(into) - 1)) / b.efficiency
+        discharge = np.take(out, np.clip(quarter - building.discharge_from - later[self._day] + 1, 0, len(out) - 1))
+        charge = np.take(into, np.clip(quarter - building.charge_from + 1, 0, len(into) - 1)) / building.efficiency
         ripple = 0.96 + 0.08 * self._noise(8, self._index)
         kw = energy[self._day] * (charge - discharge) * ripple
-        np.clip(kw, -b.battery_kw, b.battery_kw, out=kw)
-        kw += b.battery_kw * (0.004 + 0.004 * self._noise(9, self._index))  # consumption of its electronics
+        np.clip(kw, -building.battery_kw, building.battery_kw, out=kw)
+        kw += building.battery_kw * (0.004 + 0.004 * self._noise(9, self._index))  # consumption of its electronics
         return _units(kw)
 
     @cached_property

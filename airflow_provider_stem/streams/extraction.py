@@ -22,10 +22,10 @@ from airflow_provider_stem.streams.windows import Window
 
 log = logging.getLogger(__name__)
 
-K = TypeVar("K")
+Kept = TypeVar("Kept")
 
 
-class Extraction(Generic[K]):
+class Extraction(Generic[Kept]):
     """
     Read one window of many sites.
 
@@ -45,7 +45,7 @@ class Extraction(Generic[K]):
         client: StemClient,
         stream_types: Sequence[str],
         window: Window,
-        keep: Callable[[pa.RecordBatch], K],
+        keep: Callable[[pa.RecordBatch], Kept],
         *,
         on_unavailable: Literal["skip", "fail"] = "skip",
         on_site_error: Literal["skip", "fail"] = "fail",
@@ -64,7 +64,7 @@ class Extraction(Generic[K]):
         """Return the number of requests for the sites, as far as it is known before the first one."""
         return sum(self._reading(site).planned_requests() for site in sites)
 
-    def read(self, sites: Sequence[Site], max_workers: int) -> Generator[SiteResult[K], None, None]:
+    def read(self, sites: Sequence[Site], max_workers: int) -> Generator[SiteResult[Kept], None, None]:
         """
         Iterate over the results of the sites, in the order of ``sites``.
 
@@ -85,7 +85,7 @@ class Extraction(Generic[K]):
                 return
         raise self._failure
 
-    def _read_site(self, site: Site) -> SiteResult[K]:
+    def _read_site(self, site: Site) -> SiteResult[Kept]:
         try:
             return self._reading(site).run()
         except Exception as exc:
@@ -99,7 +99,7 @@ class Extraction(Generic[K]):
             self._client.close()
             raise
 
-    def _reading(self, site: Site) -> SiteReading[K]:
+    def _reading(self, site: Site) -> SiteReading[Kept]:
         return SiteReading(self._source, site, self._stream_types, self._window, self._keep, self._on_unavailable)
 
 

@@ -19,7 +19,7 @@ from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.tables import Streams
 from airflow_provider_stem.streams.windows import Window, from_epoch
 
-K = TypeVar("K")
+Kept = TypeVar("Kept")
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class StreamAccount:
 
 
 @dataclass(slots=True)
-class SiteResult(Generic[K]):
+class SiteResult(Generic[Kept]):
     """
     The result of reading one site.
 
@@ -51,13 +51,13 @@ class SiteResult(Generic[K]):
 
     site_id: str
     rows: int = 0
-    kept: dict[str, list[K]] = field(default_factory=dict)
+    kept: dict[str, list[Kept]] = field(default_factory=dict)
     accounts: dict[str, StreamAccount] = field(default_factory=dict)
     unavailable: list[str] = field(default_factory=list)
     error: StemError | None = None
 
 
-class SiteReading(Generic[K]):
+class SiteReading(Generic[Kept]):
     """
     Read one site in parts, and find out which streams it has and when they began.
 
@@ -78,7 +78,7 @@ class SiteReading(Generic[K]):
         site: Site,
         stream_types: Sequence[str],
         window: Window,
-        keep: Callable[[pa.RecordBatch], K],
+        keep: Callable[[pa.RecordBatch], Kept],
         on_unavailable: Literal["skip", "fail"],
     ) -> None:
         self._source = source
@@ -88,7 +88,7 @@ class SiteReading(Generic[K]):
         self._keep = keep
         self._on_unavailable = on_unavailable
         self._site_was_read = False
-        self._result: SiteResult[K] = SiteResult(site.site_id)
+        self._result: SiteResult[Kept] = SiteResult(site.site_id)
 
     @property
     def site(self) -> Site:
@@ -100,7 +100,7 @@ class SiteReading(Generic[K]):
         available = [name for name in self._stream_types if not self._site.lacks(name)]
         return len(list(self._window.chunks(min(map(self._expected_from, available))))) if available else 0
 
-    def run(self) -> SiteResult[K]:
+    def run(self) -> SiteResult[Kept]:
         """
         Read the window and return the result.
 
