@@ -445,7 +445,7 @@ def test_final_errors_reads_the_connection_once(monkeypatch):
         read.append(name)
         return get_connection(name)
 
-    monkeypatch.setattr(StemHook, "get_connection", counted)
+    monkeypatch.setattr(StemHook, "get_connection", staticmethod(counted))
     with pytest.raises(StemDataError) as error, final_errors("stem_default"):
         raise StemDataError(f"a {KEY}", f"b {KEY}", f"c {KEY}")
     assert KEY not in str(error.value.args)
