@@ -16,12 +16,12 @@ from airflow_provider_stem.streams.formats import resolve_compression
 from airflow_provider_stem.streams.keys import check_key_template
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.store import check_bucket, resolve_address, split_uri
+from airflow_provider_stem.streams.stream_types import parse_stream_types
 from airflow_provider_stem.streams.windows import (
     check_lookback,
     check_order,
     check_resolution,
     parse_instant,
-    parse_stream_types,
 )
 
 _SET_BY_THE_OPERATOR = frozenset(

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 
 from airflow_provider_stem import __version__
+from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.store import split_uri
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, SHOWN_ROW
 
@@ -73,21 +74,15 @@ def landed(
 
 def _grouped(sites: Any) -> dict[str, list[str]]:
     """Return the names of the inputs, each with its site ids."""
-    clients: dict[str, str | None] = {}
-    for entry in [sites] if isinstance(sites, (str, Mapping)) else sites:
-        if isinstance(entry, str):
-            clients.setdefault(entry, None)
-        else:
-            site_id = entry.get("site_id", entry.get("id"))
-            clients[site_id] = entry.get("client_id") or clients.get(site_id)
-    if len(clients) <= MAX_INPUTS:
-        return {f"sites/{_segment(site_id)}/streams": [site_id] for site_id in sorted(clients)}
+    found = read_sites(sites)
+    if len(found) <= MAX_INPUTS:
+        return {f"sites/{_segment(site.site_id)}/streams": [site.site_id] for site in found}
     groups: dict[str, list[str]] = {}
-    for site_id, client_id in sorted(clients.items()):
-        if client_id is None:
-            return {"sites": sorted(clients)}
-        groups.setdefault(f"clients/{_segment(client_id)}/sites", []).append(site_id)
-    return dict(sorted(groups.items())) if len(groups) <= MAX_INPUTS else {"sites": sorted(clients)}
+    for site in found:
+        name = f"clients/{_segment(site.client_id)}/sites" if site.client_id else "sites"
+        groups.setdefault(name, []).append(site.site_id)
+    one = {"sites": [site.site_id for site in found]}
+    return one if "sites" in groups or len(groups) > MAX_INPUTS else dict(sorted(groups.items()))
 
 
 def _segment(identifier: str) -> str:

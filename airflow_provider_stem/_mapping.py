@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_stem._arguments import check_arguments, check_templated
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.sites import ListAsText
+from airflow_provider_stem.streams.sites import ListAsText, site_id_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -179,7 +179,7 @@ class MappedOverSites(CheckedWhenParsed):
         if isinstance(self.sites, str):
             return self.sites
         if isinstance(self.sites, Mapping):
-            return str(self.sites.get("site_id", self.sites.get("id")))
+            return str(site_id_of(self.sites))
         # Airflow renders the name even if the task fails because ``sites`` is invalid.
         return f"{len(self.sites)} sites" if isinstance(self.sites, Sized) else repr(self.sites)
 

@@ -17,7 +17,8 @@ from airflow_provider_stem.errors import (
     StemNotFoundError,
     StemTransportError,
 )
-from airflow_provider_stem.streams.windows import Window, check_end, parse_instant, parse_stream_types
+from airflow_provider_stem.streams.stream_types import parse_stream_types
+from airflow_provider_stem.streams.windows import Window, check_end, parse_instant
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -182,7 +183,7 @@ class StemHook(BaseHook):
         :param site_id: id of the site.
         :param start: aware datetime, or ISO 8601 string with an offset.
         :param end: the same; at most one resolution in the future.
-        :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``.
+        :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`.
         :param resolution: length of an interval in seconds: 900, 1800 or 3600.
         :param on_unavailable: if the site lacks a type: ``fail``, or ``skip`` that type and return the others.
         :return: a table in the landing schema: average kW per interval, times in UTC.

@@ -25,11 +25,12 @@ from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import LandedObjectsLink
-from airflow_provider_stem.streams.formats import ParquetEncoding, extension, resolve_compression
+from airflow_provider_stem.streams.formats import FORMATS, FormatName, ParquetEncoding, resolve_compression
 from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.store import resolve_address
-from airflow_provider_stem.streams.windows import STREAM_TYPES, Partition, Window, check_end, parse_stream_types
+from airflow_provider_stem.streams.stream_types import STREAM_TYPES, parse_stream_types
+from airflow_provider_stem.streams.windows import Partition, Window, check_end
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -136,7 +137,8 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     produces the same bytes, so a retry or a cleared task changes nothing.
 
     :param sites: a site id, a record of :class:`StemSiteListOperator`, or a list of either.
-    :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``; one request fetches all of a site's.
+    :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`; one request fetches
+        all of a site's.
     :param resolution: length of an interval in seconds: 900, 1800 or 3600.
     :param start: aware datetime or ISO 8601 string with an offset; default: start of the run's data interval.
     :param end: the same; default: end of the run's data interval.
@@ -148,8 +150,8 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     :param s3_key: key or full ``s3://`` address. Jinja is rendered first, then the placeholders ``{start}``, ``{end}``,
         ``{resolution}``, ``{batch}``, ``{dag_id}``, ``{task_id}``, ``{extension}``.
     :param batch: value of ``{batch}``; default: the site's id if ``sites`` is one site, else ``all``.
-    :param file_format: ``parquet``, ``csv`` or ``jsonl``.
-    :param compression: ``default`` (zstd for Parquet, gzip otherwise), ``none``, or the name of a compression.
+    :param file_format: ``parquet``, or another of :data:`~airflow_provider_stem.streams.formats.FORMATS`.
+    :param compression: ``default`` (zstd for Parquet, gzip for text), ``none``, or another that the format has.
     :param on_incomplete: if rows are missing: ``warn``, or ``fail`` before anything is uploaded.
     :param on_unavailable: if a site lacks a type: ``skip`` that type and land the others, or ``fail``.
     :param on_empty: if the whole run has no rows: ``write`` objects that hold only the schema, ``skip`` or ``fail``.
@@ -199,7 +201,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         s3_bucket: str | None = None,
         s3_key: str = DEFAULT_KEY,
         batch: str | None = None,
-        file_format: Literal["parquet", "csv", "jsonl"] = "parquet",
+        file_format: FormatName = "parquet",
         compression: str = "default",
         on_incomplete: Literal["warn", "fail"] = "warn",
         on_unavailable: Literal["skip", "fail"] = "skip",
@@ -330,7 +332,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             batch=batch,
             dag_id=self.dag_id,
             task_id=self.task_id,
-            extension=extension(self.file_format, compression),
+            extension=FORMATS[self.file_format].extension(compression),
         )
         return Landing(
             window=window,

@@ -28,7 +28,8 @@ from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.streams.records import describe_report
 from airflow_provider_stem.streams.sites import read_sites
-from airflow_provider_stem.streams.windows import Window, iso, parse_stream_types
+from airflow_provider_stem.streams.stream_types import parse_stream_types
+from airflow_provider_stem.streams.windows import Window, iso
 from airflow_provider_stem.triggers import StemStreamsTrigger
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
 
     :param sites: a site id, a record of :class:`~airflow_provider_stem.operators.StemSiteListOperator`, or a list of
         either.
-    :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``.
+    :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`.
     :param resolution: length of an interval in seconds: 900, 1800 or 3600.
     :param start: aware datetime or ISO 8601 string with an offset; default: start of the run's data interval.
     :param end: the same, may be in the future; default: end of the run's data interval.

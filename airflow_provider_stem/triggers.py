@@ -45,7 +45,7 @@ class StemStreamsTrigger(BaseTrigger):
     arguments contain no credentials and are enough to start again in another triggerer.
 
     :param sites: site ids or records.
-    :param stream_types: any of ``MONITOR``, ``CONVERTER``, ``INTERVAL_REVENUE``.
+    :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`.
     :param resolution: length of an interval in seconds: 900, 1800 or 3600.
     :param start: ISO 8601 with an offset; optional if the task starts in the triggerer, which derives it from the run.
     :param end: the same.

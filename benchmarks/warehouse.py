@@ -37,7 +37,7 @@ def make_day(folder: Path, number: int, sites: int, batches: int) -> list[dict[s
     import numpy as np
     import pyarrow as pa
 
-    from airflow_provider_stem.streams.files import write_file
+    from airflow_provider_stem.streams.formats import FORMATS
     from airflow_provider_stem.streams.tables import STREAM_SCHEMA, landing_batch
     from airflow_provider_stem.streams.windows import Window, iso
 
@@ -56,7 +56,7 @@ def make_day(folder: Path, number: int, sites: int, batches: int) -> list[dict[s
 
         path = folder / f"{number:03d}_{batch:03d}.parquet"
         with path.open("wb") as file:
-            count = write_file(rows(), file, "parquet", "zstd", "portable")
+            count = FORMATS["parquet"].write(rows(), file, "zstd", "portable")
         bounds = {"start": iso(window.start), "end": iso(window.end)}
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         told.append({"uri": f"s3://{path}", "rows": count, "sha256": digest, "read_at": bounds["end"], **bounds})

@@ -3,8 +3,8 @@ Load landed objects into Iceberg tables with Amazon Athena, whenever an event li
 
 Runs after ``stem_streams_to_s3``. Needs ``aws_default`` and a location for the results of queries.
 
-Create the tables and views once, with ``tables.sql`` and ``views.sql`` in
-``airflow_provider_stem/warehouse/sql/athena``.
+Create the tables and views once, with the SQL that this command prints:
+``python -m airflow_provider_stem.warehouse.sql athena schema=stem location=s3://stem-telemetry/warehouse``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from airflow.providers.amazon.aws.operators.athena import AthenaOperator
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, chain, task
 
 from airflow_provider_stem.assets import landed_objects
-from airflow_provider_stem.warehouse.session import statements
+from airflow_provider_stem.warehouse.sql import statements
 
 with DAG(
     dag_id="stem_warehouse_athena",

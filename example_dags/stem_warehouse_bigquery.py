@@ -4,8 +4,8 @@ Load landed objects into BigQuery, whenever an event lists some. Not executed in
 Runs after ``stem_streams_to_s3``. Needs a connection of type ``gcpbigquery`` and, to read from S3, a BigQuery Omni
 connection in the bucket's region.
 
-Create the tables and views once, with ``tables.sql`` and ``views.sql`` in
-``airflow_provider_stem/warehouse/sql/bigquery``.
+Create the tables and views once, with the SQL that this command prints:
+``python -m airflow_provider_stem.warehouse.sql bigquery schema=stem``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset
 from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
 
 from airflow_provider_stem.assets import landed_objects
-from airflow_provider_stem.warehouse.session import statements
+from airflow_provider_stem.warehouse.sql import statements
 
 with DAG(
     dag_id="stem_warehouse_bigquery",

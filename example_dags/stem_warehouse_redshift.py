@@ -3,8 +3,8 @@ Load landed objects into Amazon Redshift, whenever an event lists some. Not exec
 
 Runs after ``stem_streams_to_s3``. Needs ``aws_default``, and a workgroup whose default IAM role can read the bucket.
 
-Create the tables and views once, with ``tables.sql`` and ``views.sql`` in
-``airflow_provider_stem/warehouse/sql/redshift``.
+Create the tables and views once, with the SQL that this command prints:
+``python -m airflow_provider_stem.warehouse.sql redshift schema=stem``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from airflow.providers.amazon.aws.operators.redshift_data import RedshiftDataOpe
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, task
 
 from airflow_provider_stem.assets import landed_objects
-from airflow_provider_stem.warehouse.session import statements
+from airflow_provider_stem.warehouse.sql import statements
 
 with DAG(
     dag_id="stem_warehouse_redshift",

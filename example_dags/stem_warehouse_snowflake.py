@@ -3,8 +3,8 @@ Load landed objects into Snowflake, whenever an event lists some. Not executed i
 
 Runs after ``stem_streams_to_s3``. Needs a connection of type ``snowflake`` and an external stage on the bucket.
 
-Create the tables and views once, with ``tables.sql`` and ``views.sql`` in
-``airflow_provider_stem/warehouse/sql/snowflake``.
+Create the tables and views once, with the SQL that this command prints:
+``python -m airflow_provider_stem.warehouse.sql snowflake schema=stem``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset
 from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
 
 from airflow_provider_stem.assets import landed_objects
-from airflow_provider_stem.warehouse.session import statements
+from airflow_provider_stem.warehouse.sql import statements
 
 with DAG(
     dag_id="stem_warehouse_snowflake",

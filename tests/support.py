@@ -19,10 +19,12 @@ import pytest
 import urllib3
 from processes import HUNG_AFTER
 
+from airflow_provider_stem.streams import stream_types
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
 TALLIES_KEY = pytest.StashKey[dict[str, str]]()
 RUNS_KEY = pytest.StashKey[list[str]]()
+STREAM_TYPES = tuple(stream_types.STREAM_TYPES)
 _NUMBERS = itertools.count(1)
 
 

@@ -20,9 +20,9 @@ from airflow_provider_stem.streams import source
 from airflow_provider_stem.streams.extraction import Extraction
 from airflow_provider_stem.streams.sites import Site, read_sites
 from airflow_provider_stem.streams.tables import landing_batch
-from airflow_provider_stem.streams.windows import STREAM_TYPES, Window
+from airflow_provider_stem.streams.windows import Window
 from tests.streams.helpers import ends_of, rows_of, truth
-from tests.support import landed_rows
+from tests.support import STREAM_TYPES, landed_rows
 
 NOW = datetime(2025, 7, 2, 12, 7, 31, tzinfo=UTC)
 LACKING = "site-00002"

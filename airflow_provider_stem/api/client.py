@@ -142,7 +142,7 @@ class StemClient:
         :param site_id: an ``id`` from :meth:`list_sites`.
         :param start: ``start_datetime``, UTC, on the grid of ``resolution``.
         :param end: ``end_datetime``, UTC, on the grid of ``resolution``.
-        :param stream_types: the types to request, see :data:`~airflow_provider_stem.streams.windows.STREAM_TYPES`.
+        :param stream_types: the types to request, see :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`.
         :param resolution: seconds: 900, 1800 or 3600.
         :param parse: parses the response body, see :class:`~airflow_provider_stem.streams.decoding.StreamsDecoder`.
         :return: what ``parse`` returned.

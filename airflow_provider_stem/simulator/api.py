@@ -37,20 +37,20 @@ from airflow_provider_stem.simulator.schemas import (
     SiteModel,
     SiteStreams,
 )
+from airflow_provider_stem.simulator.stream_types import STREAM_TYPES
 
 _T = TypeVar("_T")
 _LARGE = 20_000  # rows; larger responses are encoded in a thread
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 A simulator of Stem's Developer Data API: synthetic, reproducible telemetry of battery-storage sites.
 
 * Every call is a **GET** under `/api/v1` with the header `Authorization: APIKEY <key>`.
 * An interval of resolution R seconds covers `(k - R, k]`, where `k` is a multiple of R since 1970 in UTC.
   Its row has `start_datetime` = k - R + 1 s and `end_datetime` = k.
 * A range is at least one resolution and at most 365 days.
-* `kw_total_avg` is the mean power in kW. MONITOR is the site with its storage (negative: export), CONVERTER
-  the storage alone (positive: charging), INTERVAL_REVENUE the revenue meter.
-* Every response other than 200 has the body `{"errors": [{"message", "code"}]}`.
+* `kw_total_avg` is the mean power in kW. {", ".join(f"{name} is {one.meaning}" for name, one in STREAM_TYPES.items())}.
+* Every response other than 200 has the body `{{"errors": [{{"message", "code"}}]}}`.
 """
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A parameter is missing, unknown or malformed, or the request cannot be served."},

@@ -168,12 +168,6 @@ class Series:
         error = self.building.meter_bias + 0.004 * (self._noise(10, self._index) - 0.5)
         return np.rint(self.monitor * (1 + error)).astype(np.int64)
 
-    def stream(self, stream_type: str) -> Ints:
-        """Return the values of a stream type of the guide, in 10 mW."""
-        by_type = {"MONITOR": "monitor", "CONVERTER": "converter", "INTERVAL_REVENUE": "revenue"}
-        values: Ints = getattr(self, by_type[stream_type])
-        return values
-
 
 def _units(kw: Floats) -> Ints:
     return np.rint(kw * PER_KW).astype(np.int64)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache, partial
+from datetime import datetime
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,13 +26,9 @@ from airflow_provider_stem.simulator.curves import (
 )
 from airflow_provider_stem.simulator.ranges import first_interval
 from airflow_provider_stem.simulator.settings import Settings
-
-STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
+from airflow_provider_stem.simulator.stream_types import STREAM_TYPES, has_battery, start_times
 
 _HOUR = 3600
-_DAY = 86_400
-# Sites below this index all have a CONVERTER stream, so that all sites of a small fleet are comparable.
-_UNIFORM_SITES = 20
 # Cities, and the offset of their standard time from UTC in hours.
 _CITIES = (
     ("Oakland", -8), ("San Jose", -8), ("Sacramento", -8), ("Fresno", -8), ("San Diego", -8),
@@ -184,14 +180,13 @@ class Fleet:
     def _site(self, site_id: str) -> Site:
         index = self.site_index(site_id)
         draw = random.Random(f"site/{self.settings.seed}/{index}")  # nosec B311 # noqa: S311 - must be reproducible
-        has_battery = index < _UNIFORM_SITES or index % 10 != 7
         return Site(
             index=index,
             id=site_id,
             name=self.site_name(index),
             client_id=self.client_of(index).id,
-            stream_start_times=_start_times(draw, has_battery=has_battery, has_meter=index % 3 != 2),
-            building=_building(draw, index, has_battery=has_battery),
+            stream_start_times=start_times(index, draw),
+            building=_building(draw, index),
         )
 
     def view(self, resolution: int, now: float) -> View:
@@ -253,7 +248,7 @@ class Fleet:
     def _rows(self, series: Series, stream_type: str, resolution: int, first: int, view: View) -> Rows:
         parts = resolution // BASE
         begin = int(np.searchsorted(series.ends, first)) + 1 - parts
-        ends, units = series.ends[begin:], series.stream(stream_type)[begin:]
+        ends, units = series.ends[begin:], STREAM_TYPES[stream_type].values(series)[begin:]
         restated = int(np.searchsorted(ends, view.final_end, side="right"))
         if restated < len(units):
             units = np.concatenate([units[:restated], provisional(units[restated:])])
@@ -271,7 +266,7 @@ class Fleet:
         """Draw ``share`` of all 900 s intervals, and return which intervals contain one of them."""
         if not share:
             return np.zeros(len(ends) // parts, dtype=np.bool_)
-        salt = 1000 * (1 + STREAM_TYPES.index(stream_type)) + (what == "gaps")
+        salt = 1000 * (1 + list(STREAM_TYPES).index(stream_type)) + (what == "gaps")
         drawn = noise(series.building.seed + salt, ends // BASE) < share
         return np.asarray(drawn.reshape(-1, parts).any(axis=1))
 
@@ -290,7 +285,7 @@ class Fleet:
         """
         site = self.site(site_id)
         site.stream_start_times[stream_type]
-        return _truth(site, resolution, first_end, last_end, partial(Series.stream, stream_type=stream_type))
+        return _truth(site, resolution, first_end, last_end, STREAM_TYPES[stream_type].values)
 
     def load(self, site_id: str, resolution: int, first_end: int, last_end: int) -> tuple[Ints, Floats]:
         """Return the load of the site without its battery, MONITOR - CONVERTER, in the form of :meth:`values`.
@@ -324,7 +319,7 @@ def _no_rows() -> Rows:
     return Rows(np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_))
 
 
-def _building(draw: random.Random, index: int, *, has_battery: bool) -> Building:
+def _building(draw: random.Random, index: int) -> Building:
     peak = round(60 * 25 ** draw.random(), 1)  # 60 to 1,500 kW, mostly small
     return Building(
         seed=draw.getrandbits(63),
@@ -333,7 +328,7 @@ def _building(draw: random.Random, index: int, *, has_battery: bool) -> Building
         shift=draw.randint(-2, 3),
         peak_kw=peak,
         cooling=draw.uniform(0.08, 0.22),
-        battery_kw=round(peak * draw.uniform(0.16, 0.28)) if has_battery else 0.0,
+        battery_kw=round(peak * draw.uniform(0.16, 0.28)) if has_battery(index) else 0.0,
         battery_hours=draw.choice((2, 2, 3)),
         efficiency=draw.uniform(0.85, 0.91),
         charge_from=draw.randint(1, 4),
@@ -341,19 +336,3 @@ def _building(draw: random.Random, index: int, *, has_battery: bool) -> Building
         solar_kw=peak * draw.uniform(1.1, 1.6) if index % 5 == 3 else 0.0,
         meter_bias=draw.uniform(-0.0025, 0.0025),
     )
-
-
-def _start_times(draw: random.Random, *, has_battery: bool, has_meter: bool) -> dict[str, int]:
-    """Return start times between 2011 and 2023, in alphabetical order of the stream types."""
-    begin = int(datetime(2011, 1, 1, tzinfo=UTC).timestamp())
-    limit = int(datetime(2023, 12, 1, tzinfo=UTC).timestamp())
-    monitor = begin + draw.randrange((limit - begin - 500 * _DAY) // BASE) * BASE + 1
-    if draw.random() < 0.25:
-        monitor += draw.randrange(1, BASE)
-    next_day = -(-monitor // _DAY) * _DAY
-    starts = {"MONITOR": monitor}
-    if has_battery:
-        starts["CONVERTER"] = next_day + draw.randrange(400) * _DAY
-    if has_meter:
-        starts["INTERVAL_REVENUE"] = next_day + draw.randrange(90) * _DAY + draw.choice((8, 7, 6, 5)) * _HOUR
-    return dict(sorted(starts.items()))

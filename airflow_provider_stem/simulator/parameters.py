@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from airflow_provider_stem.simulator.model import STREAM_TYPES
 from airflow_provider_stem.simulator.ranges import RESOLUTIONS
+from airflow_provider_stem.simulator.stream_types import STREAM_TYPES
 
 
 class ApiError(Exception):

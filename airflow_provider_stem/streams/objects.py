@@ -18,7 +18,7 @@ import pyarrow as pa
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.file_reading import read_batches
-from airflow_provider_stem.streams.files import write_file
+from airflow_provider_stem.streams.formats import FORMATS
 from airflow_provider_stem.streams.merging import Merge
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.store import ObjectStore, Update, Version, update_object
@@ -63,7 +63,7 @@ class ObjectWriter:
     Write the objects of one attempt.
 
     :param store: where to write.
-    :param file_format: ``parquet``, ``csv`` or ``jsonl``.
+    :param file_format: one of :data:`~airflow_provider_stem.streams.formats.FORMATS`.
     :param compression: as :func:`~airflow_provider_stem.streams.formats.resolve_compression` returns it.
     :param parquet_encoding: see :data:`~airflow_provider_stem.streams.formats.ParquetEncoding`.
     :param if_exists: ``merge`` writes the union of the rows in the object and the rows that were read; ``replace``
@@ -81,8 +81,8 @@ class ObjectWriter:
     def write_file(self, file: ScratchFile, batches: Iterable[pa.RecordBatch]) -> int:
         """Write rows in the landing schema to a file, and return their number."""
         file.clear()
-        return write_file(
-            iter(batches), cast(BinaryIO, file), self.file_format, self.compression, self.parquet_encoding
+        return FORMATS[self.file_format].write(
+            iter(batches), cast(BinaryIO, file), self.compression, self.parquet_encoding
         )
 
     def write(

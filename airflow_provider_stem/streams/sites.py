@@ -1,10 +1,11 @@
-"""Sites to read and the starts of their streams; used by operators, sensors and the extraction."""
+"""Site records that come back from XCom, and the starts of their streams; used by everything that takes ``sites``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any
 
 from airflow_provider_stem._text import one_line
@@ -24,10 +25,13 @@ class Site:
 
     :param site_id: opaque identifier.
     :param stream_starts: the site's streams, or ``None`` if only the id is known.
+    :param name: ``None`` if unknown; the same for ``client_id``.
     """
 
     site_id: str
     stream_starts: StreamStarts | None = None
+    name: str | None = None
+    client_id: str | None = None
 
     def lacks(self, stream_type: str) -> bool:
         """Return whether the site is known to have no stream of the type."""
@@ -65,9 +69,9 @@ def read_sites(argument: Any) -> list[Site]:
         )
     sites: dict[str, Site] = {}
     for entry in entries:
-        site = _read_site(entry)
+        site = read_site(entry)
         known = sites.get(site.site_id)
-        if known is None or known.stream_starts is None:
+        if known is None or (known.stream_starts is None and site.stream_starts is not None):
             sites[site.site_id] = site
     if not sites:
         raise StemConfigError("sites is empty. Use at least one site id or record.")
@@ -106,7 +110,18 @@ def _read_start(text: Any, site_id: str, stream_type: str) -> datetime | None:
         ) from None
 
 
-def _read_site(entry: Any) -> Site:
+def site_id_of(record: Mapping[str, Any]) -> Any:
+    """Return the id in a record of ``StemSiteListOperator``, or in a site from the API; unchecked."""
+    return record.get("site_id", record.get("id"))
+
+
+def read_site(entry: Any) -> Site:
+    """
+    Return one site of the operators' argument ``sites``.
+
+    :param entry: a site id, a :class:`~airflow_provider_stem.streams.records.SiteRecord`, or a site from the API.
+    :raises StemConfigError: the entry is invalid. The message names it and the remedy.
+    """
     if isinstance(entry, str):
         return Site(_parse_site_id(entry))
     if isinstance(entry, Mapping):
@@ -115,15 +130,23 @@ def _read_site(entry: Any) -> Site:
                 "sites contains a batch of StemSiteListOperator(batches=...). Map with .expand_kwargs(listing.output) "
                 "instead of .expand(sites=listing.output)."
             )
-        site_id = entry.get("site_id", entry.get("id"))
+        site_id = site_id_of(entry)
         if isinstance(site_id, str):
+            known = {name: entry.get(name) for name in ("name", "client_id")}
+            for name, value in known.items():
+                if not isinstance(value, (str, NoneType)):
+                    raise _invalid(f"{name} of site {one_line(site_id)} is {one_line(repr(value))[:60]}")
             try:
-                return Site(_parse_site_id(site_id), stream_starts(entry, site_id))
+                return Site(_parse_site_id(site_id), stream_starts(entry, site_id), **known)
             except StemDataError as exc:
-                raise StemConfigError(
-                    f"sites contains an invalid record: {exc}. Use records that StemSiteListOperator returned."
-                ) from None
+                raise _invalid(str(exc)) from None
     raise StemConfigError(f"sites contains {one_line(repr(entry))[:100]}. Use site ids, or records with a 'site_id'.")
+
+
+def _invalid(problem: str) -> StemConfigError:
+    return StemConfigError(
+        f"sites contains an invalid record: {problem}. Use records that StemSiteListOperator returned."
+    )
 
 
 def _parse_site_id(site_id: str) -> str:

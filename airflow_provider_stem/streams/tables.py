@@ -5,6 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_provider_stem.streams.stream_types import STREAM_TYPES
+
 INSTANT = pa.timestamp("us", "UTC")
 
 LANDING_SCHEMA = pa.schema(
@@ -14,9 +16,7 @@ LANDING_SCHEMA = pa.schema(
             "stream_type",
             pa.string(),
             nullable=False,
-            metadata={
-                "description": "MONITOR: site meter with storage; CONVERTER: storage; INTERVAL_REVENUE: revenue meter"
-            },
+            metadata={"description": "; ".join(f"{name}: {one.meaning}" for name, one in STREAM_TYPES.items())},
         ),
         pa.field("resolution", pa.int32(), nullable=False, metadata={"unit": "s"}),
         pa.field(
@@ -32,8 +32,7 @@ LANDING_SCHEMA = pa.schema(
             metadata={
                 "unit": "kW",
                 "description": "average power over the interval; energy in kWh = kw_total_avg * resolution / 3600",
-                "sign": "MONITOR: positive is import from the grid, negative export; "
-                "CONVERTER: positive is charging, negative discharging",
+                "sign": "; ".join(f"{name}: {one.sign}" for name, one in STREAM_TYPES.items() if one.sign),
             },
         ),
     ]

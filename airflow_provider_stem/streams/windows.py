@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 RESOLUTIONS = (900, 1800, 3600)
 """Seconds (guide: "resolution", possible values)."""
 
-STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
-"""Guide: "stream Types"."""
-
 MAX_RANGE = timedelta(days=365)
 """Longest range of a request: the guide's "1 year", without a leap day."""
 
@@ -184,21 +181,6 @@ def check_resolution(resolution: object) -> None:
     """Raise `StemConfigError` unless the API has the resolution (guide: "resolution")."""
     if type(resolution) is not int or resolution not in RESOLUTIONS:
         raise StemConfigError(f"Invalid resolution {resolution!r}. Use one of {', '.join(map(str, RESOLUTIONS))} s.")
-
-
-def parse_stream_types(stream_types: object) -> tuple[str, ...]:
-    """
-    Return the stream types, sorted and without duplicates (guide: "stream Types").
-
-    :param stream_types: a string, or a list, tuple or set of strings.
-    :raises StemConfigError: it is empty, or a type is unknown.
-    """
-    types = (stream_types,) if isinstance(stream_types, str) else stream_types
-    if not isinstance(types, (list, tuple, set, frozenset)) or not types:
-        raise StemConfigError(f"Invalid stream_types {stream_types!r}. Use one or more of {', '.join(STREAM_TYPES)}.")
-    if unknown := [one for one in types if one not in STREAM_TYPES]:
-        raise StemConfigError(f"stream_types contains {unknown[0]!r}. Use one or more of {', '.join(STREAM_TYPES)}.")
-    return tuple(sorted(set(types)))
 
 
 def check_end(end: datetime, resolution: int, now: datetime | None = None) -> None:

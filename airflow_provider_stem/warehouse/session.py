@@ -6,17 +6,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.warehouse.sql import SCHEMA, statements
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SCHEMA = "{{ params.schema }}"
-"""Placeholder of the schema in all SQL, in Jinja, so that Airflow's own operators can run the SQL files."""
 
 RELATIONS = ("streams", "loads", "sites", "energy", "demand_peaks", "completeness")
 
@@ -123,15 +119,3 @@ def check_schema(argument: str, value: object) -> None:
         raise StemConfigError(
             f"Invalid {argument} {value!r}: a database reserves this name. Use another, such as 'stem'."
         )
-
-
-@cache
-def statements(engine: str, script: str) -> tuple[str, ...]:
-    """
-    Return the statements of an SQL file.
-
-    :param engine: folder of the file in ``sql``, such as ``duckdb``.
-    :param script: name of the file without its suffix, such as ``tables``.
-    """
-    text = files("airflow_provider_stem.warehouse").joinpath("sql", engine, f"{script}.sql").read_text("utf-8")
-    return tuple(one.strip() for one in re.split(r";\s*(?:\n|$)", text) if one.strip())

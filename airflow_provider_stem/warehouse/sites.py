@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemConfigError, StemDataError
+from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.records import as_entries
-from airflow_provider_stem.streams.sites import read_sites, stream_starts
-from airflow_provider_stem.streams.windows import RESOLUTIONS, STREAM_TYPES, first_expected_end, from_epoch
+from airflow_provider_stem.streams.sites import read_site
+from airflow_provider_stem.streams.stream_types import STREAM_TYPES, since_column
+from airflow_provider_stem.streams.windows import RESOLUTIONS, first_expected_end, from_epoch
+from airflow_provider_stem.warehouse.sql import statements
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,53 +24,7 @@ log = logging.getLogger(__name__)
 
 SiteRow = dict[str, Any]
 
-_COLUMNS = ("site_id", "name", "client_id", *(f"{stream_type.lower()}_since" for stream_type in STREAM_TYPES))
-
-_STAGE = """
-CREATE TEMPORARY TABLE stem_listed (
-    site_id VARCHAR, name VARCHAR, client_id VARCHAR, monitor_since TIMESTAMP WITH TIME ZONE,
-    converter_since TIMESTAMP WITH TIME ZONE, interval_revenue_since TIMESTAMP WITH TIME ZONE
-)
-"""
-_KNOWN = """
-SELECT count(DISTINCT listed.site_id) AS known
-FROM stem_listed AS listed
-JOIN {{ params.schema }}.sites AS known ON known.site_id = listed.site_id
-"""
-# A version lasts at least a microsecond, even if the clocks of workers differ.
-_CLOSE = """
-UPDATE {{ params.schema }}.sites AS known
-SET valid_to = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.valid_from + INTERVAL '1 microsecond')
-FROM stem_listed AS listed
-WHERE known.site_id = listed.site_id AND known.valid_to IS NULL AND (
-    known.name IS DISTINCT FROM listed.name
-    OR known.client_id IS DISTINCT FROM listed.client_id
-    OR known.monitor_since IS DISTINCT FROM listed.monitor_since
-    OR known.converter_since IS DISTINCT FROM listed.converter_since
-    OR known.interval_revenue_since IS DISTINCT FROM listed.interval_revenue_since
-)
-"""
-_OPEN = """
-INSERT INTO {{ params.schema }}.sites (
-    site_id, name, client_id, monitor_since, converter_since, interval_revenue_since,
-    valid_from, valid_to, last_listed_at
-)
-SELECT listed.site_id, listed.name, listed.client_id,
-    listed.monitor_since, listed.converter_since, listed.interval_revenue_since,
-    GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), closed.valid_to), NULL, CAST(? AS TIMESTAMP WITH TIME ZONE)
-FROM stem_listed AS listed
-LEFT JOIN (
-    SELECT site_id, max(valid_to) AS valid_to, count(*) - count(valid_to) AS open_versions
-    FROM {{ params.schema }}.sites GROUP BY site_id
-) AS closed ON closed.site_id = listed.site_id
-WHERE coalesce(closed.open_versions, 0) = 0
-"""
-_LIST = """
-UPDATE {{ params.schema }}.sites AS known
-SET last_listed_at = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.last_listed_at)
-FROM stem_listed AS listed
-WHERE known.site_id = listed.site_id AND known.valid_to IS NULL
-"""
+_COLUMNS = ("site_id", "name", "client_id", *map(since_column, STREAM_TYPES))
 
 
 def read_records(argument: Any) -> list[SiteRow]:
@@ -115,15 +71,16 @@ def load_sites(
         with session.transaction():
             session.create_missing()
         with session.transaction():
-            session.execute(_STAGE)
+            stage, count_known, close, open_new, mark_listed, drop = statements(session.engine, "sites")
+            session.execute(stage)
             session.append("stem_listed", [listing])
             session.lock("sites")
             now = listed_at or datetime.now(UTC)
-            [(known,)] = session.execute(_KNOWN)
-            changed = session.change(_CLOSE, now)
-            session.execute(_OPEN, now, now)
-            session.execute(_LIST, now)
-            session.execute("DROP TABLE stem_listed")
+            [(known,)] = session.execute(count_known)
+            changed = session.change(close, now)
+            session.execute(open_new, now, now)
+            session.execute(mark_listed, now)
+            session.execute(drop)
     counts = {"sites": len(rows), "added": len(rows) - known, "changed": changed, "unchanged": known - changed}
     log.info("Loaded %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return counts
@@ -149,22 +106,15 @@ def listing_schema() -> pa.Schema:
 
 
 def _row(record: Any) -> SiteRow:
-    remedy = "Pass records as returned by StemSiteListOperator, with site_id, name, client_id and stream_start_times."
     if not isinstance(record, Mapping) or not {"site_id", "client_id", "stream_start_times"} <= record.keys():
-        raise StemConfigError(f"Invalid record in sites: {one_line(repr(record))[:100]}. {remedy}")
-    [site] = read_sites(record)
-    for name in ("name", "client_id"):
-        if not isinstance(record.get(name), (str, type(None))):
-            raise StemConfigError(
-                f"Invalid record in sites: {name} of site {one_line(site.site_id)} is {record[name]!r}. {remedy}"
-            )
-    try:
-        starts = stream_starts(record, site.site_id) or {}
-    except StemDataError as exc:
-        raise StemConfigError(f"Invalid record in sites: {exc}.") from None
-    row = {"site_id": site.site_id, "name": record.get("name"), "client_id": record["client_id"]}
+        raise StemConfigError(
+            f"Invalid record in sites: {one_line(repr(record))[:100]}. Pass records as returned by "
+            "StemSiteListOperator, with site_id, name, client_id and stream_start_times."
+        )
+    site = read_site(record)
+    row: SiteRow = {"site_id": site.site_id, "name": site.name, "client_id": site.client_id}
     for stream_type in STREAM_TYPES:
-        start = starts.get(stream_type)
+        start = (site.stream_starts or {}).get(stream_type)
         # The API lists the first second, such as 16:15:01. The left edge of its interval is 16:15:00.
-        row[f"{stream_type.lower()}_since"] = None if start is None else _left_edge(start, site.site_id)
+        row[since_column(stream_type)] = None if start is None else _left_edge(start, site.site_id)
     return row

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import HUNG_AFTER
 
-from airflow_provider_stem.warehouse.session import statements
+from airflow_provider_stem.warehouse.sql import statements
 from tests.support import Lake, expected_rows
 from tests.warehouse.conftest import engine
 

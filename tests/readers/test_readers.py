@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.formats import extension
+from airflow_provider_stem.streams.formats import FORMATS
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
 from .read import COLUMNS, as_rows
@@ -92,7 +91,7 @@ class Lake:
             arrays = [pa.array(one, kind.type) for one, kind in zip(columns, LANDING_SCHEMA, strict=True)]
             with path.open("wb") as file:
                 batch = pa.RecordBatch.from_arrays(arrays, schema=LANDING_SCHEMA)
-                write_file([batch], file, file_format, compression, encoding or "portable")
+                FORMATS[file_format].write([batch], file, compression, encoding or "portable")
         name = f"{heading} {compression} {what}"
         paths = [str(path) for path, _ in days]
         request = {"name": name, "paths": paths, "format": file_format, "compression": compression}
@@ -135,7 +134,7 @@ def build(folder: Path) -> Lake:
     for layout in LAYOUTS:
         file_format, compression, encoding = layout
         heading = HEADINGS[encoding or file_format]
-        ending = extension(file_format, compression)
+        ending = FORMATS[file_format].extension(compression)
         folder = made.folder / f"{file_format}-{compression}-{encoding or 'text'}"
         is_text = file_format != "parquet"
         for number, kind in enumerate(INFERRED if is_text else [*KINDS, EMPTY]):

@@ -25,7 +25,8 @@ from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams import decoding
 from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain, _without_unknown
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, STREAM_SCHEMA, Streams, landing_batch
-from airflow_provider_stem.streams.windows import STREAM_TYPES, Window
+from airflow_provider_stem.streams.windows import Window
+from tests.support import STREAM_TYPES
 
 from .helpers import (
     DAY,

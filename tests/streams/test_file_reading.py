@@ -7,7 +7,7 @@ import io
 import math
 import struct
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any, BinaryIO, cast, get_args
 from zlib import error as ZlibError  # noqa: N812 - it is a class
 
 import pyarrow as pa
@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_stem.streams import file_reading
 from airflow_provider_stem.streams.file_reading import read_batches
-from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.formats import ParquetEncoding
+from airflow_provider_stem.streams.formats import FORMATS, ParquetEncoding, columns
+from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
 from .helpers import examples, tally
@@ -88,7 +87,7 @@ def table(rows: list[Row]) -> pa.Table:
 
 def written(batches: list[pa.RecordBatch], file_format: str, compression: str, encoding: str = "portable") -> bytes:
     file = io.BytesIO()
-    write_file(batches, file, file_format, compression, encoding)
+    FORMATS[file_format].write(batches, file, compression, encoding)
     return file.getvalue()
 
 
@@ -147,8 +146,8 @@ def test_large_files_are_read_across_chunks(
     rows = table([row(f'a\n"{n:03}",\r\nb', k, k / 7 if k % 5 else None) for n in range(40) for k in range(96)])
     data = written(rows.to_batches(), file_format, compression)
     for size in (2**12, 2**12 + 7, 2**16):
-        monkeypatch.setattr(file_reading, "_CHUNK_BYTES", size)
-        monkeypatch.setattr(file_reading, "_BATCH_ROWS", 100)
+        monkeypatch.setattr(columns, "_CHUNK_BYTES", size)
+        monkeypatch.setattr(columns, "BATCH_ROWS", 100)
         assert read(data) == bits(rows)
 
 
@@ -173,7 +172,7 @@ def test_rows_out_of_order_are_an_error(
     batch_rows: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(file_reading, "_BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(columns, "BATCH_ROWS", batch_rows)
     rows = table([row(site_id, number, 1.0, stream_type) for site_id, stream_type, number in keys])
     with pytest.raises(ValueError, match=f"it contains a key twice or out of order: {place}"):
         read(written(rows.to_batches(), file_format, compression))
@@ -264,3 +263,23 @@ def test_a_gzip_file_of_several_members_is_read_whole() -> None:
     rows = table([row("site", k, k / 3) for k in range(10)])
     data = gzip.decompress(written(rows.to_batches(), "csv", "gzip"))
     assert read(gzip.compress(data[:100]) + gzip.compress(data[100:])) == bits(rows)
+
+
+@each_format
+def test_a_file_stays_open_and_is_read_again(file_format: str, compression: str) -> None:
+    """A merge that another task overtook reads and writes the same scratch file again."""
+    rows = table([row("site", k, k / 3) for k in range(10)])
+    with ScratchFile() as scratch:
+        file = cast(BinaryIO, scratch)
+        FORMATS[file_format].write(rows.to_batches(), file, compression, "portable")
+        for _ in range(2):
+            file.seek(0)
+            assert bits(pa.Table.from_batches(read_batches(file))) == bits(rows)
+        scratch.clear()
+        assert scratch.size == 0
+
+
+@pytest.mark.parametrize("head", [b"[]", b"<html>", b"\n{}\n", b"Obj\x01", gzip.compress(b"a,b\n")])
+def test_a_file_in_no_known_format_is_an_error(head: bytes) -> None:
+    with pytest.raises(ValueError, match="it begins with b.*, which is no known format"):
+        read(head)

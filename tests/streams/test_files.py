@@ -18,19 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_stem.streams import files
-from airflow_provider_stem.streams.files import write_file
-from airflow_provider_stem.streams.formats import ParquetEncoding, resolve_compression
+from airflow_provider_stem.streams.formats import FORMATS as KNOWN
+from airflow_provider_stem.streams.formats import ParquetEncoding, columns, parquet, resolve_compression
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, landing_batch
 from airflow_provider_stem.streams.windows import Window
 
 from .helpers import RESOLUTIONS, at, examples, stream, tally, window
 
-FORMATS = [
-    *(("parquet", compression) for compression in ("zstd", "gzip", "snappy", "none")),
-    *((name, compression) for name in ("csv", "jsonl") for compression in ("gzip", "zstd", "none")),
-]
+FORMATS = [(name, compression) for name, one in KNOWN.items() for compression in one.compressions]
 each_format = pytest.mark.parametrize(("file_format", "compression"), FORMATS)
 DAY = window("2025-07-01", "2025-07-02")
 YEAR = window("2024-01-01", "2025-01-01")
@@ -73,7 +69,7 @@ def written(
 ) -> bytes:
     file = io.BytesIO()
     file.close = lambda: None  # type: ignore[method-assign]
-    write_file(batches, file, file_format, compression, parquet_encoding)
+    KNOWN[file_format].write(batches, file, compression, parquet_encoding)
     return file.getvalue()
 
 
@@ -188,7 +184,7 @@ class TestEachFormat:
 
     def test_counts_rows_and_bytes_of_a_scratch_file(self, file_format: str, compression: str) -> None:
         with ScratchFile() as file:
-            assert write_file(plenty(), cast(BinaryIO, file), file_format, compression, "portable") == 6 * 96
+            assert KNOWN[file_format].write(plenty(), cast(BinaryIO, file), compression, "portable") == 6 * 96
             # The upload reads the file.
             assert not file.closed
             file.seek(0)
@@ -348,7 +344,7 @@ class TestParquet:
 
     @pytest.mark.parametrize("chunks", [[1] * 40, [40], [9, 1, 10, 10, 10], [10, 10, 20], [3, 0, 25, 0, 12], [11, 29]])
     def test_row_groups_do_not_depend_on_batches(self, monkeypatch: pytest.MonkeyPatch, chunks: list[int]) -> None:
-        monkeypatch.setattr(files, "ROW_GROUP_ROWS", 10)
+        monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 10)
         whole = batch("site", [k / 3 for k in range(40)])
         edges = [sum(chunks[:number]) for number in range(len(chunks))]
         data = written([whole.slice(e, size) for e, size in zip(edges, chunks, strict=True)], "parquet", "none")
@@ -361,7 +357,7 @@ class TestParquet:
     @given(sizes=st.lists(st.integers(0, 35), max_size=8), rows_in_group=st.integers(1, 30))
     def test_all_groups_but_the_last_are_full(self, sizes: list[int], rows_in_group: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "ROW_GROUP_ROWS", rows_in_group)
+            patch.setattr(parquet, "ROW_GROUP_ROWS", rows_in_group)
             batches = [batch(f"site-{n}", [float(k) for k in range(size)]) for n, size in enumerate(sizes)]
             data = written(batches, "parquet", "none")
         metadata = pq.ParquetFile(pa.BufferReader(data)).metadata
@@ -410,8 +406,8 @@ def test_equal_rows_become_equal_bytes_however_they_are_split(rows: pa.Table, cu
     parts = [rows.slice(a, b - a).combine_chunks().to_batches() for a, b in itertools.pairwise(edges)]
     split = [one for part in parts for one in part]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "ROW_GROUP_ROWS", group)
-        patch.setattr(files, "_TEXT_ROWS", group)
+        patch.setattr(parquet, "ROW_GROUP_ROWS", group)
+        patch.setattr(columns, "TEXT_ROWS", group)
         for file_format, compression in FORMATS:
             data = written(rows.to_batches(), file_format, compression)
             assert read_back(data, file_format, compression) == rows_of(rows.to_batches())

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.formats import extension, resolve_compression
+from airflow_provider_stem.streams.formats import FORMATS, FormatName, resolve_compression
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_each_format_has_its_compressions_and_endings(
     file_format: str, compression: str, meant: str, ending: str
 ) -> None:
     assert resolve_compression(file_format, compression) == meant
-    assert extension(file_format, meant) == ending
+    assert FORMATS[file_format].extension(meant) == ending
 
 
 @pytest.mark.parametrize("file_format", ["", "Parquet", "json", "avro", None])
@@ -53,3 +53,8 @@ def test_an_unknown_compression_is_an_error_that_lists_those_of_the_format(
 ) -> None:
     with pytest.raises(StemConfigError, match=f"Invalid compression .* for '{file_format}'. Use one of {choices}"):
         resolve_compression(file_format, compression)
+
+
+def test_the_type_of_file_format_lists_every_format() -> None:
+    assert get_args(FormatName) == tuple(FORMATS)
+    assert list(FORMATS) == [one.name for one in FORMATS.values()]

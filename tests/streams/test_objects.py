@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
+from airflow_provider_stem.streams.formats import FORMATS
 from airflow_provider_stem.streams.objects import ObjectWriter, OvertakenError
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.store import ObjectChangedError, Version
@@ -204,6 +205,25 @@ def test_a_put_whose_response_is_lost_is_complete(store: MemoryStore) -> None:
     written = land(store, rows(1.0, "a"))
     assert (written.merge.inserted, written.merge.unchanged) == (3, 0)
     assert store.requests == ["head", "put", "get"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_merge_that_another_task_overtakes_is_repeated_in_each_format(name: str, store: MemoryStore) -> None:
+    def write(value: float, site: str) -> Any:
+        seen, read_at = store.head(KEY)
+        writer = ObjectWriter(store, name, "none", "portable", "merge", read_at)
+        return writer.write(KEY, seen, lambda: batches_of(rows(value, site), []))
+
+    def overtake(method: str) -> None:
+        if method == "put" and store.requests.count("put") == 1:
+            body, version = store.objects[KEY]
+            store.objects[KEY] = body, Version(version.etag + "x", version.sha256, version.read_at)
+
+    write(1.0, "a")
+    store.seconds, store.step = 100, overtake
+    merge = write(2.0, "b").merge
+    assert (merge.inserted, merge.kept) == (3, 3)
+    assert store.requests == ["head", "put", "head", "get", "put", "get", "put"]
 
 
 def test_an_object_that_is_deleted_in_the_meantime_is_written_again(store: MemoryStore) -> None:

@@ -18,7 +18,8 @@ from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams.reading import SiteReading, SiteResult, StreamAccount
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.source import StreamsSource
-from airflow_provider_stem.streams.windows import STREAM_TYPES, Window, first_expected_end
+from airflow_provider_stem.streams.windows import Window, first_expected_end
+from tests.support import STREAM_TYPES
 
 from .conftest import Connect
 from .helpers import (

@@ -43,6 +43,16 @@ class TestReadSites:
     def test_without_start_times_the_streams_are_unknown(self, record: Any) -> None:
         assert read_sites(record) == [Site("b")]
 
+    def test_a_record_has_its_name_and_client(self) -> None:
+        (site,) = read_sites([RECORD, {"id": "b"}])
+        assert (site.name, site.client_id) == ("B", "c")
+
+    @pytest.mark.parametrize("field", ["name", "client_id"])
+    @pytest.mark.parametrize("wrong", [5, [], {}, b"x"])
+    def test_a_record_whose_name_or_client_is_no_string_is_an_error(self, field: str, wrong: Any) -> None:
+        with pytest.raises(StemConfigError, match=f"invalid record: {field} of site b is "):
+            read_sites({**RECORD, field: wrong})
+
     @pytest.mark.parametrize("argument", [[], (), set(), iter([])])
     def test_no_site_at_all_is_an_error(self, argument: Any) -> None:
         with pytest.raises(StemConfigError, match="sites is empty. Use at least one"):

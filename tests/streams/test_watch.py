@@ -27,7 +27,8 @@ from airflow_provider_stem.simulator import Simulator
 from airflow_provider_stem.streams.sites import Site, read_sites
 from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.watch import Watch
-from airflow_provider_stem.streams.windows import STREAM_TYPES, Window
+from airflow_provider_stem.streams.windows import Window
+from tests.support import STREAM_TYPES
 
 from .conftest import Connect
 from .helpers import DAY, at, examples, grid, record, seconds, shown, stream, tally, trail, utc, window

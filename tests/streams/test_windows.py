@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.stream_types import parse_stream_types
 from airflow_provider_stem.streams.windows import (
     Partition,
     Window,
@@ -22,7 +23,6 @@ from airflow_provider_stem.streams.windows import (
     from_epoch,
     iso,
     parse_instant,
-    parse_stream_types,
 )
 
 from .helpers import DAY, RESOLUTIONS, at, examples, grid, seconds, tally, utc, window

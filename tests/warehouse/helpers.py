@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from airflow_provider_stem.streams.files import write_file
+from airflow_provider_stem.streams.formats import FORMATS
 from airflow_provider_stem.streams.records import read_objects
 from airflow_provider_stem.streams.store import Version
 from airflow_provider_stem.streams.tables import STREAM_SCHEMA, landing_batch
@@ -52,7 +52,7 @@ class Bucket:
                 )
             )
         file = io.BytesIO()
-        rows = write_file(iter(batches), file, file_format, compression, "portable")
+        rows = FORMATS[file_format].write(iter(batches), file, compression, "portable")
         uri = f"s3://lake/{name}"
         self.bodies[uri] = file.getvalue()
         landed = {"uri": uri, "rows": rows, "bytes": len(file.getvalue()), "start": iso(window.start)}

@@ -16,7 +16,7 @@ import pytest
 from processes import HUNG_AFTER
 
 from airflow_provider_stem.errors import StemDataError, StemTransportError
-from airflow_provider_stem.warehouse.session import SCHEMA, statements
+from airflow_provider_stem.warehouse.sql import SCHEMA, statements
 from tests.support import until
 
 from .helpers import Bucket, at, counts

@@ -7,8 +7,8 @@ from importlib.metadata import version
 import pytest
 import sqlglot
 
-from airflow_provider_stem.warehouse.session import SCHEMA, statements
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
+from airflow_provider_stem.warehouse.sql import SCHEMA, statements
 
 from .helpers import Bucket, at
 

@@ -1,35 +1,37 @@
+{% if not executed %}
 -- Not executed in the tests: parsed only, and its columns compared with those of DuckDB and PostgreSQL.
--- Energy of the site meter and of the storage in kWh. It is null, not zero, where the power is unknown.
-CREATE OR REPLACE VIEW {{ params.schema }}.energy AS
+{% endif %}
+-- Energy in kWh by direction, from the sign of the power. It is null, not zero, where the power is unknown.
+CREATE OR REPLACE VIEW {{ schema }}.energy AS
 WITH power AS (
     SELECT site_id, resolution, interval_start, interval_end,
-        max(CASE WHEN stream_type = 'MONITOR' THEN kw_total_avg END) AS monitor_kw,
-        max(CASE WHEN stream_type = 'CONVERTER' THEN kw_total_avg END) AS converter_kw
-    FROM {{ params.schema }}.streams
-    WHERE stream_type IN ('MONITOR', 'CONVERTER')
+{% for type, one in types.items() if one.energy %}
+        max(CASE WHEN stream_type = '{{ type }}' THEN kw_total_avg END) AS {{ type | lower }}_kw{{ "," if not loop.last }}
+{% endfor %}
+    FROM {{ schema }}.streams
+    WHERE stream_type IN ({% for type, one in types.items() if one.energy %}'{{ type }}'{{ ", " if not loop.last }}{% endfor %})
     GROUP BY site_id, resolution, interval_start, interval_end
 )
 SELECT site_id, resolution, interval_start, interval_end,
-    CASE WHEN monitor_kw > 0 THEN monitor_kw * resolution / 3600.0 WHEN monitor_kw <= 0 THEN 0.0 END AS import_kwh,
-    CASE WHEN monitor_kw < 0 THEN -monitor_kw * resolution / 3600.0 WHEN monitor_kw >= 0 THEN 0.0 END AS export_kwh,
-    CASE WHEN converter_kw > 0 THEN converter_kw * resolution / 3600.0 WHEN converter_kw <= 0 THEN 0.0 END
-        AS charge_kwh,
-    CASE WHEN converter_kw < 0 THEN -converter_kw * resolution / 3600.0 WHEN converter_kw >= 0 THEN 0.0 END
-        AS discharge_kwh,
+{% for type, one in types.items() if one.energy %}
+{% set kw = type | lower ~ "_kw" %}
+    CASE WHEN {{ kw }} > 0 THEN {{ kw }} * resolution / 3600.0 WHEN {{ kw }} <= 0 THEN 0.0 END AS {{ one.energy[0] }},
+    CASE WHEN {{ kw }} < 0 THEN -{{ kw }} * resolution / 3600.0 WHEN {{ kw }} >= 0 THEN 0.0 END AS {{ one.energy[1] }},
+{% endfor %}
     monitor_kw - converter_kw AS load_kw
 FROM power;
 
 -- The highest 15-minute average of the site meter in each month, and the first interval with that value.
 -- Months are UTC months. An interval belongs to the month in which it begins.
-CREATE OR REPLACE VIEW {{ params.schema }}.demand_peaks AS
+CREATE OR REPLACE VIEW {{ schema }}.demand_peaks AS
 WITH ranked AS (
     SELECT site_id, interval_start, interval_end, kw_total_avg,
-        CAST(date_trunc('month', CONVERT_TIMEZONE('UTC', interval_start)) AS DATE) AS month,
+        {{ utc_month('interval_start') }} AS month,
         row_number() OVER (
-            PARTITION BY site_id, date_trunc('month', CONVERT_TIMEZONE('UTC', interval_start))
+            PARTITION BY site_id, {{ utc_month('interval_start') }}
             ORDER BY kw_total_avg DESC, interval_end
         ) AS place
-    FROM {{ params.schema }}.streams
+    FROM {{ schema }}.streams
     WHERE stream_type = 'MONITOR' AND resolution = 900 AND kw_total_avg IS NOT NULL
 )
 SELECT site_id, month, kw_total_avg AS peak_kw, interval_start, interval_end
@@ -38,24 +40,15 @@ WHERE place = 1;
 
 -- Expected and received intervals of each stream, for each day that was loaded. Days are UTC days, and an interval
 -- belongs to the day in which it begins. A row is late if it was first loaded after the end of the following day.
-CREATE OR REPLACE VIEW {{ params.schema }}.completeness AS
-WITH windows AS (
+CREATE OR REPLACE VIEW {{ schema }}.completeness AS
+{{ with_windows }} AS (
     SELECT DISTINCT resolution, window_start, window_end
-    FROM {{ params.schema }}.loads
-    WHERE resolution IS NOT NULL
+    FROM {{ schema }}.loads
+    WHERE resolution IS NOT NULL AND window_start < window_end
 ),
-starts AS (
-    SELECT DISTINCT windows.resolution,
-        TIMESTAMPADD(second, steps.value * windows.resolution, windows.window_start) AS interval_start
-    FROM windows,
-        LATERAL FLATTEN(
-            input => ARRAY_GENERATE_RANGE(
-                0, (TIMESTAMPDIFF(second, windows.window_start, windows.window_end) / windows.resolution)::INT
-            )
-        ) AS steps
-),
+{{ starts }},
 covered AS (
-    SELECT resolution, interval_start, CAST(CONVERT_TIMEZONE('UTC', interval_start) AS DATE) AS day
+    SELECT resolution, interval_start, {{ utc_day('interval_start') }} AS day
     FROM starts
 ),
 days AS (
@@ -65,37 +58,34 @@ days AS (
 ),
 loaded AS (
     SELECT DISTINCT site_id, stream_type, resolution
-    FROM {{ params.schema }}.streams
+    FROM {{ schema }}.streams
 ),
 known AS (
-    SELECT site_id, 'MONITOR' AS stream_type, monitor_since AS since
-    FROM {{ params.schema }}.sites WHERE valid_to IS NULL
+{% for type in types %}
+    SELECT site_id, '{{ type }}' AS stream_type, {{ since_column(type) }} AS since
+    FROM {{ schema }}.sites WHERE valid_to IS NULL
+{% if not loop.last %}
     UNION ALL
-    SELECT site_id, 'CONVERTER' AS stream_type, converter_since AS since
-    FROM {{ params.schema }}.sites WHERE valid_to IS NULL
-    UNION ALL
-    SELECT site_id, 'INTERVAL_REVENUE' AS stream_type, interval_revenue_since AS since
-    FROM {{ params.schema }}.sites WHERE valid_to IS NULL
+{% endif %}
+{% endfor %}
 ),
 candidates AS (
     SELECT known.site_id, known.stream_type, kinds.resolution
     FROM known
     JOIN (SELECT DISTINCT stream_type, resolution FROM loaded) AS kinds ON kinds.stream_type = known.stream_type
-    UNION
+    {{ union }}
     SELECT site_id, stream_type, resolution FROM loaded
 ),
 firsts AS (
     -- The first interval that begins at or after the stream's start.
     SELECT candidates.site_id, candidates.stream_type, candidates.resolution,
-        TO_TIMESTAMP_LTZ(
-            CEIL(DATE_PART(epoch_second, known.since) / candidates.resolution) * candidates.resolution
-        ) AS first_start
+        {{ first_start }} AS first_start
     FROM candidates
     LEFT JOIN known ON known.site_id = candidates.site_id AND known.stream_type = candidates.stream_type
 ),
 streams_due AS (
     SELECT site_id, stream_type, resolution, first_start,
-        CAST(CONVERT_TIMEZONE('UTC', first_start) AS DATE) AS first_day
+        {{ utc_day('first_start') }} AS first_day
     FROM firsts
 ),
 first_days AS (
@@ -108,10 +98,8 @@ first_days AS (
 ),
 arrivals AS (
     SELECT stored.site_id, stored.stream_type, stored.resolution, covered.day, count(*) AS received,
-        count(
-            CASE WHEN CONVERT_TIMEZONE('UTC', stored.loaded_at)::TIMESTAMP_NTZ > TIMESTAMPADD(day, 2, covered.day) THEN 1 END
-        ) AS late
-    FROM {{ params.schema }}.streams AS stored
+        count(CASE WHEN {{ late }} THEN 1 END) AS late
+    FROM {{ schema }}.streams AS stored
     JOIN covered
         ON covered.resolution = stored.resolution AND covered.interval_start = stored.interval_start
     JOIN streams_due

@@ -1,11 +1,10 @@
-"""The SQL files parse, and have the same tables, views and columns in every dialect. Only two dialects are executed."""
+"""The SQL parses in every dialect, with the same tables, views and columns. Only two dialects are executed."""
 
 from __future__ import annotations
 
 import math
 import re
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,14 +15,13 @@ from jinja2 import Environment, StrictUndefined
 from sqlglot import exp
 from sqlglot.optimizer.qualify import qualify
 
-import airflow_provider_stem.warehouse as package
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.warehouse.session import RELATIONS, statements
+from airflow_provider_stem.warehouse.session import RELATIONS
+from airflow_provider_stem.warehouse.sql import script, statements
+from airflow_provider_stem.warehouse.sql.__main__ import main
+from airflow_provider_stem.warehouse.sql.dialects import DIALECTS
 
-SQL = Path(package.__file__).parent / "sql"
-EXECUTED = ("duckdb", "postgres")
-DIALECTS = sorted(path.name for path in SQL.iterdir())
-PARSED_ONLY = [dialect for dialect in DIALECTS if dialect not in EXECUTED]
+PARSED_ONLY = [name for name, dialect in DIALECTS.items() if not dialect.executed]
 OBJECTS = [
     {
         "uri": f"s3://lake/stem/{name}.parquet",
@@ -72,16 +70,11 @@ def views(dialect):
     }
     found = {}
     for create in parsed(dialect, "views"):
-        query = qualify(create.expression, dialect=dialect, schema=schema, validate_qualify_columns=dialect in EXECUTED)
+        query = qualify(
+            create.expression, dialect=dialect, schema=schema, validate_qualify_columns=DIALECTS[dialect].executed
+        )
         found[create.this.name] = [name.lower() for name in query.named_selects]
     return found
-
-
-def test_every_dialect_has_its_files():
-    assert DIALECTS == ["athena", "bigquery", "duckdb", "postgres", "redshift", "snowflake"]
-    for dialect in DIALECTS:
-        files = {path.name for path in (SQL / dialect).iterdir()}
-        assert files == {"tables.sql", "views.sql"} | ({"load.sql"} if dialect in PARSED_ONLY else set())
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -170,6 +163,36 @@ def test_strings_of_an_event_are_escaped(dialect):
 
 
 @pytest.mark.parametrize("dialect", PARSED_ONLY)
-def test_files_that_are_only_parsed_say_so(dialect):
-    for path in (SQL / dialect).iterdir():
-        assert path.read_text().startswith("-- Not executed in the tests: parsed only"), path
+@pytest.mark.parametrize("name", ["tables", "views", "load"])
+def test_scripts_that_are_only_parsed_say_so(dialect, name):
+    assert script(dialect, name).startswith("-- Not executed in the tests: parsed only")
+
+
+def printed(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["sql", *arguments])
+    main()
+    return capsys.readouterr().out
+
+
+def test_the_command_prints_sql_that_creates_every_relation(capsys, monkeypatch):
+    sql = printed(capsys, monkeypatch, "duckdb", "schema=energy")
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE SCHEMA energy; {sql}")
+        created = connection.execute("SELECT table_name FROM information_schema.tables").fetchall()
+    assert {name for (name,) in created} == set(RELATIONS)
+
+
+def test_the_command_keeps_the_jinja_of_a_dag_unless_it_has_values(capsys, monkeypatch):
+    assert "LOCATION '{{ params.location }}/loads/'" in printed(capsys, monkeypatch, "athena")
+    sql = printed(capsys, monkeypatch, "athena", "schema=energy", "location=s3://lake/x=1")
+    assert "LOCATION 's3://lake/x=1/loads/'" in sql
+    assert "{" not in sql
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"), [("schema=energy", "a parameter is missing: .*'location'"), ("schema", "NAME=VALUE")]
+)
+def test_the_command_fails_if_a_value_is_missing(argument, message, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        printed(capsys, monkeypatch, "athena", argument)
+    assert re.search(message, capsys.readouterr().err)

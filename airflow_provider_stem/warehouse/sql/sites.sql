@@ -1,0 +1,49 @@
+-- The statements that load site records, in the order in which they run. DuckDB and PostgreSQL share them.
+CREATE TEMPORARY TABLE stem_listed (
+    site_id {{ text }}, name {{ text }}, client_id {{ text }}
+{%- for type in types %}, {{ since_column(type) }} {{ instant }}{% endfor %}
+
+);
+
+SELECT count(DISTINCT listed.site_id) AS known
+FROM stem_listed AS listed
+JOIN {{ schema }}.sites AS known ON known.site_id = listed.site_id;
+
+-- Close the version of a site that changed. A version lasts at least a microsecond, even if the clocks of workers differ.
+UPDATE {{ schema }}.sites AS known
+SET valid_to = GREATEST(CAST(? AS {{ instant }}), known.valid_from + INTERVAL '1 microsecond')
+FROM stem_listed AS listed
+WHERE known.site_id = listed.site_id AND known.valid_to IS NULL AND (
+    known.name IS DISTINCT FROM listed.name
+    OR known.client_id IS DISTINCT FROM listed.client_id
+{% for type in types %}
+    OR known.{{ since_column(type) }} IS DISTINCT FROM listed.{{ since_column(type) }}
+{% endfor %}
+);
+
+-- Open a version of each site that has no open one.
+INSERT INTO {{ schema }}.sites (
+    site_id, name, client_id,
+{% for type in types %}
+    {{ since_column(type) }},
+{% endfor %}
+    valid_from, valid_to, last_listed_at
+)
+SELECT listed.site_id, listed.name, listed.client_id,
+{% for type in types %}
+    listed.{{ since_column(type) }},
+{% endfor %}
+    GREATEST(CAST(? AS {{ instant }}), closed.valid_to), NULL, CAST(? AS {{ instant }})
+FROM stem_listed AS listed
+LEFT JOIN (
+    SELECT site_id, max(valid_to) AS valid_to, count(*) - count(valid_to) AS open_versions
+    FROM {{ schema }}.sites GROUP BY site_id
+) AS closed ON closed.site_id = listed.site_id
+WHERE coalesce(closed.open_versions, 0) = 0;
+
+UPDATE {{ schema }}.sites AS known
+SET last_listed_at = GREATEST(CAST(? AS {{ instant }}), known.last_listed_at)
+FROM stem_listed AS listed
+WHERE known.site_id = listed.site_id AND known.valid_to IS NULL;
+
+DROP TABLE stem_listed;
