@@ -19,7 +19,7 @@ SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples tests/rea
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-lookback bench-parts bench-triggerer bench-warehouse fuzz test-openapi lint lint-workflows release package format lock clean
+.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-lookback bench-parts bench-small bench-triggerer bench-warehouse fuzz test-openapi lint lint-workflows release package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -84,6 +84,9 @@ $(addsuffix /.installed,$(BENCH) $(READERS) .venv-fuzz .venv-lowest .venv-openap
 
 bench: $(BENCH:=/.installed)  ## Measure the operator beside a bare floor and its peers.
 	.venv-bench/bin/python benchmarks/side_by_side.py --chart docs/images/side-by-side.svg $(ARGS)
+
+bench-small: .venv-bench/.installed  ## Measure the operator beside the bare floor with many small responses.
+	.venv-bench/bin/python benchmarks/side_by_side.py --no-peers --only '200 sites' --rounds 11 $(ARGS)
 
 bench-growth: .venv-bench/.installed  ## Measure what more sites and more time cost.
 	.venv-bench/bin/python benchmarks/growth.py --chart docs/images/growth.svg $(ARGS)

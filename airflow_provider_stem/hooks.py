@@ -232,4 +232,5 @@ class StemHook(BaseHook):
             password=connection.password,
             extra=connection.extra,
             defaults=defaults,
+            columnar_decoding=conf.getboolean("stem", "columnar_decoding", fallback=True),
         )

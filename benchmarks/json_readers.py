@@ -138,7 +138,7 @@ def main() -> None:
             headers={"Authorization": "APIKEY demo-key"},
             timeout=60,
         ).content
-    decoder = StreamsDecoder()
+    columnar, plain = StreamsDecoder(), StreamsDecoder(columnar=False)
     readers: dict[str, Callable[[bytes], Any]] = {
         "pyarrow": by_pyarrow,
         "pyarrow, guessing": by_pyarrow_that_guesses,
@@ -146,11 +146,12 @@ def main() -> None:
         "orjson": by_orjson,
         "simdjson": by_simdjson,
         "msgspec": by_msgspec,
-        "our decoder": lambda body: decoder.decode(body, SITE, TYPES, WINDOW),
+        "our plain decoder": lambda body: plain.decode(body, SITE, TYPES, WINDOW),
+        "our decoder": lambda body: columnar.decode(body, SITE, TYPES, WINDOW),
     }
     expected = pa.concat_arrays(by_pyarrow(body))
     for name, reader in readers.items():
-        if name in {"pyarrow, guessing", "our decoder"}:
+        if name in {"pyarrow, guessing", "our plain decoder", "our decoder"}:
             continue
         assert pa.concat_arrays([part.cast(SHOWN_ROW) for part in reader(body)]).equals(expected), name
     taken: dict[str, list[float]] = {name: [] for name in readers}

@@ -168,14 +168,17 @@ def show(task: Task, outcomes: dict[str, Outcome]) -> None:
     """Print a task's table."""
     print(f"\n{task.title}")
     print(
-        f"{'':26} {'seconds':>8} {'of floor':>9} {'CPU s':>6} {'growth MB':>10} {'requests':>9} {'objects':>8} "
-        f"{'B/row':>7} {'rows wrong':>11}"
+        f"{'':26} {'seconds':>8} {'of floor':>9} {'CPU s':>6} {'of floor':>9} {'growth MB':>10} {'requests':>9} "
+        f"{'objects':>8} {'B/row':>7} {'rows wrong':>11}"
     )
     for name, one in outcomes.items():
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(one.rounds, outcomes[FLOOR].rounds, strict=True)]
+        wall, cpu = (
+            statistics.median(a[what] / b[what] for a, b in zip(one.rounds, outcomes[FLOOR].rounds, strict=True))
+            for what in ("seconds", "cpu_seconds")
+        )
         print(
-            f"{TITLES[name]:26} {one.median('seconds'):8.2f} {statistics.median(ratios):9.2f} "
-            f"{one.median('cpu_seconds'):6.2f} {one.median('growth_mb'):10.0f} {one.requests:9,} {one.objects:8,} "
+            f"{TITLES[name]:26} {one.median('seconds'):8.2f} {wall:9.2f} {one.median('cpu_seconds'):6.2f} {cpu:9.2f} "
+            f"{one.median('growth_mb'):10.0f} {one.requests:9,} {one.objects:8,} "
             f"{one.size / max(one.rows, 1):7.2f} {one.wrong:11,}"
         )
     first, again = outcomes[OWN].rounds, outcomes[MERGE].rounds
@@ -234,9 +237,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-peers", action="store_true", help="the floor and the operator alone")
     parser.add_argument("--chart", type=Path, help="where to draw the results, as SVG")
+    parser.add_argument("--only", default="", help="only works whose title contains this, such as '200 sites'")
     options = parser.parse_args()
     results = []
-    for task, outcomes in compare(tasks(peers=not options.no_peers), options.rounds):
+    chosen = [task for task in tasks(peers=not options.no_peers) if options.only in task.title]
+    for task, outcomes in compare(chosen, options.rounds):
         show(task, outcomes)
         results.append((task, outcomes))
     if options.chart:

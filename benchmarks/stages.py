@@ -65,7 +65,7 @@ def measure() -> None:
     timed(botocore.httpsession.URLLib3Session, "send", "S3 requests")
     timed(requests.adapters.HTTPAdapter, "send", "API requests")
     timed(transport, "_read", "API requests")
-    timed(StreamsDecoder, "_decode", "decoding")
+    timed(StreamsDecoder, "decode", "decoding")
     timed(pyarrow.parquet.ParquetWriter, "write_table", "writing the file")
     for _ in range(2):
         spans.clear()

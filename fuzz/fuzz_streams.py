@@ -17,7 +17,8 @@ from harness import TOKENS, check_message, run
 
 with atheris.instrument_imports(include=["airflow_provider_stem", "json"]):
     from airflow_provider_stem.errors import StemDataError
-    from airflow_provider_stem.streams import decoding
+    from airflow_provider_stem.streams.decoding.columnar import read_columnar
+    from airflow_provider_stem.streams.decoding.plain import read_plain
     from airflow_provider_stem.streams.tables import LANDING_SCHEMA, STREAM_SCHEMA, Streams, landing_batch
     from airflow_provider_stem.streams.windows import Window, iso
 
@@ -97,14 +98,14 @@ def check(body: bytes) -> None:
     for window in WINDOWS:
         plain: Streams | None = None
         try:
-            plain, unknown = decoding._read_plain(body, "site", TYPES, window)
+            plain, unknown = read_plain(body, "site", TYPES, window)
         except StemDataError as error:
             check_message(error, one_line=False)
         else:
             assert all(name.isprintable() for name in unknown)
             _check_rows(plain, window)
         for lenient in (False, True):
-            columnar = decoding._read_columnar(body, "site", TYPES, window, lenient=lenient)
+            columnar = read_columnar(body, "site", TYPES, window, lenient=lenient)
             if columnar is not None:
                 _check_rows(columnar, window)
                 assert plain is not None, "only the columnar reader takes it"

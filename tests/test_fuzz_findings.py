@@ -16,7 +16,9 @@ from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.payloads import read_object
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemError
-from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain
+from airflow_provider_stem.streams.decoding import StreamsDecoder
+from airflow_provider_stem.streams.decoding.columnar import read_columnar
+from airflow_provider_stem.streams.decoding.plain import read_plain
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import Window
 
@@ -103,9 +105,9 @@ KEPT = [body.encode("latin-1") for body in json.loads((DATA / "fuzz_streams.json
 @pytest.mark.parametrize("body", KEPT, ids=range(len(KEPT)))
 @pytest.mark.parametrize("lenient", [False, True])
 def test_the_readers_agree_on_the_inputs_of_fuzzing(body: bytes, lenient: bool):
-    columnar = _read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=lenient)
+    columnar = read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=lenient)
     try:
-        plain, _ = _read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
+        plain, _ = read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
     except StemDataError:
         assert columnar is None
     else:
@@ -117,9 +119,9 @@ def test_the_readers_agree_on_the_inputs_of_fuzzing(body: bytes, lenient: bool):
 def test_the_inputs_of_fuzzing_cover_every_code_path():
     taken, refused = 0, 0
     for body in KEPT:
-        taken += _read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=True) is not None
+        taken += read_columnar(body, "site", ("MONITOR", "CONVERTER"), HOUR, lenient=True) is not None
         try:
-            _read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
+            read_plain(body, "site", ("MONITOR", "CONVERTER"), HOUR)
         except StemDataError:
             refused += 1
     assert min(taken, refused, len(KEPT) - taken - refused) >= 3

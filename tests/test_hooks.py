@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from airflow_provider_stem._connection_form import CONN_FIELDS
 from airflow_provider_stem.errors import StemConfigError, StemNotFoundError, StemUnavailableError
 from airflow_provider_stem.hooks import StemHook
+from airflow_provider_stem.streams.decoding.columnar import read_columnar
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from tests.support import expected_rows, landed_rows
 
@@ -116,6 +118,17 @@ def test_get_streams_returns_the_window_in_the_landing_schema(resolution, stem):
     assert table.schema.equals(LANDING_SCHEMA)
     assert landed_rows(table) == expected_rows(stem, ["site-00001"], types, resolution, *DAY)
     assert [request.status for request in stem.requests] == [200]
+
+
+@pytest.mark.parametrize("columnar", ["True", "False"])
+def test_get_streams_without_columnar_decoding_returns_the_same(columnar, stem, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__STEM__COLUMNAR_DECODING", columnar)
+    columnar_decoder = Mock(wraps=read_columnar)
+    monkeypatch.setattr("airflow_provider_stem.streams.decoding.read_columnar", columnar_decoder)
+    start, end = "2025-06-01T00:00Z", "2025-07-02T00:00Z"
+    table = StemHook().get_streams("site-00001", start, end)
+    assert landed_rows(table) == expected_rows(stem, ["site-00001"], ["MONITOR"], 900, start, end)
+    assert columnar_decoder.called == (columnar == "True")
 
 
 def test_get_streams_requests_monitor_by_default(stem):

@@ -413,3 +413,9 @@ def test_other_days_may_have_other_batches(stem, lake):
     land(lake, batch="001-of-002")
     land(lake, ("2025-07-02T00:00Z", "2025-07-03T00:00Z"), batch="001-of-003")
     assert len(lake.objects()) == 2
+
+
+def test_the_user_agent_names_the_operator(lake, stem, store):
+    land(lake)
+    assert all("caller/stemstreamstos3operator" in fields["user-agent"] for fields in store.heads)
+    assert store.heads

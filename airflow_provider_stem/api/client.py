@@ -50,6 +50,11 @@ class StemClient:
         return self._config.base_url
 
     @property
+    def columnar_decoding(self) -> bool:
+        """Whether long responses may be decoded in columns."""
+        return self._config.columnar_decoding
+
+    @property
     def requests_sent(self) -> int:
         """The number of requests sent so far, including retries."""
         return self._transport.requests_sent

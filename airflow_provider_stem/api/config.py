@@ -34,6 +34,8 @@ class ClientConfig:
     :param max_attempts: maximum number of times that one request is sent, 1 or more.
     :param page_size: ``per_page`` of the listings, 1 or more (guide: "Obtaining clients", "Obtaining sites").
     :param verify: whether to verify TLS certificates, or the path of a CA bundle to verify them with.
+    :param columnar_decoding: whether :class:`~airflow_provider_stem.streams.decoding.StreamsDecoder` may decode in
+        columns.
     """
 
     api_key: ApiKey
@@ -42,6 +44,7 @@ class ClientConfig:
     max_attempts: int = 5
     page_size: int = 100
     verify: bool | str = True
+    columnar_decoding: bool = True
 
     def __post_init__(self) -> None:
         # A plain string would appear in every pickle, copy and repr.
@@ -57,6 +60,7 @@ class ClientConfig:
         password: str | None,
         extra: str | None,
         defaults: Mapping[str, str] | None = None,
+        columnar_decoding: bool = True,
     ) -> ClientConfig:
         """
         Return the configuration that a connection's fields describe.
@@ -67,6 +71,7 @@ class ClientConfig:
         :param password: the API key. White space around it is removed.
         :param extra: JSON object with any of ``timeout``, ``max_attempts``, ``page_size`` and ``verify``.
         :param defaults: values of the same options from Airflow's configuration; ``extra`` overrides them.
+        :param columnar_decoding: see the field.
         :raises StemConfigError: a field is invalid. The message names the field, its value (never the key) and the
             remedy.
         """
@@ -74,7 +79,7 @@ class ClientConfig:
         try:
             base_url = _base_url((host or "").strip(), (schema or "").strip(), port)
             options = _read(defaults or {}, "[stem] {} of Airflow's configuration") | _extra(extra)
-            return cls(api_key=api_key, base_url=base_url, **options)
+            return cls(api_key=api_key, base_url=base_url, columnar_decoding=columnar_decoding, **options)
         except StemConfigError as exc:
             message = str(exc)
         # A user may have pasted the key into another field too, whose value the message quotes.

@@ -155,14 +155,14 @@ class Transport:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                url = self._redacted(str(response.url))
+                url = str(response.url)
                 if response.status_code != HTTPStatus.OK:
-                    return self._status_error(response, url)
+                    return self._status_error(response, self._redacted(url))
                 return parse(_read(response, BODY_LIMIT))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             return self._connection_error(exc, url)
         except StemDataError as exc:
-            return type(exc)(f"{self._redacted(str(exc))} [GET {url}]")
+            return type(exc)(f"{self._redacted(str(exc))} [GET {self._redacted(url)}]")
 
     def _status_error(self, response: requests.Response, url: str) -> StemError:
         status = response.status_code

@@ -30,7 +30,7 @@ class StreamsSource:
 
     def __init__(self, client: StemClient) -> None:
         self.client = client
-        self._decoder = StreamsDecoder(client.redact)
+        self._decoder = StreamsDecoder(client.redact, columnar=client.columnar_decoding)
         self._rejects_future = False
 
     def fetch(self, site_id: str, stream_types: Sequence[str], window: Window) -> Streams:

@@ -42,6 +42,9 @@ LANDING_SCHEMA = pa.schema(
 STREAM_SCHEMA = pa.schema([LANDING_SCHEMA.field("interval_end"), LANDING_SCHEMA.field("kw_total_avg")])
 """The two columns that are not constant within one stream; sorted by ``interval_end``, no duplicates."""
 
+EMPTY_STREAM = pa.RecordBatch.from_pylist([], STREAM_SCHEMA)
+"""A stream without rows."""
+
 SHOWN_ROW = pa.struct([("start_datetime", pa.string()), ("end_datetime", pa.string()), ("kw_total_avg", pa.float64())])
 """A row as the API shows it (guide: "Reading stream Data")."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
@@ -14,6 +15,7 @@ from contenders.work import Work
 def main(name: str) -> None:
     """Import first, then measure."""
     run = importlib.import_module(f"contenders.{name}").prepare(Work.from_json(sys.stdin.read()))
+    gc.collect()  # otherwise the garbage of the imports is collected at some point of the work
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _held("VmRSS")
     cpu, began = time.process_time(), time.perf_counter()

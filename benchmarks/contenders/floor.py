@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 def prepare(work: Work) -> Callable[[], None]:
     """Give the whole of it as one function."""
-    import boto3
+    import boto3.s3.inject
     import polars as pl
     import pyarrow as pa
+    import pyarrow.compute
     import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet

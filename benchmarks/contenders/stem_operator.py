@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def prepare(work: Work) -> Callable[[], None]:
     """Give ``execute``; what a worker imports with it comes first, as it does for the others."""
+    import airflow.sdk.execution_time.supervisor  # noqa: F401  # a task's process has it
     from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
     import airflow_provider_stem._s3

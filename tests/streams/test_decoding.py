@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import doctest
 import json
 import logging
 import mmap
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +26,10 @@ from processes import HUNG_AFTER
 from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.api.payloads import Body, UnreadableResponseError
 from airflow_provider_stem.errors import StemDataError
-from airflow_provider_stem.streams import decoding
-from airflow_provider_stem.streams.decoding import StreamsDecoder, _read_columnar, _read_plain, _without_unknown
+from airflow_provider_stem.streams.decoding import StreamsDecoder
+from airflow_provider_stem.streams.decoding import columnar as columnar_module
+from airflow_provider_stem.streams.decoding.columnar import read_columnar
+from airflow_provider_stem.streams.decoding.plain import _without_unknown, read_plain
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, STREAM_SCHEMA, Streams, landing_batch
 from airflow_provider_stem.streams.windows import Window
 from tests.support import STREAM_TYPES
@@ -50,6 +56,7 @@ HOUR = window("2025-07-01T00:00", "2025-07-01T01:00")
 ENDS = grid(HOUR)
 FIELDS = ("start_datetime", "end_datetime", "kw_total_avg")
 ABSENT = "absent"
+DECODING = "airflow_provider_stem.streams.decoding"
 
 Bits = list[tuple[int, bytes | None]]
 
@@ -72,6 +79,12 @@ def exact(streams: Streams, stream_types: Sequence[str]) -> dict[str, Bits]:
     return {name: bits(rows_of(streams[name])) if name in streams else [] for name in stream_types}
 
 
+@pytest.fixture(autouse=True)
+def short_responses_are_decoded_as_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode the short responses of these tests in columns too."""
+    monkeypatch.setattr(f"{DECODING}._SHORT", -1)
+
+
 def decode(
     body: bytes, stream_types: Sequence[str] = ("MONITOR",), of: Window = HOUR, decoder: StreamsDecoder | None = None
 ) -> Streams:
@@ -83,6 +96,11 @@ def warned_decoder() -> StreamsDecoder:
     decoder = StreamsDecoder()
     decode(encoded(answer({"MONITOR": [{**row(ENDS[0]), "quality": "measured"}]})), decoder=decoder)
     return decoder
+
+
+def all_decoders() -> list[StreamsDecoder]:
+    """Return a new decoder, one that has logged an unknown field, and one with ``columnar_decoding = False``."""
+    return [StreamsDecoder(), warned_decoder(), StreamsDecoder(columnar=False)]
 
 
 @dataclass
@@ -211,7 +229,7 @@ def responses(draw: st.DrawFn, request: Request) -> Response:
     return Response(text.encode(), expected)
 
 
-def test_both_readers_agree_on_every_valid_response() -> None:
+def test_both_decoders_agree_on_every_valid_response() -> None:
     counts = tally("tables, valid responses")
 
     @examples(1000)
@@ -221,18 +239,18 @@ def test_both_readers_agree_on_every_valid_response() -> None:
         got = data.draw(responses(request))
         types, of = request.stream_types, request.window
 
-        plain, _ = _read_plain(got.body, "site", types, of)
+        plain, _ = read_plain(got.body, "site", types, of)
         assert exact(plain, types) == got.expected
         taken = 0
         for lenient in (False, True):
             body = got.body if lenient else mapped(got.body)
-            columnar = _read_columnar(body, "site", types, of, lenient=lenient)
+            columnar = read_columnar(body, "site", types, of, lenient=lenient)
             if columnar is not None:
                 taken += 1
                 assert exact(columnar, types) == got.expected
                 for rows in columnar.values():
                     rows.validate(full=True)
-        for decoder in (StreamsDecoder(), warned_decoder()):
+        for decoder in all_decoders():
             streams = decode(got.body, types, of, decoder)
             assert list(streams) == list(types)
             assert exact(streams, types) == got.expected
@@ -250,11 +268,21 @@ def test_both_readers_agree_on_every_valid_response() -> None:
 
 
 @pytest.mark.parametrize("literal", ["-0", "-0.0", "0", "-0e5"])
-def test_both_readers_agree_on_the_sign_of_a_zero(literal: str) -> None:
+def test_both_decoders_agree_on_the_sign_of_a_zero(literal: str) -> None:
     body = encoded(answer({"MONITOR": [row(ENDS[0], value="@")]})).replace(b'"@"', literal.encode())
-    plain, _ = _read_plain(body, "site", ["MONITOR"], HOUR)
-    columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False)
+    plain, _ = read_plain(body, "site", ["MONITOR"], HOUR)
+    columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False)
     assert columnar is None or exact(columnar, ["MONITOR"]) == exact(plain, ["MONITOR"])
+
+
+class TestTheDocumentationOfTheColumnarDecoder:
+    def test_the_example_is_correct(self) -> None:
+        assert doctest.testmod(columnar_module, raise_on_error=True).attempted > 4
+
+    def test_the_tests_of_its_invariants_exist(self) -> None:
+        named = set(re.findall(r"\btest_\w+", str(columnar_module.__doc__).replace("tests/streams/test_decoding", "")))
+        assert len(named) > 10
+        assert named <= set(re.findall(r"\bdef (test_\w+)", Path(__file__).read_text()))
 
 
 class TestTheUsualResponseIsReadInColumns:
@@ -273,43 +301,63 @@ class TestTheUsualResponseIsReadInColumns:
         elif order == "shuffled":
             random.Random(7).shuffle(ends)
         body = encoded(answer({"MONITOR": [row(end, resolution, end / 7, zone) for end in ends]}))
-        columnar = _read_columnar(body, "site", ["MONITOR"], of, lenient=False)
+        columnar = read_columnar(body, "site", ["MONITOR"], of, lenient=False)
         assert columnar is not None
         assert rows_of(columnar["MONITOR"]) == [(end, end / 7) for end in inside]
 
     @pytest.mark.parametrize("rows", [[], [row(ENDS[1])], [row(ENDS[0], value=None), row(ENDS[3])]])
     def test_with_gaps_and_nulls(self, rows: list[Any]) -> None:
-        columnar = _read_columnar(encoded(answer({"MONITOR": rows})), "site", ["MONITOR"], HOUR, lenient=False)
+        columnar = read_columnar(encoded(answer({"MONITOR": rows})), "site", ["MONITOR"], HOUR, lenient=False)
         assert columnar is not None
         assert columnar["MONITOR"].num_rows == len(rows)
 
     def test_with_unknown_fields_once_they_are_logged(self) -> None:
         body = encoded(answer({"MONITOR": [{**row(end), "quality": "measured"} for end in ENDS]}))
-        assert _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
-        columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
+        assert read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
+        columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
         assert columnar is not None
         assert columnar["MONITOR"].num_rows == 4
 
     @pytest.mark.parametrize("block", [1, 110, 250, 1000])
     def test_in_blocks_of_any_size(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(decoding, "_BLOCK", block)
+        monkeypatch.setattr(f"{DECODING}.columnar.BLOCK", block)
         of = window("2025-07-01", "2025-07-02")
         ends = [end for end in grid(of) if end % 7]
         body = encoded(answer({name: [row(end, value=end / 7) for end in ends] for name in STREAM_TYPES}))
-        columnar = _read_columnar(body, "site", STREAM_TYPES, of, lenient=False)
+        columnar = read_columnar(body, "site", STREAM_TYPES, of, lenient=False)
         assert columnar is not None
-        assert exact(columnar, STREAM_TYPES) == exact(_read_plain(body, "site", STREAM_TYPES, of)[0], STREAM_TYPES)
+        assert exact(columnar, STREAM_TYPES) == exact(read_plain(body, "site", STREAM_TYPES, of)[0], STREAM_TYPES)
         for wrong in (b"{}", b"null", b"1", b'{"start_datetime":""}', b""):
             damaged = body.replace(b"}]", b"}," + wrong + b"]")
-            assert _read_columnar(damaged, "site", STREAM_TYPES, of, lenient=False) is None
+            assert read_columnar(damaged, "site", STREAM_TYPES, of, lenient=False) is None
 
     @pytest.mark.parametrize("key", ['a"kw_total_avg', '"start_datetime', 'x"end_datetime', "kw_total_avg "])
     def test_not_from_an_escaped_key(self, key: str) -> None:
         rows = [{key: 1.0, **row(end, value=2.0)} for end in ENDS]
         body = encoded(answer({"MONITOR": rows}))
-        columnar = _read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
+        columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
         assert columnar is None or columnar["MONITOR"].column(1).to_pylist() == [2.0] * 4
-        assert _read_plain(body, "site", ["MONITOR"], HOUR)[0]["MONITOR"].column(1).to_pylist() == [2.0] * 4
+        assert read_plain(body, "site", ["MONITOR"], HOUR)[0]["MONITOR"].column(1).to_pylist() == [2.0] * 4
+
+    @pytest.mark.parametrize("zone", ["-00:00", "+0000", "+05:30", "z", ""])
+    def test_not_with_another_zone(self, zone: str) -> None:
+        body = encoded(answer({"MONITOR": [row(end, zone=zone) for end in ENDS]}))
+        assert read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
+
+    def test_with_a_zone_for_each_time(self) -> None:
+        body = encoded(answer({"MONITOR": [row(end, value=end / 7) for end in ENDS]}))
+        body = body.replace(b':01+00:00"', b':01Z"')
+        columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False)
+        assert columnar is not None
+        assert exact(columnar, ["MONITOR"]) == exact(read_plain(body, "site", ["MONITOR"], HOUR)[0], ["MONITOR"])
+
+    def test_not_with_a_list_outside_the_entries(self) -> None:
+        payload = answer({"MONITOR": [row(end) for end in ENDS]}, other={"streams": [row(end) for end in ENDS]})
+        assert read_columnar(encoded(payload), "site", ["MONITOR"], HOUR, lenient=True) is None
+
+    def test_one_wide_row_is_left_to_the_plain_decoder(self) -> None:
+        body = encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b'"kw_total_avg"', b" " * 1000 + b'"kw_total_avg"')
+        assert read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
 
     @pytest.mark.parametrize(
         "number", ["01", "+1", ".5", "1.", "-.5", "1.e5", "-01", "nan", "Infinity", "1e400", "0x1", "1,5"]
@@ -317,13 +365,13 @@ class TestTheUsualResponseIsReadInColumns:
     def test_not_with_numbers_that_are_not_json(self, number: str) -> None:
         body = encoded(answer({"MONITOR": [row(end, value=5.25) for end in ENDS]}))
         for one in (body.replace(b"5.25", number.encode()), body.replace(b"5.25", number.encode(), 1)):
-            assert _read_columnar(one, "site", ["MONITOR"], HOUR, lenient=False) is None
+            assert read_columnar(one, "site", ["MONITOR"], HOUR, lenient=False) is None
 
     def test_a_whole_year_of_all_types(self) -> None:
         of = window("2023-01-02", "2024-01-01")
         ends = range(of.first_end, of.last_end + 1, 900)
         body = encoded(answer({name: [row(end, value=end / 3) for end in ends] for name in STREAM_TYPES}))
-        columnar = _read_columnar(body, "site", STREAM_TYPES, of, lenient=False)
+        columnar = read_columnar(body, "site", STREAM_TYPES, of, lenient=False)
         assert columnar is not None
         for name in STREAM_TYPES:
             assert columnar[name].column(0).cast(pa.int64()).to_pylist() == [end * 10**6 for end in ends]
@@ -370,7 +418,7 @@ def test_many_unknown_fields_are_ignored_and_take_no_memory(place: str, caplog: 
     ],
 )
 def test_a_field_in_a_string_is_not_a_field(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_MAX_UNFILTERED", 0)
+    monkeypatch.setattr(f"{DECODING}.plain.MAX_UNFILTERED", 0)
     for options in ({}, {"indent": 2}, {"ensure_ascii": False}):
         rows = [{odd: odd, **row(ENDS[0]), "x": odd, "y": [odd, {odd: odd, "z": 1}]}, {**row(ENDS[1]), odd: 1}]
         body = encoded(answer({"MONITOR": rows}, name=odd, other=odd), **options)
@@ -382,7 +430,7 @@ def test_a_field_in_a_string_is_not_a_field(odd: str, monkeypatch: pytest.Monkey
     "damaged", [b'"x":01,', b'"x":,', b'"x":1.,', b'"x":"a\nb",', b'"x":"\\q",', b'"x":nul,', b'"x":1,,']
 )
 def test_a_damaged_field_is_an_error(damaged: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_MAX_UNFILTERED", 0)
+    monkeypatch.setattr(f"{DECODING}.plain.MAX_UNFILTERED", 0)
     body = encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b'"name"', damaged + b'"name"')
     with pytest.raises(UnreadableResponseError):
         decode(body)
@@ -409,7 +457,7 @@ OTHER_WINDOWS: dict[str, Sequence[int]] = {
 @pytest.mark.parametrize("other", [None, [], [row(ENDS[0])]], ids=["alone", "beside no rows", "beside right rows"])
 def test_rows_of_another_window_are_an_error(ends: Sequence[int], other: list[Any] | None) -> None:
     streams = {"MONITOR": [row(end) for end in ends]} | ({} if other is None else {"CONVERTER": other})
-    for decoder in (StreamsDecoder(), warned_decoder()):
+    for decoder in all_decoders():
         with pytest.raises(StemDataError, match="site site, MONITOR: the response is for another window"):
             decode(encoded(answer(streams)), ("CONVERTER", "MONITOR"), HOUR, decoder)
 
@@ -553,7 +601,11 @@ WRONG_ENTRIES: dict[str, tuple[bytes, str]] = {
 }
 JUNK_ROWS = {"null": None, "list": [], "text": "row", "number": 5, "nested": [[[{"kw_total_avg": 1}]]], "boolean": True}
 
-decoders = pytest.mark.parametrize("decoder", [StreamsDecoder, warned_decoder], ids=["fresh", "warned"])
+decoders = pytest.mark.parametrize(
+    "decoder",
+    [StreamsDecoder, warned_decoder, partial(StreamsDecoder, columnar=False)],
+    ids=["fresh", "warned", "not columnar"],
+)
 
 
 def assert_rejected(decoder: Callable[[], StreamsDecoder], body: bytes, pattern: str) -> None:
@@ -715,27 +767,28 @@ def is_json(body: bytes) -> bool:
     return True
 
 
+def rows_or_error(read: Callable[[], Streams]) -> dict[str, Bits] | tuple[type[StemDataError], str]:
+    """Return the rows of two types, or class and message of the error."""
+    try:
+        return exact(read(), ("MONITOR", "CONVERTER"))
+    except StemDataError as error:
+        return type(error), str(error)
+
+
 def check_any(body: bytes, outcome: Any) -> None:
     if body.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"null"):
         return  # tested above, in a separate process
-    for decoder in (StreamsDecoder(), warned_decoder()):
-        try:
-            streams = decode(body, ("MONITOR", "CONVERTER"), decoder=decoder)
-        except UnreadableResponseError:
-            assert not is_json(body)
-            outcome.add(unreadable=1)
-        except StemDataError:
-            outcome.add(refused=1)
-        else:
-            assert is_json(body)
-            plain, _ = _read_plain(mapped(body), "site", ("MONITOR", "CONVERTER"), HOUR)
-            assert exact(streams, ("MONITOR", "CONVERTER")) == exact(plain, ("MONITOR", "CONVERTER"))
-            outcome.add(read=1)
-    outcome.add(bodies=1)
+    types = ("MONITOR", "CONVERTER")
+    plain = rows_or_error(lambda: read_plain(mapped(body), "site", types, HOUR)[0])
+    for decoder in all_decoders():
+        assert rows_or_error(lambda: decode(body, types, decoder=decoder)) == plain  # noqa: B023
+    kind = plain[0] if isinstance(plain, tuple) else None
+    assert is_json(body) == (kind is not UnreadableResponseError)
+    outcome.add(bodies=1, read=kind is None, refused=kind is StemDataError, unreadable=kind is UnreadableResponseError)
 
 
 def test_any_bytes_are_rows_or_a_data_error() -> None:
-    outcome = tally("tables, arbitrary bytes, by a fresh and a warned decoder")
+    outcome = tally("tables, arbitrary bytes, by three decoders")
 
     @examples(400)
     @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
@@ -754,7 +807,7 @@ DAMAGE = [
 
 
 def test_a_damaged_response_is_rows_or_a_data_error() -> None:
-    outcome = tally("tables, damaged responses, by a fresh and a warned decoder")
+    outcome = tally("tables, damaged responses, by three decoders")
     whole = encoded(answer({"MONITOR": [row(e) for e in ENDS], "CONVERTER": [row(e, value=None) for e in ENDS[:2]]}))
     pieces = st.sampled_from(DAMAGE)
     damage = st.tuples(st.integers(0, len(whole)), st.integers(0, 4), pieces)
@@ -771,7 +824,7 @@ def test_a_damaged_response_is_rows_or_a_data_error() -> None:
 
 
 def test_a_response_with_junk_is_rows_or_a_data_error() -> None:
-    outcome = tally("tables, junk in responses, by a fresh and a warned decoder")
+    outcome = tally("tables, junk in responses, by three decoders")
     paths: list[tuple[Any, ...]] = [
         (),
         ("id",),
@@ -846,6 +899,15 @@ class TestUnknownFields:
         assert message.isprintable()
         assert len(message) < 1000
 
+    def test_short_responses_log_them_once(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(f"{DECODING}._SHORT", len(self.BODY))
+        decoder = StreamsDecoder()
+        for field in (b"quality", b"another"):
+            decode(self.BODY.replace(b"quality", field), decoder=decoder)
+        assert caplog.messages == ["Ignoring fields that are not in the API's guide: flag, quality"]
+
     def test_fields_outside_the_rows_are_logged_once_and_then_read_in_columns(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -856,7 +918,7 @@ class TestUnknownFields:
             streams = decoder.decode(encoded(payload), "site", ("MONITOR",), HOUR)
             assert rows_of(streams["MONITOR"]) == [(ENDS[0], 1.5)]
         assert caplog.messages == ["Ignoring fields that are not in the API's guide: timezone, unit"]
-        assert _read_columnar(encoded(payload), "site", ("MONITOR",), HOUR, lenient=True) is not None
+        assert read_columnar(encoded(payload), "site", ("MONITOR",), HOUR, lenient=True) is not None
 
 
 # --- landing schema -------------------------------------------------------------------------------------------------
