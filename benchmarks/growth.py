@@ -3,7 +3,7 @@ What the operator costs as sites and time grow: wall and CPU seconds, memory, re
 
 Prints a table; ``--chart`` draws it::
 
-    python benchmarks/growth.py
+    python -m benchmarks.growth
 
 The simulator makes the answers meanwhile, on the same machine; so CPU seconds, of the operator alone, tell more than
 wall seconds.
@@ -13,21 +13,17 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
-
-from contenders.work import Work
-from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-from side_by_side import OWN, measured
-
 from airflow_provider_stem.simulator import Settings, Simulator
+from benchmarks.contenders.work import Work
+from benchmarks.side_by_side import OWN, measured
+from tests.servers import progress
+from tests.servers.s3 import S3Server
 
 END = "2026-01-01T00:00:00Z"
 SPANS = {
@@ -65,9 +61,10 @@ def grow(most_rows: int) -> list[Row]:
                     api_url=sim.url,
                     api_key=settings.api_key,
                     s3_url=s3.url,
-                    s3_access_key=ACCESS_KEY,
-                    s3_secret_key=SECRET_KEY,
+                    s3_access_key=s3.access_key,
+                    s3_secret_key=s3.secret_key,
                 )
+                progress(f"{span}, {sites:,} sites")
                 sim.reset_requests()
                 taken = measured(OWN, work)
                 listed = client.list_objects_v2(Bucket="bench", Prefix=f"{work.prefix}/")["Contents"]

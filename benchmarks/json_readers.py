@@ -4,7 +4,7 @@ One answer of the API (a half-year of two types) to columns, by the JSON readers
 Each gives start, end and value of every row as Arrow arrays, unchecked; the last line is our decoder, which also checks
 every row and drops what lies outside of the window. Prints medians, ratios and how far the process grew::
 
-    python benchmarks/json_readers.py
+    python -m benchmarks.json_readers
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams.decoding import StreamsDecoder
 from airflow_provider_stem.streams.tables import SHOWN_ROW
 from airflow_provider_stem.streams.windows import Window
+from tests.servers import progress
 
 SITE, TYPES = "site-00001", ["CONVERTER", "MONITOR"]
 WINDOW = Window.covering(datetime.fromisoformat("2025-01-01T00:00Z"), datetime.fromisoformat("2025-07-02T12:00Z"), 900)
@@ -155,7 +156,8 @@ def main() -> None:
             continue
         assert pa.concat_arrays([part.cast(SHOWN_ROW) for part in reader(body)]).equals(expected), name
     taken: dict[str, list[float]] = {name: [] for name in readers}
-    for _ in range(rounds):
+    for number in range(rounds):
+        progress(f"Round {number + 1} of {rounds}")
         for name, reader in readers.items():
             began = time.perf_counter()
             reader(body)

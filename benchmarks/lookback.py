@@ -4,7 +4,7 @@ What a look-back over existing objects costs: requests to S3 by kind, seconds an
 Lands a day of a fleet into new objects, then the next days with and without a look-back of three days, batch after
 batch, as mapped tasks do. Prints a table::
 
-    python benchmarks/lookback.py --sites 10000 --batches 100
+    python -m benchmarks.lookback --sites 10000 --batches 100
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "scripts")]
-
-from s3_server import S3Server
-
 from airflow_provider_stem.simulator import Settings, Simulator
+from tests.servers import progress
+from tests.servers.s3 import S3Server
 
+ROOT = Path(__file__).parent.parent
 FIRST = date(2025, 7, 1)
 LOOKBACK = 3
 
@@ -95,9 +93,10 @@ def main() -> None:
         print(f"{options.sites:,} sites in {options.batches:,} batches, one after the other")
         print(f"{'':46} {'rows':>10} {'objects':>8} {'API':>7} {'seconds':>8} {'CPU s':>6}  requests to S3")
         for title, first, days, lookback in loads:
-            command = [sys.executable, __file__, "--sites", str(options.sites), "--batches", str(options.batches)]
+            progress(title)
+            size = ["--sites", str(options.sites), "--batches", str(options.batches)]
             done = subprocess.run(
-                [*command, "--land", str(first), str(days), str(lookback)],
+                [sys.executable, "-m", "benchmarks.lookback", *size, "--land", str(first), str(days), str(lookback)],
                 env={
                     **os.environ,
                     "AIRFLOW_CONN_STEM_DEFAULT": simulator.connection,
@@ -105,6 +104,7 @@ def main() -> None:
                     "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
                     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
                 },
+                cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,

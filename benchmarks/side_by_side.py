@@ -5,7 +5,7 @@ Two works: a year of 20 sites and two types (1.4 million rows) from an API that 
 from one that takes 50 ms. Each contender runs in a process of its own, from its own environment; imports come before
 the clock starts. Prints medians and ratios; ``--chart`` draws them::
 
-    python benchmarks/side_by_side.py --rounds 5
+    python -m benchmarks.side_by_side --rounds 5
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
-
-from contenders.work import Work
-from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-
 from airflow_provider_stem.simulator import Settings, Simulator
+from benchmarks.contenders.work import Work
+from tests.servers import progress
+from tests.servers.s3 import S3Server
 
+ROOT = Path(__file__).parent.parent
 KEYS = ["site_id", "stream_type", "end"]
 OWN = "stem_operator"
 MERGE = "stem_operator, merge"
@@ -109,11 +107,12 @@ def compare(tasks: list[Task], rounds: int) -> Iterator[tuple[Task, dict[str, Ou
                     api_url=sim.url,
                     api_key=settings.api_key,
                     s3_url=s3.url,
-                    s3_access_key=ACCESS_KEY,
-                    s3_secret_key=SECRET_KEY,
+                    s3_access_key=s3.access_key,
+                    s3_secret_key=s3.secret_key,
                 )
                 for turn in range(rounds + 1):
                     for name, outcome in outcomes.items():
+                        progress(f"{task.title}: round {turn} of {rounds}, {TITLES[name]}")
                         mine = replace(work, prefix=f"{_module(name)}/{turn}")
                         sim.reset_requests()
                         taken = measured(name, mine)
@@ -133,9 +132,9 @@ def measured(name: str, work: Work) -> dict[str, float]:
     """Run a contender in a process of its own; give its seconds and how far the process grew."""
     python = ROOT / ENVIRONMENTS[name] / "bin" / "python" if name in ENVIRONMENTS else sys.executable
     done = subprocess.run(
-        [python, "-m", "contenders", _module(name)],
+        [python, "-m", "benchmarks.contenders", _module(name)],
         input=work.as_json(),
-        cwd=ROOT / "benchmarks",
+        cwd=ROOT,
         env={**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
         stdout=subprocess.PIPE,
         text=True,
@@ -147,7 +146,7 @@ def measured(name: str, work: Work) -> dict[str, float]:
 
 def _look_at(client: Any, name: str, work: Work, expected: pa.Table, outcome: Outcome) -> None:
     """Count what landed, and the rows that are missing, doubled, foreign or of another value."""
-    contender = import_module(f"contenders.{_module(name)}")
+    contender = import_module(f"benchmarks.contenders.{_module(name)}")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=work.bucket, Prefix=f"{work.prefix}/")
     tables = []
     for listed in (one for page in pages for one in page.get("Contents", [])):

@@ -3,7 +3,7 @@ Where the operator's time goes: for how long each stage is at work, in a new pro
 
 Stages run beside each other, so that they do not add up to the whole. Prints medians, in milliseconds::
 
-    python benchmarks/stages.py
+    python -m benchmarks.stages
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders.work import Work
+
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
-
-from contenders.work import Work
-
 STAGES = ("S3 client", "S3 requests", "API requests", "decoding", "writing the file", "none of them")
 YEAR = ("2025-01-01T00:00:00Z", "2026-01-01T00:00:00Z")
 WORKS = {
@@ -41,10 +39,10 @@ def measure() -> None:
     import pyarrow.parquet
     import requests.adapters
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-    from contenders import stem_operator
 
     from airflow_provider_stem.api import transport
     from airflow_provider_stem.streams.decoding import StreamsDecoder
+    from benchmarks.contenders import stem_operator
 
     run = stem_operator.prepare(Work.from_json(sys.stdin.read()))
     spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -96,15 +94,16 @@ def main() -> None:
         measure()
         return
 
-    from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-
     from airflow_provider_stem.simulator import Settings, Simulator
+    from tests.servers import progress
+    from tests.servers.s3 import S3Server
 
     with tempfile.TemporaryDirectory() as folder, S3Server(Path(folder)) as s3:
         client: Any = s3.client()
         client.create_bucket(Bucket="bench")
         for title, (sites, stream_types, start, end, latency) in WORKS.items():
             settings = Settings(sites=sites, latency=latency)
+            progress(title)
             with Simulator(settings) as sim:
                 work = Work(
                     sites=[f"site-{number:05}" for number in range(1, sites + 1)],
@@ -116,8 +115,8 @@ def main() -> None:
                     api_url=sim.url,
                     api_key=settings.api_key,
                     s3_url=s3.url,
-                    s3_access_key=ACCESS_KEY,
-                    s3_secret_key=SECRET_KEY,
+                    s3_access_key=s3.access_key,
+                    s3_secret_key=s3.secret_key,
                 )
                 taken = [_measured(work) for _ in range(options.rounds + 1)][1:]  # the first warms the simulator
             print(f"{title}: {options.rounds} processes, medians, in ms")
@@ -129,9 +128,10 @@ def main() -> None:
 
 def _measured(work: Work) -> list[dict[str, float]]:
     done = subprocess.run(
-        [sys.executable, __file__, "--measure"],
+        [sys.executable, "-m", "benchmarks.stages", "--measure"],
         input=work.as_json(),
         env={**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -4,14 +4,13 @@ Two hundred sensors in one triggerer, which starts them itself: requests, loop l
 Beside them, in the same run and the same triggerer, as many waits of Airflow's own that only sleep: what those cost is
 the floor. Needs Airflow 3.3. Prints a table::
 
-    python benchmarks/triggerer.py --sensors 200 --seconds 60
+    python -m benchmarks.triggerer --sensors 200 --seconds 60
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -19,11 +18,9 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from airflow_server import AirflowServer
-
 from airflow_provider_stem.simulator import Settings, Simulator
+from tests.servers import progress
+from tests.servers.airflow_server import AirflowServer
 
 POKE_INTERVAL = 10
 AIRFLOWS_OWN = 0.2
@@ -79,6 +76,7 @@ def main() -> None:
         dags.mkdir()
         (dags / "waits.py").write_text(DAGS.replace("SENSORS", str(given.sensors)))
         environment = {"AIRFLOW_CONN_STEM_DEFAULT": sim.connection, **THRESHOLDS}
+        progress("Starting Airflow")
         with AirflowServer(Path(folder, "airflow"), dags, environment=environment) as server:
             server.wait_for_dags("sleeps", "streams")
             rows = [("idle", 0, 0, 0, "", _memory(server))]
@@ -86,6 +84,7 @@ def main() -> None:
             server.call("PATCH", f"dags/sleeps/dagRuns/{RUN_ID}", json={"state": "failed"})
             server.wait_until(lambda: not _deferred(server, "sleeps"), "the sleeps to end")
             rows.append(_watched(server, sim, "streams", given))
+            progress("Ending the waits")
             sim.now = END
             began = time.monotonic()
             server.wait_for_run("streams", RUN_ID)
@@ -101,12 +100,14 @@ def main() -> None:
 def _watched(
     server: AirflowServer, sim: Simulator, dag_id: str, given: argparse.Namespace
 ) -> tuple[str, int, int, int, str, int]:
+    progress(f"Starting {given.sensors} waits of the DAG {dag_id}")
     server.trigger(dag_id, dag_run_id=RUN_ID)
     server.wait_until(lambda: _deferred(server, dag_id) == given.sensors, "all to be deferred")
     if dag_id == "streams":
         server.wait_until(lambda: len(sim.requests) >= given.sensors, "a first look of all")
     sim.reset_requests()
     begin = server.log_file.stat().st_size
+    progress(f"Watching them for {given.seconds:g} s")
     time.sleep(given.seconds)
     printed = server.log_file.read_bytes()[begin:].decode(errors="replace")
     lags = [float(lag) for lag in re.findall(r"was blocked for ([\d.]+) seconds", printed)]

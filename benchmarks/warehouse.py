@@ -4,7 +4,7 @@ What a load into a warehouse takes: days of many sites, the last of them again, 
 The floor brings the same objects into a table of the same columns by the engine's own bulk load, in one transaction,
 without verifying, counting or merging anything. Each engine is loaded by a process of its own::
 
-    python benchmarks/warehouse.py --sites 10000 --days 5
+    python -m benchmarks.warehouse --sites 10000 --days 5
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
-
 FIRST = datetime(2025, 7, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
@@ -139,9 +136,9 @@ def measure() -> None:
 def run(how: str, engine: str, address: str, receipts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Measure in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--measure"],
+        [sys.executable, "-m", "benchmarks.warehouse", "--measure"],
         input=json.dumps({"how": how, "engine": engine, "address": address, "receipts": receipts}),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -164,14 +161,17 @@ def main() -> None:
         measure()
         return
 
-    from postgres_server import PostgresServer
+    from tests.servers import progress
+    from tests.servers.postgres import PostgresServer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        progress("Writing the objects")
         receipts = [make_day(folder, day, options.sites, options.batches) for day in range(options.days)]
         rows = sum(told["rows"] for told in receipts[0])
         print(f"{options.days} days of {rows:,} rows in {options.batches} objects")
         for engine in options.engines:
+            progress(f"Loading into {engine}")
             if engine == "postgres":
                 with PostgresServer(folder / "log") as server:
                     for database in ("us", "bare"):

@@ -6,7 +6,8 @@ import json
 import logging
 
 import atheris
-from harness import TOKENS, check_message, run
+
+from fuzz.harness import TOKENS, check_message, run
 
 with atheris.instrument_imports(include=["airflow_provider_stem", "json"]):
     from airflow_provider_stem.api.client import _segment

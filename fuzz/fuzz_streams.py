@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import atheris
-from harness import TOKENS, check_message, run
+
+from fuzz.harness import TOKENS, check_message, run
 
 with atheris.instrument_imports(include=["airflow_provider_stem", "json"]):
     from airflow_provider_stem.errors import StemDataError

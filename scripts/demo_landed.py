@@ -1,13 +1,15 @@
 """
-Read back through Airflow what a run landed: its receipts, and the objects that they name.
+Read the receipts of a run and the objects that they list, through Airflow.
 
-``demo.py`` starts it beside the run, with the run's environment, and writes the run's logical date to its standard
-input when the run has ended. Usage: ``python demo_landed.py DAG_ID LIST_TASK_ID LAND_TASK_ID FOLDER``.
+``demo.py`` starts this program during the run, with the environment of the run, and writes the logical date to its
+standard input when the run has ended. If there is a connection ``stem_warehouse``, the program loads the objects into
+it. Usage: ``python demo_landed.py DAG_ID LIST_TASK_ID LAND_TASK_ID FOLDER``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -19,9 +21,8 @@ from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
 
 def returned(dag_id: str, task_id: str, logical_date: datetime) -> list[Any]:
-    """Give what the (mapped) task returned in the run of that date, in the order of the map index."""
-    # From outside of a run there is Airflow's REST API, which needs a server to be running, and the model behind it,
-    # which needs the metadata database alone.
+    """Return what each instance of a task returned in the run of that date, in the order of the map index."""
+    # The REST API needs a running server. The model needs only the metadata database.
     (run,) = [run for run in DagRun.find(dag_id=dag_id) if run.logical_date == logical_date]
     instances = [instance for instance in run.get_task_instances() if instance.task_id == task_id]
     instances.sort(key=lambda instance: instance.map_index)
@@ -30,7 +31,7 @@ def returned(dag_id: str, task_id: str, logical_date: datetime) -> list[Any]:
 
 
 def fetch(uris: Iterable[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """Copy objects into a folder, and give what S3 tells of them."""
+    """Copy objects into a folder, and return their metadata in S3."""
     s3 = S3Hook()
     for number, uri in enumerate(uris):
         bucket, key = s3.parse_s3_url(uri)
@@ -46,11 +47,20 @@ def fetch(uris: Iterable[str], folder: Path) -> Iterator[dict[str, Any]]:
         }
 
 
+def load(receipts: list[Any], sites: list[Any]) -> None:
+    """Load the objects of the receipts, and the sites, into the connection ``stem_warehouse``."""
+    from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, StemSitesToSqlOperator
+
+    conn_id = "stem_warehouse"
+    StemObjectsToSqlOperator(task_id="load_streams", objects=receipts, sql_conn_id=conn_id).execute({})
+    StemSitesToSqlOperator(task_id="load_sites", sites=sites, sql_conn_id=conn_id).execute({})
+
+
 def main() -> int:
-    """Wait for the run to end, and write ``landed.json``."""
+    """Wait for the end of the run, and write ``landed.json``."""
     dag_id, list_task_id, land_task_id, folder = sys.argv[1:]
     logical_date = sys.stdin.readline().strip()
-    if not logical_date:  # the run has failed, and nobody waits
+    if not logical_date:  # the run has failed
         return 1
     when = datetime.fromisoformat(logical_date)
     receipts = returned(dag_id, land_task_id, when)
@@ -61,6 +71,8 @@ def main() -> int:
         "names": {site["site_id"]: site["name"] for batch in batches for site in batch["sites"]},
         "objects": list(fetch(uris, Path(folder))),
     }
+    if "AIRFLOW_CONN_STEM_WAREHOUSE" in os.environ:
+        load(receipts, [site for batch in batches for site in batch["sites"]])
     Path(folder, "landed.json").write_text(json.dumps(report, indent=1))
     return 0
 

@@ -1,4 +1,4 @@
-"""What ``demo.py`` shows of landed rows: energy, a comparison with the simulator, a picture of a site's day."""
+"""The results that ``demo.py`` shows: energy, a comparison with the simulator, and a plot of one day of a site."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _COLUMNS = ("site_id", "stream_type", "resolution", "interval_start", "interval_
 Key: TypeAlias = tuple[str, str, int]
 """Site, stream type and end of an interval in seconds since 1970."""
 Row: TypeAlias = tuple[int, int, float | None]
-"""Start of the interval, its length, and the mean power in kW."""
+"""Start of the interval, its length in seconds, and the mean power in kW."""
 Curves: TypeAlias = dict[str, npt.NDArray[np.float64]]
-"""A site's day by stream type: one value for each interval, NaN where there is none."""
+"""One day of a site by stream type: the mean power of each interval in kW, NaN if it is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How the landed rows differ from what was expected; all are counts of rows."""
+    """The differences between landed and expected rows, as counts of rows."""
 
     expected: int
     landed: int
@@ -45,13 +45,13 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether every expected row landed once, as it should be, and no other."""
+        """Whether exactly the expected rows landed, each once."""
         return not (self.missing or self.doubled or self.off or self.stray)
 
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Energy of a stream type in kWh: what was taken, what was given back (both positive)."""
+    """Energy of a stream type in kWh: imported or charged, and exported or discharged, both positive."""
 
     stream_type: str
     sites: int
@@ -66,7 +66,7 @@ def read_objects(files: Sequence[Path]) -> pa.Table:
 
 
 def expected_rows(fleet: Fleet, day: date, now: datetime) -> dict[Key, Row]:
-    """Give every row of a UTC day, straight from the model behind the simulator."""
+    """Return every row of a UTC day from the model of the simulator."""
     midnight = _seconds(day)
     rows: dict[Key, Row] = {}
     for site_id in fleet.site_ids:
@@ -78,7 +78,7 @@ def expected_rows(fleet: Fleet, day: date, now: datetime) -> dict[Key, Row]:
 
 
 def landed_rows(table: pa.Table) -> Iterator[tuple[Key, Row]]:
-    """Give the rows of a table in the landing schema."""
+    """Iterate over the rows of a table in the landing schema."""
     seconds = pa.timestamp("s", "UTC")
     columns = [
         table[name].cast(seconds).cast(pa.int64()) if name.startswith("interval_") else table[name] for name in _COLUMNS
@@ -88,7 +88,7 @@ def landed_rows(table: pa.Table) -> Iterator[tuple[Key, Row]]:
 
 
 def compare(expected: Mapping[Key, Row], table: pa.Table) -> Comparison:
-    """Hold each landed row against the expected one: interval and value have to be equal, to the last bit."""
+    """Compare each landed row with the expected one. Interval and value must be equal to the last bit."""
     landed = list(landed_rows(table))
     times = Counter(key for key, _ in landed)
     return Comparison(
@@ -102,7 +102,7 @@ def compare(expected: Mapping[Key, Row], table: pa.Table) -> Comparison:
 
 
 def energy(table: pa.Table) -> list[Energy]:
-    """Sum energy by stream type: average kW times the length of the interval."""
+    """Return the energy of each stream type: the sum of average kW times the length of the interval."""
     found = []
     for stream_type in sorted(pc.unique(table["stream_type"]).to_pylist()):
         rows = table.filter(pc.equal(table["stream_type"], stream_type))
@@ -114,7 +114,7 @@ def energy(table: pa.Table) -> list[Energy]:
 
 
 def choose_site(table: pa.Table) -> str:
-    """Choose the site whose day shows most: all its streams, export, and a battery that gives much of what is used."""
+    """Return the site with the most streams, with export, and with the largest share of battery discharge."""
     streams: dict[str, set[str]] = {}
     imported: dict[str, float] = {}
     discharged: dict[str, float] = {}
@@ -135,7 +135,7 @@ def choose_site(table: pa.Table) -> str:
 
 
 def curves(table: pa.Table, site_id: str, day: date) -> Curves:
-    """Give a site's day as arrays."""
+    """Return one day of a site as arrays."""
     midnight = _seconds(day)
     found: Curves = {}
     for (site, stream_type, _), (start, _, kw) in landed_rows(table.filter(pc.equal(table["site_id"], site_id))):
@@ -146,11 +146,11 @@ def curves(table: pa.Table, site_id: str, day: date) -> Curves:
 
 
 def draw(day_curves: Curves, name: str, day: date, path: Path) -> None:
-    """Draw a site's day into a PNG."""
+    """Plot one day of a site as a PNG file."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # Neither the user's own style nor a display has a say in it.
+    # Independent of the user's style and of a display.
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams["font.size"] = 10.5
@@ -165,12 +165,12 @@ def _draw_curves(axes: Axes, found: Curves) -> None:
     edges = np.linspace(0, 24, _DAY // RESOLUTION + 1)
     monitor, battery, revenue = (found.get(name) for name in ("MONITOR", "CONVERTER", "INTERVAL_REVENUE"))
     axes.axhline(0, color="#475569", linewidth=0.9, zorder=2)
-    # In the order of the legend, which fills its columns from the left.
+    # In the order of the legend, which fills its columns from left to right.
     if monitor is not None:
         axes.stairs(monitor, edges, baseline=None, color="#1d4ed8", linewidth=3.4, label="Site (MONITOR)", zorder=5)
     if revenue is not None:
         label = "Revenue meter (INTERVAL_REVENUE)"
-        # Within half a per cent of the site's own meter: a core in its line.
+        # Within half a percent of the site's own meter, so it is drawn inside that line.
         axes.stairs(revenue, edges, baseline=None, color="#fde047", linewidth=1.0, label=label, zorder=6)
     if battery is not None:
         label = "Battery (CONVERTER), charging"

@@ -1,4 +1,4 @@
-"""Renew the documentation's pictures of what Airflow shows, from a real one on the simulator and an S3 server."""
+"""Create the screenshots of the documentation, with a real Airflow, the simulator and an S3 server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from airflow_pages import Connections3, MappedTask3, browse
-from airflow_server import AirflowServer
-from s3_server import S3Server
+from tests.servers import progress
+from tests.servers.airflow_pages import Connections3, MappedTask3, browse
+from tests.servers.airflow_server import AirflowServer
+from tests.servers.s3 import S3Server
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +34,7 @@ CONN_ID = "stem_default"
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What there is to look at."""
+    """The servers and the browser page that the screenshots use."""
 
     airflow: AirflowServer
     simulator: Simulator
@@ -42,7 +43,7 @@ class Scene:
 
 @contextmanager
 def scene() -> Iterator[Scene]:
-    """Start an Airflow, what it talks to, and a browser."""
+    """Start Airflow, the servers that it uses, and a browser."""
     from airflow_provider_stem.simulator import Settings, Simulator
 
     with (
@@ -50,13 +51,14 @@ def scene() -> Iterator[Scene]:
         Simulator(Settings(api_key=KEY, sites=40)) as simulator,
         S3Server(Path(folder, "s3")) as s3,
     ):
-        cast("Any", s3.client()).create_bucket(Bucket=BUCKET)
+        s3.client().create_bucket(Bucket=BUCKET)
         environment = {
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW_CONN_AWS_DEFAULT": s3.connection,
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         home = Path(folder, "airflow")
+        progress("Starting Airflow")
         with (
             AirflowServer(home, ROOT / "example_dags", environment=environment, paused=True) as airflow,
             browse(1200, 1000) as page,
@@ -65,7 +67,7 @@ def scene() -> Iterator[Scene]:
 
 
 def connection_form(scene: Scene) -> Image:
-    """Show both halves of the form, filled in, and save it."""
+    """Fill in and save the form, and return both of its sections."""
     import PIL.Image
 
     connections = Connections3(scene.page, scene.airflow.url)
@@ -85,35 +87,43 @@ def connection_form(scene: Scene) -> Image:
 
 
 def form_of(connections: Connections3) -> Image:
-    """Show the form without its round corners, behind which the page is."""
+    """Return the form without its rounded corners."""
     picture = picture_of(connections.form.screenshot(animations="disabled"))
     return picture.crop((8, 8, picture.width - 8, picture.height - 8))
 
 
 def connection_test_passed(scene: Scene) -> Image:
-    """Show the list after a test that has passed."""
+    """Return the list after a successful test."""
     return after_test(scene, KEY, passes=True)
 
 
 def connection_test_failed(scene: Scene) -> Image:
-    """Show the list after a test with a wrong key."""
+    """Return the list after a test with a wrong key."""
     return after_test(scene, "another-key", passes=False)
 
 
 def after_test(scene: Scene, key: str, *, passes: bool) -> Image:
-    """Test the connection with this key, and show what is said."""
+    """
+    Test the connection with a key, and return the list with the message.
+
+    :raises RuntimeError: the result is not the expected one.
+    """
     connections = Connections3(scene.page, scene.airflow.url)
     connections.edit(CONN_ID)
     connections.fill("password", key)
     connections.save()
     scene.page.set_viewport_size({"width": 1200, "height": 420})
     if connections.test(CONN_ID)[0] is not passes:
-        raise RuntimeError(f"The test of the connection was to {'pass' if passes else 'fail'}.")
+        raise RuntimeError(f"The test of the connection should have {'passed' if passes else 'failed'}.")
     return picture_of(scene.page.screenshot(animations="disabled"))
 
 
 def mapped_run_grid(scene: Scene) -> Image:
-    """Show the instances of the mapped task after a run of the example DAG."""
+    """
+    Return the instances of the mapped task after a run of the example DAG.
+
+    :raises RuntimeError: the run fails.
+    """
     airflow = scene.airflow
     connections = Connections3(scene.page, airflow.url)
     connections.edit(CONN_ID)
@@ -123,18 +133,18 @@ def mapped_run_grid(scene: Scene) -> Image:
     airflow.call("PATCH", f"dags/{DAG_ID}", json={"is_paused": False})
     run_id = airflow.wait_until(lambda: airflow.runs(DAG_ID), f"a run of {DAG_ID}")[0]["dag_run_id"]
     if (state := airflow.wait_for_run(DAG_ID, run_id)) != "success":
-        raise RuntimeError(f"The run of {DAG_ID} has ended as {state}.")
+        raise RuntimeError(f"The run of {DAG_ID} ended with the state {state}.")
     names = [task["rendered_map_index"] for task in airflow.tasks(DAG_ID, run_id) if task["task_id"] == TASK_ID]
     scene.page.set_viewport_size({"width": 1500, "height": 840})
     MappedTask3(scene.page, airflow.url).open(DAG_ID, run_id, TASK_ID, names)
-    # Without the menu.
+    # Without the navigation bar.
     return picture_of(
         scene.page.screenshot(animations="disabled", clip={"x": 64, "y": 0, "width": 1436, "height": 840})
     )
 
 
 def completeness(scene: Scene) -> Image:
-    """Show the page of completeness, pointing at a day that lacks a part of its intervals."""
+    """Return the completeness page, with the pointer on a day with missing intervals."""
     from airflow_provider_stem.completeness import write_page
 
     first = date(2025, 7, 1)
@@ -152,11 +162,11 @@ def completeness(scene: Scene) -> Image:
 
 
 def completeness_rows(days: list[date]) -> Iterator[tuple[str, str, int, date, int, int, int, str]]:
-    """Give rows of simulated sites of which some are out, lose a part or come late, with a day that is bad for all."""
+    """Iterate over rows of simulated sites, some with gaps, losses or late values, and one bad day for all sites."""
     from airflow_provider_stem.simulator import Settings
     from airflow_provider_stem.simulator.model import Fleet
 
-    drawn = random.Random(7)  # noqa: S311 - a picture is no secret
+    drawn = random.Random(7)  # noqa: S311 - not for cryptography
     fleet = Fleet(Settings(sites=400))
     bad_day = days[57]
     for site_id in fleet.site_ids:
@@ -187,12 +197,12 @@ def picture_of(png: bytes) -> Image:
 
 
 def write(picture: Image, path: Path) -> None:
-    """Write a picture, and tell its size."""
+    """Write a picture, and print its size."""
     picture.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}  {picture.width} x {picture.height}  {path.stat().st_size / 1000:.0f} kB")
 
 
-# In this order: each goes on with the connection that the one before has left.
+# In this order: each uses the connection that the previous one has left.
 SCREENSHOTS: dict[str, Callable[[Scene], Image]] = {
     "connection-form": connection_form,
     "connection-test-passed": connection_test_passed,
@@ -203,13 +213,14 @@ SCREENSHOTS: dict[str, Callable[[Scene], Image]] = {
 
 
 def main() -> int:
-    """Make the pictures; gives the exit code."""
-    # Nothing of the user's own has a say in what is shown.
+    """Create all screenshots, and return the exit code."""
+    # The user's own settings must not appear.
     for name in [name for name in os.environ if name.startswith(("AIRFLOW", "AWS_"))]:
         del os.environ[name]
-    with scene() as what:
+    with scene() as started:
         for name, take in SCREENSHOTS.items():
-            write(take(what), IMAGES / f"{name}.png")
+            progress(name)
+            write(take(started), IMAGES / f"{name}.png")
     return 0
 
 

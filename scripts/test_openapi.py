@@ -1,4 +1,4 @@
-"""Hold the simulator to its own OpenAPI: ask it for whatever that says that it answers, and for what it refuses."""
+"""Check the simulator against its OpenAPI schema, with valid and invalid requests."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from typing import Any
 
 from airflow_provider_stem.simulator import Settings, Simulator
 
-# Each is what the schema describes; the other switches are for servers that do not keep to theirs.
+# The schema describes each of them. Other settings simulate servers that violate it.
 BEHAVIOURS: dict[str, Mapping[str, Any]] = {
-    "as it is": {},
-    "the other reading": {"reading": "B", "row_zone": "Z", "row_order": "descending", "past_end": "not_found"},
-    "more and less than asked for": {"unknown_fields": True, "null_values": 0.2, "gaps": 0.2, "max_per_page": 3},
+    "default": {},
+    "other resolution rules": {
+        "reading": "B",
+        "row_zone": "Z",
+        "row_order": "descending",
+        "past_end": "not_found",
+    },
+    "unknown fields, nulls, gaps": {"unknown_fields": True, "null_values": 0.2, "gaps": 0.2, "max_per_page": 3},
     "forbidden sites": {"forbidden": frozenset({"site-00001"}), "past_end": "repeat"},
 }
 
-# Which range is long enough depends on the resolution; OpenAPI has no words for that.
+# The shortest valid range depends on the resolution, which OpenAPI cannot express.
 CONFIG = """
 [[operations]]
 include-path = "/api/v1/sites/{site_id}/streams"
@@ -29,7 +34,7 @@ parameters."path.site_id" = "site-00002"
 
 
 def main(schemathesis: str, *options: str) -> int:
-    """Run schemathesis on each behaviour; return how many do not keep to the schema."""
+    """Run schemathesis with each group of settings, and return the number of groups that violate the schema."""
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "schemathesis.toml")

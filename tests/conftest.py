@@ -1,4 +1,4 @@
-"""Shared fixtures: a home for Airflow, a real S3 server, and the simulator as a connection."""
+"""The environment of all tests: a separate Airflow home, and the plugin with the shared fixtures."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ os.environ["AIRFLOW_HOME"] = _HOME.name
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
-from airflow_api import PATIENCE  # noqa: E402
+from tests.servers.airflow_api import PATIENCE  # noqa: E402
+from tests.support import RUNS_KEY, TALLIES_KEY  # noqa: E402
 
 os.environ.update(PATIENCE)
-
-from s3_server import S3Server  # noqa: E402
-
-from tests.support import RUNS_KEY, TALLIES_KEY, Lake  # noqa: E402
+pytest_plugins = ["tests.servers.fixtures"]
 
 # No deadline, because the machine may be busy. The drawn examples are the same in every run.
 hypothesis.settings.register_profile(
@@ -72,23 +70,3 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("runs that Airflow made")
         for line in runs:
             terminalreporter.line(line)
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory):
-    with S3Server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture
-def lake(s3_server, monkeypatch):
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.connection)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return Lake(s3_server)
-
-
-@pytest.fixture
-def stem(stem_simulator, monkeypatch):
-    """The simulator, as the connection ``stem_default``."""
-    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", stem_simulator.connection)
-    return stem_simulator

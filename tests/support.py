@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import urllib3
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.streams import stream_types
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from tests.servers.processes import HUNG_AFTER
 
 TALLIES_KEY = pytest.StashKey[dict[str, str]]()
 RUNS_KEY = pytest.StashKey[list[str]]()

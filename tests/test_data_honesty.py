@@ -12,10 +12,10 @@ import pytest
 import requests
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.timetables.interval import CronDataIntervalTimetable
-from processes import HUNG_AFTER
 from requests_mock import ANY
 
 from airflow_provider_stem.errors import StemIncompleteError, StemRequestError
+from tests.servers.processes import HUNG_AFTER
 from tests.support import expected_rows, instant, landed_rows, run_context, without_rows
 from tests.test_operators import streams_to_s3
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.payloads import read_object
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemError
@@ -21,6 +20,7 @@ from airflow_provider_stem.streams.decoding.columnar import read_columnar
 from airflow_provider_stem.streams.decoding.plain import read_plain
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.windows import Window
+from tests.servers.processes import HUNG_AFTER
 
 HOUR = Window(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 1, 1, tzinfo=UTC), 900)
 

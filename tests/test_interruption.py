@@ -11,13 +11,13 @@ import sys
 import threading
 
 import pytest
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api import transport
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import StemRateLimitError, StemServerError, StemTransportError
 from airflow_provider_stem.streams.extraction import Extraction
 from tests.faults.proxy import FaultyProxy
+from tests.servers.processes import HUNG_AFTER
 from tests.support import run_context, until, without_rows
 from tests.test_operators import streams_to_s3
 

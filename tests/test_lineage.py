@@ -18,7 +18,6 @@ import pytest
 from airflow import __version__ as airflow_version
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.config import DEFAULT_BASE_URL
 from airflow_provider_stem.errors import StemDataError
@@ -27,6 +26,7 @@ from airflow_provider_stem.streams import receipts
 from airflow_provider_stem.streams.reading import SiteResult, StreamAccount
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import Window
+from tests.servers.processes import HUNG_AFTER
 from tests.support import Lake, run_context
 
 pytest.importorskip("airflow.providers.openlineage", reason="needs apache-airflow-providers-openlineage")

@@ -7,7 +7,8 @@ from pathlib import Path
 from textwrap import indent
 
 import pytest
-from processes import HUNG_AFTER
+
+from tests.servers.processes import HUNG_AFTER
 
 ROOT = Path(__file__).parents[1]
 FILES = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("scripts/*.py")]
@@ -23,10 +24,9 @@ _EXPRESSIONS = (ast.Attribute, ast.BinOp, ast.Compare, ast.Constant, ast.IfExp, 
 NUMERIC = (*_EXPRESSIONS, ast.expr_context, ast.cmpop, ast.operator, ast.unaryop)
 
 ALLOWED = {
-    "scripts/airflow_api.py:": "Components of Airflow that wait for each other on SQLite go on once one gives up.",
-    "scripts/airflow_cluster.py:main": "The pace of a loop.",
-    "scripts/demo.py:end": "Seconds in which a program may shut down before it is killed.",
-    "scripts/s3_server.py:stop": "Acknowledged data is on disk, so it may be killed after two seconds.",
+    "tests/servers/airflow_api.py:": "Components of Airflow that block each other on SQLite continue once one fails.",
+    "scripts/demo.py:_start": "Seconds in which a program may shut down before it is killed.",
+    "tests/servers/s3.py:__exit__": "Acknowledged data is on disk, so it may be killed after two seconds.",
     "tests/api/conftest.py:answer": "The pace of a drip.",
     "tests/api/test_transport.py:test_no_message_or_log_contains_it": "The client's timeout: no answer ever comes.",
     "tests/campaigns/test_the_key.py:run": "The pace of a loop.",

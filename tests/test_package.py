@@ -8,12 +8,12 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
-import check_release
 import jsonschema
 import pytest
 
 import airflow_provider_stem
 from airflow_provider_stem import errors
+from scripts import check_release
 from tests.support import printed_by
 
 ROOT = Path(__file__).parent.parent

@@ -18,9 +18,9 @@ from urllib.parse import unquote
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from airflow_server import AirflowServer
 
 from airflow_provider_stem.assets import event_extras
+from tests.servers.airflow_server import AirflowServer
 from tests.support import RUNS_KEY, Lake, expected_rows, landed_rows
 
 pytestmark = [pytest.mark.airflow, pytest.mark.s3]

@@ -15,7 +15,6 @@ import pytest
 from airflow.models.trigger import Trigger
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSensorTimeout, TaskDeferred
 from airflow.triggers.base import BaseTrigger
-from processes import HUNG_AFTER
 
 from airflow_provider_stem import triggers
 from airflow_provider_stem.api import transport
@@ -26,6 +25,7 @@ from airflow_provider_stem.operators import StemSiteListOperator
 from airflow_provider_stem.sensors import StemStreamsSensor
 from airflow_provider_stem.streams.watch import Watch
 from airflow_provider_stem.triggers import StemStreamsTrigger
+from tests.servers.processes import HUNG_AFTER
 from tests.support import instant, run_context, until
 from tests.waiting import HOUR, Arrivals, Clock, asked, fire, rebuilt, through_database
 

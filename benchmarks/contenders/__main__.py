@@ -1,4 +1,8 @@
-"""``python -m contenders NAME < work.json``: do the work once, print seconds and the growth of the process as JSON."""
+"""
+Do the work once, and print seconds and the growth of the process as JSON.
+
+Usage: ``python -m benchmarks.contenders NAME < work.json``.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ import sys
 import time
 from pathlib import Path
 
-from contenders.work import Work
+from benchmarks.contenders.work import Work
 
 
 def main(name: str) -> None:
     """Import first, then measure."""
-    run = importlib.import_module(f"contenders.{name}").prepare(Work.from_json(sys.stdin.read()))
+    run = importlib.import_module(f"benchmarks.contenders.{name}").prepare(Work.from_json(sys.stdin.read()))
     gc.collect()  # otherwise the garbage of the imports is collected at some point of the work
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _held("VmRSS")
     cpu, began = time.process_time(), time.perf_counter()
     run()

@@ -10,8 +10,8 @@ import io
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from contenders.dlt_rest_api import pipeline, rows
-from contenders.work import Work
+from benchmarks.contenders.dlt_rest_api import pipeline, rows
+from benchmarks.contenders.work import Work
 
 if TYPE_CHECKING:
     import pyarrow as pa

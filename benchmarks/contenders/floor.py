@@ -13,8 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from contenders import files
-from contenders.work import Work
+from benchmarks.contenders import files
+from benchmarks.contenders.work import Work
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from contenders.work import Work
+from benchmarks.contenders.work import Work
 
 if TYPE_CHECKING:
     import pyarrow as pa

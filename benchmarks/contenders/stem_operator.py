@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from contenders import files
-from contenders.work import Work
+from benchmarks.contenders import files
+from benchmarks.contenders.work import Work
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,11 +18,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.simulator import Simulator
+from tests.servers.processes import HUNG_AFTER
 
 KEY = "s3nTinel/Key+9=@:zQ"
 

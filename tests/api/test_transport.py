@@ -25,7 +25,6 @@ from types import SimpleNamespace
 
 import certifi
 import pytest
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api import deadline, transport
 from airflow_provider_stem.api.client import StemClient
@@ -44,6 +43,7 @@ from airflow_provider_stem.errors import (
     StemTransportError,
 )
 from airflow_provider_stem.simulator import Simulator, middleware
+from tests.servers.processes import HUNG_AFTER
 from tests.support import printed_by, time_out_soon, until
 
 from .conftest import KEY, Answer, Connect, Factory, RawServer, config_for, refusal, reply

@@ -1,4 +1,4 @@
-"""What a user sees and does in the page of completeness, with a real browser, from a file."""
+"""The completeness page in a real browser, opened from a file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-from airflow_pages import browse, chromium
 
 from airflow_provider_stem.completeness import write_page
+from tests.servers.airflow_pages import browse, chromium
 
-pytest.importorskip("playwright", reason="playwright is not installed: it is in the dependency group browser")
-PIL_Image = pytest.importorskip("PIL.Image", reason="pillow is not installed: it is in the dependency group browser")
+pytest.importorskip("playwright", reason="playwright is missing. Install the dependency group browser.")
+PIL_Image = pytest.importorskip("PIL.Image", reason="pillow is missing. Install the dependency group browser.")
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(chromium() is None, reason="there is no Chromium: install Debian's package chromium"),
+    pytest.mark.skipif(chromium() is None, reason="Chromium is missing. Install Debian's package chromium."),
 ]
 
 FIRST, DAYS = date(2025, 6, 27), 8
 MADE = datetime(2025, 7, 11, 6, 0, 5, tzinfo=UTC)
-# What a day of a stream may be: expected, received, late, status, and how the legend calls its colour.
+# Possible days of a stream: expected, received, late, status, and the name of the colour in the legend.
 OUTCOMES = [
     (96, 96, 0, "complete", "complete"),
     (96, 96, 7, "late", "late"),
@@ -70,11 +70,11 @@ def page():
 
 @contextmanager
 def shown(page, path, rows, days=DAYS):
-    """Show a page of these rows, which neither complains nor asks for anything."""
+    """Show a page with these rows, and check that it logs nothing and requests nothing."""
     with path.joinpath("completeness.html").open("wb") as file:
         write_page(rows, file, first_day=FIRST, last_day=day(days - 1), made=MADE)
-    told, requests = [], []
-    note, ask = (lambda what: told.append(str(what))), (lambda request: requests.append(request.url))
+    messages, requests = [], []
+    note, ask = (lambda message: messages.append(str(message))), (lambda request: requests.append(request.url))
     listeners = {"console": note, "pageerror": note, "dialog": note, "request": ask}
     for name, listener in listeners.items():
         page.on(name, listener)
@@ -82,7 +82,7 @@ def shown(page, path, rows, days=DAYS):
         page.goto(f"file://{path}/completeness.html")
         page.locator("#canvas[data-ready]").wait_for()
         yield
-        assert told == []
+        assert messages == []
         assert requests == [f"file://{path}/completeness.html"]
     finally:
         for name, listener in listeners.items():
@@ -99,7 +99,7 @@ TIP = """
   ] : null;
 }
 """
-# A real pointer would wait for a frame at each step.
+# A real pointer would wait for a frame after each step.
 SWEEP = f"""
 () => {{
   const canvas = document.getElementById("canvas"), box = canvas.getBoundingClientRect(), found = [];
@@ -115,29 +115,29 @@ SWEEP = f"""
 """
 
 
-def frozen(told):
-    return told and tuple(tuple(one) if isinstance(one, list) else one for one in told)
+def frozen(lines):
+    return lines and tuple(tuple(one) if isinstance(one, list) else one for one in lines)
 
 
 def tip(page):
-    """Give what is told of the cell that is pointed at: site, day, and a row for each stream."""
+    """Return the tooltip of the cell under the pointer: site, day, and a row for each stream."""
     return frozen(page.evaluate(TIP))
 
 
 def cells_of(page):
-    """Point at all of the map, in steps smaller than a cell; give what is told, and the middle of where it is."""
+    """Move the pointer over the map in steps smaller than a cell. Return each tooltip, and the centre of its cell."""
     where: dict[Any, list[tuple[int, int]]] = {}
-    for told, x, y in page.evaluate(SWEEP):
-        if told:
-            where.setdefault(frozen(told), []).append((x, y))
+    for lines, x, y in page.evaluate(SWEEP):
+        if lines:
+            where.setdefault(frozen(lines), []).append((x, y))
     return {
-        told: tuple((min(axis) + max(axis)) // 2 for axis in zip(*points, strict=True))
-        for told, points in where.items()
+        lines: tuple((min(axis) + max(axis)) // 2 for axis in zip(*points, strict=True))
+        for lines, points in where.items()
     }
 
 
 def colour_in(page, colour):
-    """Give a colour of the legend as the browser computes it."""
+    """Return a colour of the legend as the browser computes it."""
     computed = page.locator(f"[data-colour={colour}]").evaluate("one => getComputedStyle(one).backgroundColor")
     return tuple(map(int, re.findall(r"\d+", computed)[:3]))
 
@@ -147,17 +147,17 @@ def picture_of(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_cell_tells_its_row_in_the_colour_of_the_legend(page, tmp_path, scheme):
+def test_every_cell_shows_its_row_in_the_colour_of_the_legend(page, tmp_path, scheme):
     page.emulate_media(color_scheme=scheme)
     with shown(page, tmp_path, ROWS):
         cells = cells_of(page)
         expected = {}
         for site, n in itertools.product(range(len(OUTCOMES)), range(DAYS)):
             outcome = OUTCOMES[(site + n) % len(OUTCOMES)]
-            told = ["", "", "", "", "no row"]
+            counts = ["", "", "", "", "no row"]
             if outcome:
-                told = [*map(str, (*outcome[:2], outcome[0] - outcome[1], outcome[2])), outcome[3]]
-            row = ("MONITOR, 15 min", *told)
+                counts = [*map(str, (*outcome[:2], outcome[0] - outcome[1], outcome[2])), outcome[3]]
+            row = ("MONITOR, 15 min", *counts)
             expected[f"site-{site}", f"{day(n)} (UTC)", row] = outcome[4] if outcome else "none"
         assert cells.keys() == expected.keys()
         picture = picture_of(page)
@@ -177,7 +177,7 @@ def test_every_cell_tells_its_row_in_the_colour_of_the_legend(page, tmp_path, sc
     page.emulate_media(color_scheme="light")
 
 
-def test_the_worst_come_first_and_a_site_is_as_bad_as_its_worst_stream(page, tmp_path):
+def test_the_worst_sites_come_first_by_all_streams_together(page, tmp_path):
     rows = [
         ("better", "MONITOR", 900, FIRST, 96, 90, 0, "missing"),
         ("best", "MONITOR", 900, FIRST, 96, 96, 0, "complete"),
@@ -188,11 +188,11 @@ def test_the_worst_come_first_and_a_site_is_as_bad_as_its_worst_stream(page, tmp
     ]
     with shown(page, tmp_path, rows):
         cells = cells_of(page)
-        firsts = [told for told in cells if told[1] == f"{FIRST} (UTC)"]
-        assert [told[0] for told in sorted(firsts, key=lambda told: cells[told][1])] == [
+        firsts = [lines for lines in cells if lines[1] == f"{FIRST} (UTC)"]
+        assert [lines[0] for lines in sorted(firsts, key=lambda lines: cells[lines][1])] == [
             "worst", "better", "late", "best",
         ]  # fmt: skip
-        worst = next(told for told in firsts if told[0] == "worst")
+        worst = next(lines for lines in firsts if lines[0] == "worst")
         assert worst[2:] == (
             ("CONVERTER, 30 min", "48", "0", "48", "0", "missing"),
             ("INTERVAL_REVENUE, 60 min", "0", "0", "0", "0", "not expected"),
@@ -203,24 +203,24 @@ def test_the_worst_come_first_and_a_site_is_as_bad_as_its_worst_stream(page, tmp
 
         page.locator("#kind").select_option("MONITOR")
         cells = cells_of(page)
-        order = [told[0] for told in sorted(cells, key=lambda told: cells[told][1]) if told[1] == f"{FIRST} (UTC)"]
-        assert order == ["better", "late", "worst", "best"]  # among equals it counts what all types are
+        order = [lines[0] for lines in sorted(cells, key=lambda lines: cells[lines][1]) if lines[1] == f"{FIRST} (UTC)"]
+        assert order == ["better", "late", "worst", "best"]  # equal sites are sorted by all types
         page.locator("#kind").select_option("CONVERTER")
         assert page.locator("#count").inner_text() == "1 of 4 sites"
         page.locator("#kind").select_option("")
         page.locator("#site").fill("WORS")
-        assert {told[0] for told in cells_of(page)} == {"worst"}
+        assert {lines[0] for lines in cells_of(page)} == {"worst"}
         page.locator("#site").fill("nowhere")
         assert page.locator("#count").inner_text() == "0 of 4 sites"
         assert cells_of(page) == {}
 
 
-def test_hostile_ids_are_shown_and_do_nothing(page, tmp_path):
+def test_hostile_ids_are_shown_as_text(page, tmp_path):
     rows = [(site, "MONITOR", 900, day(n), 96, 0, 0, "missing") for site in HOSTILE for n in range(DAYS)]
     with shown(page, tmp_path, rows):
-        told = {one[0] for one in cells_of(page)}
+        ids = {one[0] for one in cells_of(page)}
         visible = {"\u2028": "\\u2028", "\u2029": "\\u2029", "\n": "\\n", "\u202e": "\\u202e"}
-        assert told == {"".join(visible.get(c, c) for c in site) for site in HOSTILE}
+        assert ids == {"".join(visible.get(c, c) for c in site) for site in HOSTILE}
         page.locator("#site").fill("<script>")
         assert page.locator("#count").inner_text() == f"1 of {len(HOSTILE)} sites"
         assert page.title() == f"Completeness of Stem telemetry, {FIRST} to {day(DAYS - 1)} (UTC days)"
@@ -228,7 +228,7 @@ def test_hostile_ids_are_shown_and_do_nothing(page, tmp_path):
         assert page.locator("img, svg").count() == 0
 
 
-def test_what_would_be_injected_could_not_run(page, tmp_path):
+def test_the_page_does_not_run_injected_scripts(page, tmp_path):
     with shown(page, tmp_path, ROWS):
         pass
     script = (
@@ -239,7 +239,7 @@ def test_what_would_be_injected_could_not_run(page, tmp_path):
     assert page.evaluate("fetch('data:,').then(() => 'sent', () => 'refused')") == "refused"
 
 
-def test_the_keyboard_goes_from_cell_to_cell_and_says_where_it_is(page, tmp_path):
+def test_the_keyboard_moves_between_cells_and_the_position_is_announced(page, tmp_path):
     with shown(page, tmp_path, ROWS):
         page.locator("#canvas").focus()
         page.keyboard.press("ArrowRight")
@@ -267,9 +267,9 @@ def test_the_last_of_many_sites_is_reached_by_scrolling(page, tmp_path):
         page.set_viewport_size({"width": 500, "height": 700})
         page.locator("#map").evaluate("map => { map.scrollTo(1e6, 1e6); map.scrollIntoView({ block: 'end' }); }")
         box = page.locator("#map").bounding_box()
-        assert page.locator("#canvas").bounding_box()["y"] > box["y"]  # its head has not slipped out
+        assert page.locator("#canvas").bounding_box()["y"] > box["y"]  # the header stays above the map
         last = None
-        # The last cell is up to a bar's width from the corner.
+        # The distance of the last cell from the corner is at most the width of a scroll bar.
         for off in range(4, 60, 3):
             page.mouse.move(box["x"] + box["width"] - off, box["y"] + box["height"] - off)
             last = last or tip(page)
@@ -279,7 +279,7 @@ def test_the_last_of_many_sites_is_reached_by_scrolling(page, tmp_path):
         page.set_viewport_size({"width": 1280, "height": 1000})
 
 
-def test_a_page_whose_data_are_damaged_says_so(page, tmp_path):
+def test_a_page_with_damaged_data_shows_an_error(page, tmp_path):
     with shown(page, tmp_path, ROWS):
         pass
     path = tmp_path / "completeness.html"
@@ -290,7 +290,7 @@ def test_a_page_whose_data_are_damaged_says_so(page, tmp_path):
     assert page.locator("#worst tbody tr").count() == len(OUTCOMES)
 
 
-def test_the_table_is_there_without_javascript(page, tmp_path):
+def test_the_table_is_shown_without_javascript(page, tmp_path):
     with shown(page, tmp_path, ROWS):
         pass
     context = page.context.browser.new_context(java_script_enabled=False)
@@ -306,12 +306,12 @@ def test_the_table_is_there_without_javascript(page, tmp_path):
         context.close()
 
 
-# Of linear RGB, after Machado, Oliveira and Fernandes (2009), severity 1; and sight of light alone.
+# Matrices for linear RGB by Machado, Oliveira and Fernandes (2009), severity 1, and luminance.
 SIGHTS = {
     "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
     "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.01182, 0.04294, 0.968881)),
     "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.3039)),
-    "light alone": ((0.2126, 0.7152, 0.0722),) * 3,
+    "luminance": ((0.2126, 0.7152, 0.0722),) * 3,
 }
 
 
@@ -329,14 +329,14 @@ def lab(colour, sight):
 
 @pytest.mark.parametrize("sight", SIGHTS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_colours_can_be_told_apart_by_the_colour_blind(page, tmp_path, scheme, sight):
+def test_colour_blind_users_can_distinguish_the_colours(page, tmp_path, scheme, sight):
     page.emulate_media(color_scheme=scheme)
     with shown(page, tmp_path, ROWS):
         names = ["complete", "late", "few", "many", "most"]
         colours = {name: lab(colour_in(page, name), SIGHTS[sight]) for name in names}
     page.emulate_media(color_scheme="light")
     apart = {pair: math.dist(*(colours[name] for name in pair)) for pair in itertools.combinations(names, 2)}
-    # Two patches side by side differ plainly from about ten on.
+    # Two adjacent colours are clearly different from a distance of about ten.
     assert min(apart.values()) > 10, apart
     lightness = [colours[name][0] for name in names]
     assert lightness == sorted(lightness, reverse=scheme == "light")

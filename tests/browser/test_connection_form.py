@@ -1,4 +1,4 @@
-"""What a user sees and does in Admin > Connections of a real Airflow, with a real browser, against the simulator."""
+"""Admin > Connections of a real Airflow, in a real browser, with the simulator."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from airflow import __version__ as airflow_version
-from airflow_pages import Connections2, Connections3, browse, chromium
-from airflow_server import AirflowServer
 
 from airflow_provider_stem._connection_form import CONN_FIELDS
+from tests.servers.airflow_pages import Connections2, Connections3, browse, chromium
+from tests.servers.airflow_server import AirflowServer
 
-pytest.importorskip("playwright", reason="playwright is not installed: it is in the dependency group browser")
+pytest.importorskip("playwright", reason="playwright is missing. Install the dependency group browser.")
 
 EXAMPLE_DAGS = Path(__file__).parents[2] / "example_dags"
 VERSION = tuple(map(int, airflow_version.split(".")[:2]))
@@ -24,7 +24,7 @@ TYPED = {"timeout": "20", "max_attempts": "3", "page_size": "50", "verify": "fal
 pytestmark = [
     pytest.mark.airflow,
     pytest.mark.browser,
-    pytest.mark.skipif(chromium() is None, reason="there is no Chromium: install Debian's package chromium"),
+    pytest.mark.skipif(chromium() is None, reason="Chromium is missing. Install Debian's package chromium."),
     pytest.mark.skipif(VERSION == (3, 0), reason="Airflow 3.0 has no fields for a provider's options"),
 ]
 on_airflow_2 = pytest.mark.skipif(VERSION[0] != 2, reason="the form of Airflow 2")
@@ -58,8 +58,8 @@ def typed_host(api):
 
 
 @contextmanager
-def nothing_tells_the_keys(page):
-    """Hold every answer of Airflow that the page gets, and the page itself, against the keys."""
+def no_response_contains_a_key(page):
+    """Check that no response of Airflow to the page, nor the page itself, contains a key."""
     answers = {}
 
     def keep(route):
@@ -84,14 +84,14 @@ def keys_in(text):
 
 
 def saved(airflow, conn_id):
-    """Give what Airflow's command line says of a connection, secrets and all."""
+    """Return a connection as Airflow's command line exports it, including secrets."""
     exported = airflow.home / "connections.json"
     exported.unlink(missing_ok=True)
     airflow.cli("connections", "export", str(exported), "--file-format", "json")
     connection = json.loads(exported.read_text())[conn_id]
-    # Airflow 2 saves an empty field as an empty text.
-    given = {name: value for name, value in connection.items() if value not in (None, "")}
-    return {**given, "extra": json.loads(connection["extra"])}
+    # Airflow 2 saves an empty field as an empty string.
+    fields = {name: value for name, value in connection.items() if value not in (None, "")}
+    return {**fields, "extra": json.loads(connection["extra"])}
 
 
 def expected(typed_host, key, **extra):
@@ -131,21 +131,21 @@ def test_a_connection_is_added_tested_and_edited_on_airflow_3(airflow, page, api
     numbers = {"timeout": 20, "max_attempts": 3, "page_size": 50, "verify": "false"}
     assert saved(airflow, "stem_typed") == expected(typed_host, KEY, **numbers)
 
-    with nothing_tells_the_keys(page):
+    with no_response_contains_a_key(page):
         assert connections.test("stem_typed") == (True, f"Connected to {api.url}")
     assert [(request.path, request.status) for request in api.requests] == [("/api/v1/clients", 200)]
     assert api.requests[0].query["per_page"] == ["50"]
 
-    with nothing_tells_the_keys(page):
+    with no_response_contains_a_key(page):
         connections.edit("stem_typed")
         assert connections.field("password").input_value() == "***"
     connections.fill("password", WRONG_KEY)
     connections.fill("timeout", "")
     connections.save()
-    with nothing_tells_the_keys(page):
-        passed, told = connections.test("stem_typed")
+    with no_response_contains_a_key(page):
+        passed, message = connections.test("stem_typed")
     assert not passed
-    assert told.startswith("The API rejected the key (")
+    assert message.startswith("The API rejected the key (")
     assert saved(airflow, "stem_typed") == expected(typed_host, WRONG_KEY, **{**numbers, "timeout": None})
 
 
@@ -155,7 +155,7 @@ def test_empty_fields_mean_the_defaults(airflow, page):
     connections.add("stem_empty")
     connections.fill("password", KEY)
     for name in CONN_FIELDS:
-        # A form that fills in a minimum does so when a field is left.
+        # Some forms fill in a minimum when a field loses the focus.
         connections.fill(name, "")
     connections.save()
     assert saved(airflow, "stem_empty") == expected({}, KEY, **dict.fromkeys(CONN_FIELDS))
@@ -200,7 +200,7 @@ def test_a_connection_is_added_tested_and_edited_on_airflow_2(airflow, page, api
     assert keys_in(page.content()) == set()
     assert connections.field("password").input_value() == ""
     assert {name: connections.field(name).input_value() for name in TYPED} == TYPED
-    # An empty password is not tested with the one that is saved, so it is typed again.
+    # The test does not use the saved password, so it is typed again.
     connections.fill("password", KEY)
     assert connections.test() == f"Connected to {api.url}"
     connections.fill("password", "")
@@ -212,13 +212,13 @@ def test_a_connection_is_added_tested_and_edited_on_airflow_2(airflow, page, api
 
 
 @on_airflow_2
-def test_the_form_of_airflow_2_refuses_wrong_numbers(airflow, page):
+def test_the_form_of_airflow_2_rejects_invalid_numbers(airflow, page):
     connections = Connections2(page, airflow.url)
-    connections.add("stem_wrong")
+    connections.add("stem_invalid")
     connections.fill("password", KEY)
     connections.fill("timeout", "soon")
     connections.save()
-    # Airflow puts its own warning in place of what is wrong, but at least in the right row.
+    # Airflow shows its own warning instead of ours, but in the correct row.
     assert connections.row("timeout").locator(".alert-danger").is_visible()
     assert connections.row("page_size").locator(".alert-danger").count() == 0
     assert page.url == f"{airflow.url}/connection/add"

@@ -43,6 +43,7 @@ import pyarrow.parquet as pq
 from airflow_provider_stem.simulator import Simulator
 from tests.campaigns.forker import Forker, ended
 from tests.campaigns.gateway import Answer, Request, forward, listen
+from tests.servers import progress
 
 Key = tuple[str, str, int, int]
 """Site, stream type, resolution and interval end in epoch seconds."""
@@ -992,6 +993,8 @@ def check_histories(
 
     async def lane() -> None:
         for seed in left:
+            if seed % 10 == 0:
+                progress(f"history {seed}")
             try:
                 counts.update(await History(seed, machine).run())
             except HistoryError as exc:

@@ -15,6 +15,7 @@ import pytest
 
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from tests.campaigns.forker import Forker
+from tests.servers import progress
 from tests.support import RUNS_KEY, expected_rows, landed_rows, until
 
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(0)]
@@ -63,7 +64,9 @@ def test_whenever_a_task_is_killed_its_retry_makes_the_same_objects(
     assert sorted(landed_rows(lake.table())) == sorted(expected_rows(stem, sites, TYPES, 900, *INTERVAL))
 
     moments: Counter[str] = Counter()
-    for _ in range(KILLS // 2):
+    for number in range(KILLS // 2):
+        if number % 10 == 0:
+            progress(f"if_exists={if_exists}: {number} of {KILLS // 2} tasks killed")
         before = {key: earlier for key in undisturbed if dice.random() < 0.5}
         for key in undisturbed:
             lake.client.delete_object(Bucket=lake.bucket, Key=key)

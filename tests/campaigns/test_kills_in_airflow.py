@@ -1,4 +1,4 @@
-"""Tasks, and the workers that run them, killed under a whole Airflow, which notices and tries again by itself."""
+"""Tasks, and the workers that run them, are killed in a whole Airflow, which detects that and retries the tasks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
-from airflow_server import AirflowServer
 
 from airflow_provider_stem.simulator import Settings, Simulator
+from tests.servers import progress
+from tests.servers.airflow_server import AirflowServer
 from tests.support import RUNS_KEY, Lake, expected_rows, landed_rows, until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.s3, pytest.mark.timeout(0)]
@@ -70,6 +71,7 @@ def test_whatever_is_killed_the_retry_makes_the_same_objects(
 
             outcomes: Counter[str] = Counter()
             for number in range(KILLS):
+                progress(f"kill {number + 1} of {KILLS} in Airflow")
                 for key in undisturbed:
                     lake.client.delete_object(Bucket=lake.bucket, Key=key)
                 sim.reset_requests()
@@ -80,25 +82,25 @@ def test_whatever_is_killed_the_retry_makes_the_same_objects(
                 time.sleep(dice.uniform(0, working))
                 victim = task.parent() if is_worker else task
                 if victim is None or not task.is_running():
-                    outcomes["over before"] += 1
+                    outcomes["ended before"] += 1
                 else:
                     outcomes[f"{'worker' if is_worker else 'task'} killed"] += 1
                     victim.send_signal(signal.SIGKILL)
                 assert airflow.wait_for_run("killed", run) == "success"
                 (instance,) = airflow.tasks("killed", run)
                 outcomes[f"attempts: {instance['try_number']}"] += 1
-                # A task whose worker was killed may go on for a while.
+                # A task whose worker was killed may continue for a while.
                 until(lambda task=task: not task.is_running() or task.status() == psutil.STATUS_ZOMBIE)
                 assert lake.objects() == undisturbed
                 assert lake.uploads() == []
                 assert [path.name for path in temporary.rglob("stem-*")] == []
-    told = ", ".join(f"{number} {what}" for what, number in sorted(outcomes.items()))
-    request.config.stash[RUNS_KEY].append(f"killed in Airflow: {told}; all byte for byte the same")
+    counts = ", ".join(f"{number} {what}" for what, number in sorted(outcomes.items()))
+    request.config.stash[RUNS_KEY].append(f"killed in Airflow: {counts}; all objects identical")
     assert outcomes["worker killed"] + outcomes["task killed"] >= KILLS // 2
 
 
 def _reader(airflow: AirflowServer, sim: Simulator) -> psutil.Process:
-    """Give the process that reads from the API."""
+    """Return the process that reads from the API."""
     port = int(sim.url.split(":")[2].partition("/")[0])
     found: list[psutil.Process] = []
 
@@ -108,7 +110,7 @@ def _reader(airflow: AirflowServer, sim: Simulator) -> psutil.Process:
                 process = psutil.Process(pid)
                 if any(one.raddr and one.raddr.port == port for one in process.net_connections("tcp")):
                     found.append(process)
-            except psutil.Error:  # it has ended since
+            except psutil.Error:  # it has ended
                 continue
         return bool(found)
 

@@ -11,9 +11,10 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from airflow_server import AirflowServer
 
 from airflow_provider_stem.simulator import Settings, Simulator
+from tests.servers import progress
+from tests.servers.airflow_server import AirflowServer
 from tests.support import RUNS_KEY, Lake
 
 pytestmark = [pytest.mark.airflow, pytest.mark.s3, pytest.mark.timeout(0)]
@@ -31,12 +32,12 @@ CONNECTIONS: dict[str, dict[str, Any]] = {
 
 
 def forms(key: str) -> list[bytes]:
-    """Give what a text would show of the key: as it is, quoted for URLs, in JSON, and in base64 wherever it begins."""
+    """Return the forms in which text could contain the key: plain, quoted for URLs, in JSON, hex, and base64."""
     shown = {key, quote(key), quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1], key.replace("/", "\\/")}
     encoded = {key.encode().hex()}
     for before in ("", "x", "xy"):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            # Its first and last characters depend on what is around it.
+            # The first and last characters depend on the surrounding text.
             encoded.add(encode((before + key).encode())[4:-4].decode())
     return [text.encode() for text in shown | encoded]
 
@@ -57,9 +58,10 @@ def test_the_key_is_found_nowhere(s3_server: Any, tmp_path: Path, request: pytes
         for fault in FAULTS.split():
             sim.fail(int(fault) if fault.isdigit() else fault, path=f"site-{fault}", times=None)
         home = tmp_path / "airflow"
+        progress("Starting Airflow, and running every kind of task")
         with AirflowServer(home, DAGS, environment=environment, paused=True, parallelism=4) as airflow:
             stem = {"conn_type": "stem", "host": sim.url, "password": KEY, "extra": '{"max_attempts": 2}'}
-            # In the database, as most have it: there it is encrypted.
+            # In the database, where most users store it. It is encrypted there.
             for conn_id, changed in {"stem_default": {}, **CONNECTIONS}.items():
                 airflow.call("POST", "connections", json={"connection_id": conn_id, **stem, **changed})
             airflow.wait_for_dags("every_outcome")
@@ -79,6 +81,7 @@ def test_the_key_is_found_nowhere(s3_server: Any, tmp_path: Path, request: pytes
     for task in tasks:
         fails = any(word in task["task_id"] for word in ("fails", "vain", "shows"))
         assert task["state"] == ("failed" if fails else "success"), task["task_id"]
+    progress("Searching all files for the key")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert events in files, "no lineage event was written"
     kinds = Counter(path.suffix or "none" for path in files)

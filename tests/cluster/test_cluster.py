@@ -1,4 +1,4 @@
-"""Ten thousand sites (or ``CLUSTER_SITES``) through PostgreSQL, Redis and Celery workers, while parts are killed."""
+"""Load ten thousand sites (or ``CLUSTER_SITES``) on PostgreSQL, Redis and Celery workers, while parts are killed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from airflow_cluster import Cluster, missing_programs
 
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from tests.servers import progress
+from tests.servers.airflow_cluster import Cluster, missing_programs
 from tests.support import RUNS_KEY, Lake, expected_table
 
 pytestmark = [
@@ -45,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 TODAY = datetime.now(UTC).date()
 YESTERDAY = TODAY - timedelta(days=1)
 START = YESTERDAY - timedelta(days=DAYS)
-# An hour's wait is right for an API that is down, not for a test. Such a policy is read from Airflow's home.
+# Retries after an hour are too late for a test. Airflow reads this policy from its home.
 POLICY = """
 from datetime import timedelta
 
@@ -53,11 +54,11 @@ def task_policy(task):
     task.retry_delay = timedelta(seconds=2)
 """
 SETTINGS = {
-    # What is killed says nothing: the scheduler misses its heartbeat, after minutes by default.
+    # The scheduler detects a killed task by its missing heartbeat, by default after minutes.
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-    # What waited for a scheduler that was killed is taken over by the next one, every five minutes by default.
+    # The next scheduler adopts the tasks of one that was killed, by default every five minutes.
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
@@ -73,7 +74,7 @@ def sim() -> Iterator[Simulator]:
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[Simulator]:
-    """The same API when it had few sites."""
+    """An API with few sites."""
     with Simulator(Settings(sites=FEW, clients=5, latency=0.02)) as running:
         yield running
 
@@ -110,7 +111,7 @@ def cluster(
     example = ROOT / "example_dags" / "stem_daily.py"
     for path in (example, Path(__file__).parent / "dags" / "waiting.py"):
         (dags / path.name).symlink_to(path)
-    # The same DAG again, as of someone who began a month ago.
+    # The same DAG with a start a month ago, and another bucket.
     others = {"STEM_START": START.isoformat(), "STEM_BUCKET": older_lake.bucket}
     again = example.read_text().replace('dag_id="stem_daily"', 'dag_id="stem_older"')
     (dags / "stem_older.py").write_text(again.replace("import os\n", f"import os\n\nos.environ |= {others}\n", 1))
@@ -136,14 +137,14 @@ def cluster(
         "airflow_provider_stem.streams.landing",
         "airflow_provider_stem._s3",
     ]
-    with Cluster(folder / "airflow", dags, environment=environment, preload=preload) as running:
+    with Cluster(folder / "airflow", dags, environment=environment, preload=preload, progress=progress) as running:
         running.wait_for_dags("stem_daily", "stem_older", "waiting", *(f"to_{engine}" for engine in ENGINES))
         running.call("POST", "pools", json={"name": POOL, "slots": SLOTS})
         yield running
 
 
 def connect(cluster: Cluster, sim: Simulator) -> None:
-    """Let the DAGs read from this simulator."""
+    """Make a simulator the connection ``stem_default``."""
     fields = {"connection_id": "stem_default", "conn_type": "stem", "host": sim.url, "password": sim.settings.api_key}
     known = {one["connection_id"] for one in cluster.call("GET", "connections")["connections"]}
     if "stem_default" in known:
@@ -153,7 +154,7 @@ def connect(cluster: Cluster, sim: Simulator) -> None:
 
 
 def landed(lake: Lake, keys: list[str]) -> pa.Table:
-    """Give the rows of objects in the order of sites, types and time."""
+    """Return the rows of objects, sorted by site, type and time."""
     with ThreadPoolExecutor(4) as pool:
         tables = list(pool.map(lambda key: pq.read_table(io.BytesIO(lake.read(key))), keys))
     order = [(name, "ascending") for name in ("site_id", "stream_type", "interval_end")]
@@ -161,7 +162,7 @@ def landed(lake: Lake, keys: list[str]) -> pa.Table:
 
 
 def without_rows(_: Any, payload: Any) -> Any:
-    """Make an answer one of streams that have not come yet."""
+    """Remove all rows from a response, as if the streams had not arrived yet."""
     for one in payload.get("stream_types", ()):
         one["streams"] = []
     return payload
@@ -173,14 +174,14 @@ def keys_of(lake: Lake) -> list[str]:
 
 
 class Gauge(threading.Thread):
-    """Looks again and again at the memory and the CPU that each part takes, tasks included."""
+    """Measures the memory and the CPU time of each part, tasks included."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(daemon=True)
         self._cluster = cluster
         self._over = threading.Event()
         self._peaks: dict[str, int] = {}
-        self._seconds: dict[str, dict[int, tuple[float, float]]] = {}  # when first seen, and when last
+        self._seconds: dict[str, dict[int, tuple[float, float]]] = {}  # at the first and the last measurement
         self._began, self._at = time.monotonic(), time.time()
         self._cpu = sum(psutil.cpu_times()[:3])
 
@@ -193,16 +194,16 @@ class Gauge(threading.Thread):
                         process = psutil.Process(pid)
                         held += process.memory_full_info().pss
                         taken = sum(process.cpu_times()[:2])
-                        # What began since is counted from its beginning on.
+                        # The CPU time of a process that started later counts in full.
                         known = taken if process.create_time() < self._at else 0.0
                         first, _ = self._seconds.setdefault(component, {}).get(pid, (known, taken))
                         self._seconds[component][pid] = first, taken
-                    except psutil.Error:  # it has ended since
+                    except psutil.Error:  # it has ended
                         continue
                 self._peaks[component] = max(self._peaks.get(component, 0), held)
 
     def stop(self) -> str:
-        """Tell wall time, CPU of the whole machine, and what each part took."""
+        """Return a summary: wall time, CPU time of the machine, and peak memory and CPU time of each part."""
         wall, cpu = time.monotonic() - self._began, sum(psutil.cpu_times()[:3]) - self._cpu
         self._over.set()
         self.join()
@@ -210,11 +211,11 @@ class Gauge(threading.Thread):
             f"{part} {peak >> 20:,} MB {sum(b - a for a, b in self._seconds[part].values()):.0f} s"
             for part, peak in self._peaks.items()
         )
-        return f"{wall:.0f} s, {cpu:.0f} CPU s on the whole; peak memory and CPU of each part: {parts}"
+        return f"{wall:.0f} s, {cpu:.0f} CPU s in total; peak memory and CPU of each part: {parts}"
 
 
 def metadata(cluster: Cluster) -> str:
-    """Tell how much the metadata database holds."""
+    """Return a summary of the size of the metadata database."""
     import psycopg2  # type: ignore[import-untyped]
 
     with closing(psycopg2.connect(cluster.database)) as database, database.cursor() as cursor:
@@ -224,8 +225,8 @@ def metadata(cluster: Cluster) -> str:
             counts[table] = cursor.fetchone()
         cursor.execute("SELECT task_id, max(length(value::text)) FROM xcom WHERE key = 'return_value' GROUP BY task_id")
         largest = ", ".join(f"{task_id} {size:,}" for task_id, size in sorted(cursor.fetchall()))
-    told = ", ".join(f"{table} {rows:,} rows {size / 1e6:.1f} MB" for table, (rows, size) in counts.items())
-    return f"{told}; largest XCom in bytes: {largest}"
+    sizes = ", ".join(f"{table} {rows:,} rows {size / 1e6:.1f} MB" for table, (rows, size) in counts.items())
+    return f"{sizes}; largest XCom in bytes: {largest}"
 
 
 def more_than(sim: Simulator, requests: float) -> bool:
@@ -233,7 +234,7 @@ def more_than(sim: Simulator, requests: float) -> bool:
 
 
 def kill_at_work(cluster: Cluster, worker: str, run_id: str) -> bool:
-    """Kill a worker; tell whether a task was lost with it that had not ended just before."""
+    """Kill a worker, and return whether it was running a task. Otherwise start it again."""
 
     def at_work() -> set[int]:
         return {task["pid"] for task in cluster.tasks("stem_daily", run_id) if task["state"] == "running"}
@@ -250,6 +251,7 @@ def kill_at_work(cluster: Cluster, worker: str, run_id: str) -> bool:
 
 def test_a_backfill(cluster: Cluster, few: Simulator, older_lake: Lake, request: pytest.FixtureRequest) -> None:
     connect(cluster, few)
+    progress(f"Backfilling {DAYS} days")
     gauge = Gauge(cluster)
     gauge.start()
     cluster.cli(
@@ -263,7 +265,7 @@ def test_a_backfill(cluster: Cluster, few: Simulator, older_lake: Lake, request:
     (backfill,) = cluster.call("GET", "backfills", params={"dag_id": "stem_older"})["backfills"]
     runs = cluster.runs("stem_older")
     assert [run["run_type"] for run in runs] == ["backfill"] * DAYS
-    # From now on the scheduler makes runs of its own too: of the days that have none, which is the last.
+    # The scheduler now creates a run of the last day, which the backfill does not cover.
     cluster.unpause("stem_older")
     cluster.wait_until(
         lambda: cluster.call("GET", f"backfills/{backfill['id']}")["completed_at"], "the end of the backfill"
@@ -273,7 +275,7 @@ def test_a_backfill(cluster: Cluster, few: Simulator, older_lake: Lake, request:
     )
     for run in [*runs, *scheduled]:
         assert cluster.wait_for_run("stem_older", run["dag_run_id"]) == "success"
-    told = gauge.stop()
+    usage = gauge.stop()
     assert len(scheduled) == 1
     assert few.peak_concurrency <= SLOTS * MAX_WORKERS
     expected = expected_table(few, few.fleet.site_ids, TYPES, 900, f"{START}T00:00Z", f"{TODAY}T00:00Z")
@@ -281,8 +283,8 @@ def test_a_backfill(cluster: Cluster, few: Simulator, older_lake: Lake, request:
     found = landed(older_lake, keys)
     assert found.equals(expected)
     request.config.stash[RUNS_KEY].append(
-        f"a backfill on a cluster: {DAYS} days of {FEW} sites, {found.num_rows:,} rows, all right, in {len(keys)} "
-        f"objects; {len(few.requests):,} requests, {few.peak_concurrency} of {SLOTS * MAX_WORKERS} at once; {told}"
+        f"a backfill on a cluster: {DAYS} days of {FEW} sites, {found.num_rows:,} rows, all correct, in {len(keys)} "
+        f"objects; {len(few.requests):,} requests, {few.peak_concurrency} of {SLOTS * MAX_WORKERS} at once; {usage}"
     )
 
 
@@ -301,10 +303,11 @@ def test_ten_thousand_sites_while_parts_are_killed(
 
     gauge = Gauge(cluster)
     gauge.start()
-    cluster.unpause("stem_daily")  # the scheduler makes the run of the last day by itself
+    cluster.unpause("stem_daily")  # the scheduler creates the run of the last day
     (run,) = cluster.wait_until(lambda: cluster.runs("stem_daily"), "a scheduled run")
     for share, part in ((0.2, "worker-1"), (0.4, "triggerer"), (0.6, "scheduler")):
         cluster.wait_until(partial(more_than, sim, share * SITES), f"{share:.0%} of the sites")
+        progress(f"{share:.0%} of {SITES:,} sites read, killing {part}")
         if part in cluster.workers:
             cluster.wait_until(partial(kill_at_work, cluster, part, run["dag_run_id"]), f"a task in {part}")
         else:
@@ -312,9 +315,10 @@ def test_ten_thousand_sites_while_parts_are_killed(
         cluster.start(part)
     cluster.wait_until(lambda: cluster.tasks("waiting", waiting) and cluster.is_healthy(), "a healthy cluster")
     late.rewrite = None
+    progress("Waiting for the end of the run")
     assert cluster.wait_for_run("stem_daily", run["dag_run_id"]) == "success"
     assert cluster.wait_for_run("waiting", waiting) == "success"
-    told = gauge.stop()
+    usage = gauge.stop()
 
     assert run["run_type"] == "scheduled"
     expected = expected_table(sim, sites, TYPES, 900, f"{YESTERDAY}T00:00Z", f"{TODAY}T00:00Z")
@@ -328,19 +332,19 @@ def test_ten_thousand_sites_while_parts_are_killed(
     again = sum(task["try_number"] > 1 for task in tasks)
     assert again
     request.config.stash[RUNS_KEY].append(
-        f"{SITES:,} sites on a cluster: {found.num_rows:,} rows, all right, in {len(keys)} objects; worker, triggerer "
-        f"and scheduler killed, {again} tasks tried again; {len(sim.requests):,} requests, {sim.peak_concurrency} of "
-        f"{SLOTS * MAX_WORKERS} at once; {told}; {metadata(cluster)}"
+        f"{SITES:,} sites on a cluster: {found.num_rows:,} rows, all correct, in {len(keys)} objects; worker, "
+        f"triggerer and scheduler killed, {again} tasks retried; {len(sim.requests):,} requests, "
+        f"{sim.peak_concurrency} of {SLOTS * MAX_WORKERS} at once; {usage}; {metadata(cluster)}"
     )
 
 
-def test_what_landed_is_loaded_into_both_warehouses_and_a_restated_day_again(
+def test_landed_objects_are_loaded_into_both_warehouses_and_again_after_a_restatement(
     cluster: Cluster, sim: Simulator, lake: Lake, duckdb_file: Path, request: pytest.FixtureRequest
 ) -> None:
     if not cluster.runs("stem_daily"):
-        pytest.skip("no day has landed: run the test before this one too")
+        pytest.skip("No day has landed. Run the previous test too.")
     (run,) = cluster.runs("stem_daily")
-    # PostgreSQL is a warehouse beside the metadata here, in a schema of its own.
+    # The warehouse is a separate schema in the metadata database.
     server = urlsplit(cluster.database)
     fields = {"connection_id": "postgres", "conn_type": "postgres", "host": server.hostname, "port": server.port}
     login = {"login": server.username, "password": server.password, "schema": server.path.strip("/")}
@@ -349,23 +353,25 @@ def test_what_landed_is_loaded_into_both_warehouses_and_a_restated_day_again(
         cluster.unpause(f"to_{engine}")
     expected = expected_table(sim, list(sim.fleet.site_ids), TYPES, 900, f"{YESTERDAY}T00:00Z", f"{TODAY}T00:00Z")
     rows = expected.num_rows
-    every = {"objects": len(keys_of(lake)), "replaced": 0, "rows": rows}
+    total = {"objects": len(keys_of(lake)), "replaced": 0, "rows": rows}
 
+    progress("Loading the warehouses")
     cluster.clear("stem_daily", run["dag_run_id"], "enter")
     first = {engine: loads(cluster, engine, 1) for engine in ENGINES}
-    for told, _ in first.values():
-        assert told == {**every, **outcome(inserted=rows)}
+    for counts, _ in first.values():
+        assert counts == {**total, **outcome(inserted=rows)}
 
-    # The site's batch lands once more, with the day's event, which tells of all the others too.
+    # The batch of the site lands again. The event of the day lists all batches.
     site = sim.fleet.site_ids[SITES // 2]
     sim.rewrite = partial(restated, site)
+    progress("Loading a restated site")
     batches = cluster.xcom("stem_daily", run["dag_run_id"], "list_sites")
     (place,) = (n for n, batch in enumerate(batches) if any(one["site_id"] == site for one in batch["sites"]))
     cluster.clear("stem_daily", run["dag_run_id"], ("land_streams", place))
     again = {engine: loads(cluster, engine, 2) for engine in ENGINES}
     sim.rewrite = None
-    for told, _ in again.values():
-        assert told == {**every, **outcome(unchanged=rows - 96, changed=96)}
+    for counts, _ in again.values():
+        assert counts == {**total, **outcome(unchanged=rows - 96, changed=96)}
 
     is_site = pc.and_(pc.equal(expected["site_id"], site), pc.equal(expected["stream_type"], "MONITOR"))
     values = pc.if_else(is_site, pc.add(expected["kw_total_avg"], 1.0), expected["kw_total_avg"])
@@ -375,12 +381,12 @@ def test_what_landed_is_loaded_into_both_warehouses_and_a_restated_day_again(
     times = ", ".join(f"{engine} {first[engine][1]:.0f} and {again[engine][1]:.0f} s" for engine in ENGINES)
     request.config.stash[RUNS_KEY].append(
         f"into the warehouses: {rows:,} rows from events, inserted; all of them again, 96 of one site restated: 96 "
-        f"changed, {rows - 96:,} unchanged, {rows:,} there, all right; the loads took {times}"
+        f"changed, {rows - 96:,} unchanged, {rows:,} in the table, all correct; the loads took {times}"
     )
 
 
 def loads(cluster: Cluster, engine: str, number: int) -> tuple[dict[str, int], float]:
-    """Give what the so-manieth run of a load counted, and its seconds."""
+    """Return the counts of the n-th run of a load, and its duration in seconds."""
     dag_id = f"to_{engine}"
     cluster.wait_until(lambda: len(cluster.runs(dag_id)) >= number, f"an event for {dag_id}")
     run_id = cluster.runs(dag_id)[number - 1]["dag_run_id"]
@@ -394,7 +400,7 @@ def outcome(*, inserted: int = 0, changed: int = 0, unchanged: int = 0) -> dict[
 
 
 def restated(site: str, request: Any, payload: Any) -> Any:
-    """Make a site's answer one of a site that has drawn a kilowatt more."""
+    """Add a kilowatt to each value of a site."""
     if f"/{site}/streams" in request.path:
         for one in payload["stream_types"]:
             for row in one["streams"] if one["stream_type"] == "MONITOR" else ():

@@ -9,25 +9,24 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
+import boto3
+import duckdb
 import psutil
 import pyarrow as pa
 import pytest
-from processes import HUNG_AFTER
+import requests
+
+from airflow_provider_stem.simulator import Settings
+from airflow_provider_stem.simulator.model import Fleet
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from scripts import demo, demo_report
+from tests.servers.processes import HUNG_AFTER
+from tests.support import until
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import demo  # noqa: E402
-import demo_report  # noqa: E402
-from s3_server import S3Server  # noqa: E402
-
-from airflow_provider_stem.simulator import Settings  # noqa: E402
-from airflow_provider_stem.simulator.model import Fleet  # noqa: E402
-from airflow_provider_stem.streams.tables import LANDING_SCHEMA  # noqa: E402
-from tests.support import until  # noqa: E402
-
 DAY = date(2025, 7, 1)
 CONNECTION = '{"conn_type": "stem", "password": "a-key"}'
 
@@ -168,39 +167,16 @@ def test_changes_of_objects_are_counted():
     )
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(
-    "start",
-    [
-        pytest.param(lambda stack, _: demo.start(stack, [sys.executable, "-c", "input()"], stdin=-1), id="a program"),
-        pytest.param(lambda stack, path: stack.enter_context(S3Server(path, demo.undisturbed)), id="the S3 server"),
-    ],
-)
-def test_a_signal_during_a_start_leaves_no_process(signum, start, tmp_path, monkeypatch):
-    began = []
-
-    class Interrupted(subprocess.Popen[bytes]):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            began.append(self)
-            signal.raise_signal(signum)
-
-    monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    with pytest.raises(demo.Stopped), demo.stoppable(), ExitStack() as stack:
-        start(stack, tmp_path)
-    assert began[0].poll() is not None
-
-
-def start_demo(folder):
+def start_demo(folder, *options):
     # Variables that a user may have set, which must not affect the demo.
     own = {
         "AIRFLOW__CORE__DAGS_FOLDER": "/nowhere", "AIRFLOW_HOME": "/nowhere", "AWS_PROFILE": "mine",
         "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "demo.py"), f"--folder={folder}", "--sites=6"],
+        [sys.executable, "-m", "scripts.demo", f"--folder={folder}", "--sites=6", *options],
         env={**{k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW_CONN_")}, **own},
-        cwd=folder,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -244,11 +220,11 @@ def started_by(process, count):
     return children
 
 
-# First with only the API and the S3 server running, then also with Airflow and the reader of its results.
+# First with only the S3 server running, then also with Airflow and the reader of its results, each with a guard.
 @pytest.mark.airflow
 @pytest.mark.parametrize(
     ("signum", "condition", "count"),
-    [(signal.SIGTERM, "simulated sites", 2), (signal.SIGINT, "airflow dags test", 4)],
+    [(signal.SIGTERM, "simulated sites", 2), (signal.SIGHUP, "airflow dags test", 6)],
 )
 def test_a_signal_during_a_run_stops_all_processes(first_run, signum, condition, count):
     folder = first_run[0]
@@ -261,7 +237,7 @@ def test_a_signal_during_a_run_stops_all_processes(first_run, signum, condition,
     process.send_signal(signum)  # a second signal must not interrupt the cleanup
     out, _ = process.communicate(timeout=HUNG_AFTER)
     assert process.returncode == 128 + signum
-    assert out.strip() == "Stopped: the demo has ended everything that it had started."
+    assert out.strip() == "Stopped: all programs that the demo started have ended."
     # A killed process does not disappear immediately.
     until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
     assert not remaining(folder)
@@ -275,4 +251,51 @@ def test_the_second_run_changes_nothing(first_run):
     assert process.returncode == 0, out
     assert "objects, unchanged" in out
     assert "0 missing, 0 doubled, 0 off, 0 unexpected" in out
+    assert not remaining(folder)
+
+
+def search(pattern, text):
+    found = re.search(pattern, text)
+    assert found, text
+    return found.groups()
+
+
+@pytest.mark.airflow
+def test_everything_stays_open_until_a_signal(first_run):
+    folder = first_run[0]
+    process = start_demo(folder, "--keep")
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if "Query the warehouse" in line:
+                break
+        out = "".join(lines)
+        (airflow,) = search(r"Airflow +(http\S+) \(no login\)", out)
+        (page,) = search(r"\(XCom\): (http\S+)", out)
+        (docs,) = search(r"Stem API +(http\S+) \(key demo-key\)", out)
+        (objects,) = search(r"See the objects: (http\S+)", out)
+        for address in (airflow, page, docs, objects):
+            assert requests.get(address, timeout=HUNG_AFTER).ok
+        api, headers = f"{airflow}/api/v1", {}
+        if not version("apache-airflow").startswith("2."):
+            token = requests.get(f"{airflow}/auth/token", timeout=HUNG_AFTER).json()["access_token"]
+            api, headers = f"{airflow}/api/v2", {"Authorization": f"Bearer {token}"}
+        runs = requests.get(f"{api}/dags/{demo.DAG_ID}/dagRuns", headers=headers, timeout=HUNG_AFTER).json()
+        assert [run["state"] for run in runs["dag_runs"]] == ["success"]
+        s3, access_key, secret_key = search(r"S3 +(\S+) \(access key (\w+), secret key (\w+)\)", out)
+        credentials = {"aws_access_key_id": access_key, "aws_secret_access_key": secret_key}
+        client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1", **credentials)
+        assert client.list_objects_v2(Bucket=demo.LOCAL_BUCKET)["KeyCount"] >= 1
+        (landed,) = search(r"([\d,]+) rows landed of", out)
+        with duckdb.connect(str(folder / "warehouse.duckdb"), read_only=True) as warehouse:
+            count = "SELECT count(*), (SELECT count(*) > 0 FROM stem.energy) FROM stem.streams"
+            assert warehouse.execute(count).fetchall() == [(int(landed.replace(",", "")), True)]
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+    finally:
+        process.send_signal(signal.SIGINT)
+        end, _ = process.communicate(timeout=HUNG_AFTER)
+    assert (process.returncode, end.strip()) == (0, "Stopped: all programs that the demo started have ended.")
+    until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
     assert not remaining(folder)

@@ -8,10 +8,10 @@ from importlib.metadata import version
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.errors import StemServerError
 from tests.examples.loading import LATE, ROOT, SITES, START, loading
+from tests.servers.processes import HUNG_AFTER
 from tests.support import run_context
 
 __all__ = ["loading"]

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.warehouse.sql import statements
+from tests.servers.processes import HUNG_AFTER
 from tests.support import Lake, expected_rows
 from tests.warehouse.conftest import engine
 

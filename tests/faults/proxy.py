@@ -13,8 +13,7 @@ from types import MappingProxyType
 from typing import Self
 from urllib.parse import urlsplit
 
-from processes import HUNG_AFTER
-
+from tests.servers.processes import HUNG_AFTER
 from tests.support import until
 
 

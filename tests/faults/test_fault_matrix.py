@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import pytest
 import urllib3
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api import transport
 from airflow_provider_stem.api.transport import Transport
@@ -34,6 +33,7 @@ from airflow_provider_stem.streams import windows
 from airflow_provider_stem.streams.records import Receipt
 from tests.faults import proxy
 from tests.faults.proxy import Fault, FaultyProxy, altered, answer
+from tests.servers.processes import HUNG_AFTER
 from tests.support import Lake, expected_rows, landed_rows, run_context, time_out_soon, without_rows
 
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import requests
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.simulator import Simulator
+from tests.servers.processes import HUNG_AFTER
 
 Get = Callable[..., requests.Response]
 

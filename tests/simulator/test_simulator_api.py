@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.simulator import Simulator
 from airflow_provider_stem.simulator.cache import BodyCache
+from tests.servers.processes import HUNG_AFTER
 
 from .conftest import Get, assert_error, ends, instant, streams, text, values
 

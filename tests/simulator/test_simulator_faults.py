@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.simulator import Simulator
+from tests.servers.processes import HUNG_AFTER
 from tests.support import until
 
 from .conftest import Get, assert_error, ends, streams

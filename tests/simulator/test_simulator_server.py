@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import requests
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.simulator import Settings, Simulator
 from airflow_provider_stem.simulator.__main__ import _parser, main
+from tests.servers.processes import HUNG_AFTER
 
 from .conftest import Get
 

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.key import ApiKey
 from airflow_provider_stem.api.payloads import Body, UnreadableResponseError
@@ -32,6 +31,7 @@ from airflow_provider_stem.streams.decoding.columnar import read_columnar
 from airflow_provider_stem.streams.decoding.plain import _without_unknown, read_plain
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, STREAM_SCHEMA, Streams, landing_batch
 from airflow_provider_stem.streams.windows import Window
+from tests.servers.processes import HUNG_AFTER
 from tests.support import STREAM_TYPES
 
 from .helpers import (

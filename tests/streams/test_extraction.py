@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.errors import (
@@ -26,6 +25,7 @@ from airflow_provider_stem.streams.extraction import Extraction
 from airflow_provider_stem.streams.reading import SiteResult
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.windows import Window
+from tests.servers.processes import HUNG_AFTER
 
 from .conftest import Connect
 from .helpers import rows_of, trail, truth, utc, window

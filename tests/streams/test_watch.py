@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.api import transport
 from airflow_provider_stem.errors import (
@@ -28,6 +27,7 @@ from airflow_provider_stem.streams.sites import Site, read_sites
 from airflow_provider_stem.streams.source import StreamsSource
 from airflow_provider_stem.streams.watch import Watch
 from airflow_provider_stem.streams.windows import Window
+from tests.servers.processes import HUNG_AFTER
 from tests.support import STREAM_TYPES
 
 from .conftest import Connect

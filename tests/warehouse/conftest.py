@@ -8,8 +8,8 @@ import secrets
 import duckdb
 import psycopg2  # type: ignore[import-untyped]
 import pytest
-from postgres_server import PostgresServer, postgres_program
-from processes import HUNG_AFTER
+
+from tests.servers.processes import HUNG_AFTER
 
 
 class Engine:
@@ -50,16 +50,6 @@ class Engine:
 
 def _plain(value):
     return value.isoformat() if hasattr(value, "isoformat") else value
-
-
-@pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory):
-    try:
-        postgres_program("initdb")
-    except RuntimeError as exc:
-        pytest.skip(str(exc))
-    with PostgresServer(tmp_path_factory.mktemp("postgres") / "log") as server:
-        yield server
 
 
 @pytest.fixture(params=["duckdb", "postgres"])

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from processes import HUNG_AFTER
 
 from airflow_provider_stem.errors import StemDataError, StemTransportError
 from airflow_provider_stem.warehouse.sql import SCHEMA, statements
+from tests.servers.processes import HUNG_AFTER
 from tests.support import until
 
 from .helpers import Bucket, at, counts

@@ -1,4 +1,4 @@
-"""A real Airflow (``airflow standalone``) on SQLite and a free loopback port; for the tests and the benchmarks."""
+"""A real Airflow (``airflow standalone``) on SQLite and a free loopback port."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from airflow_api import LOCK_TIMEOUT, PATIENCE, AirflowApi
-from processes import HUNG_AFTER, Guarded, free_port
+from tests.servers.airflow_api import LOCK_TIMEOUT, PATIENCE, AirflowApi
+from tests.servers.processes import HUNG_AFTER, ServerProcess, free_ports, retry_on_other_ports
 
-# Airflow's log servers listen on every interface, on fixed ports, and here every log is a file of this machine.
+# Airflow's log servers listen on fixed ports of every interface. They are not needed: every log is a local file.
 _LAUNCHER = """#!/bin/sh
 case "$1" in
 standalone) exec {python} -m airflow "$@";;
@@ -28,17 +28,17 @@ _PRELOAD = "{imports}; from airflow.__main__ import main; main()"
 
 class AirflowServer(AirflowApi):
     """
-    Runs scheduler, DAG processor, triggerer and API server, as a context manager; everyone is admin.
+    Scheduler, DAG processor, triggerer and API server, as a context manager. Every user is an administrator.
 
-    :param home: folder for database, logs and configuration; kept when the server stops.
+    :param home: folder for database, logs and configuration. It is kept when the server stops.
     :param dags: folder of the DAGs.
-    :param environment: more variables, such as connections or ``AIRFLOW__SECTION__KEY``. Airflow's variables of this
-        process itself are not handed on.
-    :param paused: whether DAGs stay paused; else those are unpaused that are there, once everything is up: a task that
-        begins earlier fails, since it cannot reach the API server.
-    :param parallelism: how many tasks run at a time.
-    :param preload: modules that tasks import, for the scheduler to import once: tasks are forked from it.
-    :raises RuntimeError: Airflow does not come up, or a DAG file cannot be imported.
+    :param environment: additional variables, such as connections or ``AIRFLOW__SECTION__KEY``. Airflow's variables of
+        the calling process are not inherited.
+    :param paused: whether DAGs stay paused. Otherwise they are unpaused once all components run: tasks that start
+        earlier fail, because they cannot reach the API server.
+    :param parallelism: number of tasks that run at the same time.
+    :param preload: modules that the scheduler imports once for all tasks, which are forked from it.
+    :raises RuntimeError: Airflow does not start, or a DAG file cannot be imported.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class AirflowServer(AirflowApi):
         self._more = dict(environment or {})
         self._parallelism = parallelism
         self._preload = preload
-        self._standalone: Guarded | None = None
+        self._standalone: ServerProcess | None = None
 
     @property
     def _database(self) -> Path:
@@ -65,17 +65,17 @@ class AirflowServer(AirflowApi):
 
     @property
     def _ends(self) -> Path:
-        # Which components have ended: the others go on, and standalone does not tell.
+        # Names of the components that have ended. The others continue, and standalone does not report it.
         return self.home / "ended"
 
     @property
     def log_file(self) -> Path:
-        """What the components print."""
+        """The output of all components."""
         return self.home / "standalone.log"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of every component, for programs that must see the same Airflow."""
+        """The environment variables of every component, for programs that use the same Airflow."""
         port = self.url.rpartition(":")[2]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         return {
@@ -84,17 +84,17 @@ class AirflowServer(AirflowApi):
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self._dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            # One component writes at a time; on a busy machine the others wait for longer than the 5 s of the default.
+            # One component writes at a time. On a busy machine the others wait longer than the default of 5 s.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self._database}?timeout={LOCK_TIMEOUT}",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(self._parallelism),
-            # Airflow 3.0 hands out tasks through a pipe while the database is locked. Were it full, it would wait
-            # for tasks that wait for the database.
+            # Airflow 3.0 sends tasks through a pipe while it locks the database. If the pipe were full, it would
+            # wait for tasks that wait for the database.
             "AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": str(2 * self._parallelism),
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
-            # A file is parsed once it is there; doing so again and again would take time from what runs.
+            # A new file is parsed immediately. Parsing it repeatedly would slow down the tasks.
             **dict.fromkeys(
                 (
                     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL",
@@ -106,7 +106,7 @@ class AirflowServer(AirflowApi):
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             **PATIENCE,
-            # There is one of each component, so nothing takes over from one whose heartbeat is late.
+            # There is one of each component, so none must be replaced when its heartbeat is late.
             **dict.fromkeys(
                 (
                     "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD",
@@ -126,7 +126,7 @@ class AirflowServer(AirflowApi):
                     "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.default",
                     "AIRFLOW__SCHEDULER__DAG_DIR_LIST_INTERVAL": "5",
                     "AIRFLOW__SCHEDULER__PARSING_PROCESSES": "1",
-                    # Tasks one after the other, each in a new interpreter, would take minutes.
+                    # Otherwise Airflow 2 would run one task at a time, each in a new interpreter.
                     "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
                 }
                 if self._is_2
@@ -136,7 +136,7 @@ class AirflowServer(AirflowApi):
                     "AIRFLOW__API__WORKERS": "1",
                     "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
                     "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-                    # Airflow 3.0 names no issuer by itself, which newer versions of PyJWT refuse.
+                    # Airflow 3.0 has no default issuer, which newer versions of PyJWT reject.
                     "AIRFLOW__API_AUTH__JWT_ISSUER": "airflow",
                 }
             ),
@@ -148,8 +148,6 @@ class AirflowServer(AirflowApi):
         launcher = self.home / "bin" / "airflow"
         launcher.parent.mkdir(exist_ok=True)
         preload = _PRELOAD.format(imports=f"import {', '.join(self._preload)}")
-        self._ends.unlink(missing_ok=True)
-        self.log_file.unlink(missing_ok=True)
         launcher.write_text(
             _LAUNCHER.format(
                 python=shlex.quote(sys.executable),
@@ -161,10 +159,19 @@ class AirflowServer(AirflowApi):
         if self._is_2:
             (self.home / "webserver_config.py").write_text("AUTH_ROLE_PUBLIC = 'Admin'\n")
         with closing(sqlite3.connect(self._database)) as database:
-            # The file keeps it: who reads does not hinder who writes. Airflow 3 sets it itself.
+            # Readers do not block writers. Airflow 3 sets it itself. The setting is stored in the file.
             database.execute("PRAGMA journal_mode=WAL")
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._standalone = Guarded(
+        retry_on_other_ports(lambda: self._start(launcher))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _start(self, launcher: Path) -> None:
+        self._ends.unlink(missing_ok=True)
+        self.log_file.unlink(missing_ok=True)
+        self.url = f"http://127.0.0.1:{free_ports(1)[0]}"
+        self._standalone = ServerProcess(
             [str(launcher), "standalone"], log=self.log_file, environment=self.environment, folder=self.home
         )
         try:
@@ -172,27 +179,26 @@ class AirflowServer(AirflowApi):
         except BaseException:
             self.stop()
             raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
 
     def stop(self) -> None:
-        """End every process; what the database has committed stays."""
+        """Kill every process. Committed data stays."""
         standalone, self._standalone = self._standalone, None
         self.disconnect()
         if standalone is not None:
             standalone.stop()
 
     def processes(self) -> list[int]:
-        """Give the process ids of all components and tasks."""
+        """Return the process ids of all components and tasks."""
         return [] if self._standalone is None else self._standalone.processes()
 
     def ended(self) -> list[str]:
-        """Name the components that have ended."""
+        """Return the names of the components that have ended."""
         if self._ends.exists():
             return self._ends.read_text().split()
         return [] if self._standalone is not None and self._standalone.is_running else ["Airflow"]
+
+    def _has_bound_port(self) -> bool:
+        return self._standalone is not None and self._standalone.listens_on(int(self.url.rpartition(":")[2]))
 
     def _tail(self) -> str:
         return self.log_file.read_text(errors="replace")[-4000:]

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server on a free loopback port, with Debian's programs; for the cluster and the tests."""
+"""A real PostgreSQL server on a free loopback port, with Debian's programs."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
-from processes import HUNG_AFTER, Guarded, free_port
+from tests.servers.processes import ServerProcess, free_ports, retry_on_other_ports
 
 
 class PostgresServer:
     """
-    Runs ``postgres`` on a folder of its own, as a context manager; what it holds goes with it.
+    ``postgres`` on a temporary folder, as a context manager. The data is removed when the server stops.
 
-    :param log: gets what it prints.
-    :raises RuntimeError: the programs are missing, or the server does not come up.
+    It runs as the user ``postgres`` if the caller is root, because it does not start as root.
+
+    :param log: file to which the output is appended.
+    :raises RuntimeError: a program is missing, or the server does not start.
     """
 
     user = "airflow"
 
     def __init__(self, log: Path) -> None:
-        self.port = free_port()
+        self.port = 0
         self.password = secrets.token_hex(16)
         self._log = log
-        self._server: Guarded | None = None
+        self._server: ServerProcess | None = None
 
     def address(self, database: str) -> str:
-        """Give a database of it as ``USER:PASSWORD@HOST:PORT/DATABASE``."""
+        """Return the address of a database, as ``USER:PASSWORD@HOST:PORT/DATABASE``."""
         return f"{self.user}:{self.password}@127.0.0.1:{self.port}/{database}"
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the server has not ended."""
         return self._server is not None and self._server.is_running
 
     def __enter__(self) -> PostgresServer:
@@ -47,11 +48,11 @@ class PostgresServer:
         self.stop()
 
     def start(self) -> None:
-        """Return when it answers."""
+        """Start the server, and return when it accepts connections."""
         initdb, postgres = postgres_program("initdb"), postgres_program("postgres")
-        # It refuses to run as root, and then needs a folder that is its own, below folders that anyone may enter.
         user = "postgres" if os.geteuid() == 0 else ""
         as_user = {"user": user, "group": user, "extra_groups": []} if user else {}
+        # Below a folder that anyone may enter.
         self._folder = tempfile.TemporaryDirectory(prefix="stem-postgres-")
         folder = Path(self._folder.name)
         (folder / "password").write_text(self.password)
@@ -72,41 +73,56 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             **as_user,
         )
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": self.port,
-            "unix_socket_directories": "",
-            # What it keeps outside of its folder would stay when it is killed.
-            "dynamic_shared_memory_type": "mmap",
-            "fsync": "off",
-            "max_connections": 200,
-        }
-        self._server = Guarded(
-            [postgres, "-D", str(folder / "data"), *(f"--{name}={value}" for name, value in settings.items())],
-            log=self._log,
-            environment=os.environ,
-            folder=folder,
-            user=user,
-        )
+
+        def launch() -> ServerProcess:
+            (self.port,) = free_ports(1)
+            # Left by a server that was killed because its port was taken.
+            (folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+            settings = {
+                "listen_addresses": "127.0.0.1",
+                "port": self.port,
+                "unix_socket_directories": "",
+                # Shared memory outside of the folder would remain after a kill.
+                "dynamic_shared_memory_type": "mmap",
+                "fsync": "off",
+                "max_connections": 200,
+            }
+            server = ServerProcess(
+                [postgres, "-D", str(folder / "data"), *(f"--{name}={value}" for name, value in settings.items())],
+                log=self._log,
+                environment=os.environ,
+                folder=folder,
+                user=user,
+            )
+            server.wait_until_ready([self.port], self._is_ready)
+            return server
+
         try:
-            self._wait_until_ready()
+            self._server = retry_on_other_ports(launch)
         except BaseException:
-            self.stop()
+            self._folder.cleanup()
             raise
 
     def stop(self) -> None:
-        """End it, and remove what it holds."""
+        """Stop the server, and remove its data."""
         if self._server is not None:
             self._server.stop()
             self._folder.cleanup()
 
     def processes(self) -> list[int]:
-        """Give the process ids of the server."""
+        """Return the process ids of the server."""
         return [] if self._server is None else self._server.processes()
 
     def create(self, database: str) -> None:
         """Create a database."""
         self._run("createdb", database)
+
+    def _is_ready(self) -> bool:
+        try:
+            self._run("psql", "--command=SELECT 1", "postgres")
+        except subprocess.CalledProcessError:
+            return False
+        return True
 
     def _run(self, program: str, *arguments: str) -> None:
         server = ["--host=127.0.0.1", f"--port={self.port}", f"--username={self.user}"]
@@ -117,25 +133,16 @@ class PostgresServer:
             capture_output=True,
         )
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + HUNG_AFTER
-        while time.monotonic() < deadline and self.is_running:
-            try:
-                return self._run("psql", "--command=SELECT 1", "postgres")
-            except subprocess.CalledProcessError:
-                time.sleep(0.1)
-        raise RuntimeError(f"PostgreSQL did not come up:\n{self._log.read_text(errors='replace')[-2000:]}")
-
 
 def postgres_program(name: str) -> str:
     """
-    Find a program of PostgreSQL.
+    Return the path of one of PostgreSQL's programs.
 
     :raises RuntimeError: it is missing.
     """
-    # Debian keeps the server's own programs of each version in a folder of their own.
+    # Debian installs the server's programs of each version in a separate folder that is not on the path.
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[4]))
     program = str(found[-1]) if found else shutil.which(name)
     if not program:
-        raise RuntimeError(f"{name} is missing: install Debian's postgresql, or set CLUSTER_POSTGRES.")
+        raise RuntimeError(f"{name} is missing. Install Debian's postgresql, or set CLUSTER_POSTGRES.")
     return program

@@ -1,7 +1,7 @@
 """
-Pages of a real Airflow in a real browser, the machine's own Chromium; for the browser tests and the screenshots.
+Pages of a real Airflow in a real browser, the Chromium that is installed on the machine.
 
-Airflow 3 and Airflow 2 have different pages for the same things, and so there is a class for each.
+Airflow 3 and Airflow 2 have different pages for the same content, so there is a class for each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from processes import HUNG_AFTER
+from tests.servers.processes import HUNG_AFTER
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -23,23 +23,25 @@ _TEST = "**/connections/test"
 
 
 def chromium() -> str | None:
-    """Give the path of the browser, if there is one."""
+    """Return the path of Chromium, or None if it is not installed."""
     return next((path for path in map(shutil.which, _PROGRAMS) if path), None)
 
 
 @contextmanager
 def browse(width: int = 1280, height: int = 1000) -> Iterator[Page]:
     """
-    Give a page of a new browser.
+    Start a browser, and return an empty page. The browser ends with the context.
 
-    :raises RuntimeError: there is no browser.
+    :param width: of the page, in pixels.
+    :param height: of the page, in pixels.
+    :raises RuntimeError: Chromium is not installed.
     """
     from playwright.sync_api import sync_playwright
 
     if (program := chromium()) is None:
-        raise RuntimeError("There is no Chromium on this machine: install Debian's package chromium.")
+        raise RuntimeError("Chromium is missing. Install Debian's package chromium.")
     with sync_playwright() as playwright:
-        # Nothing but servers on loopback is visited, and there is no sandbox for root or in most containers.
+        # The sandbox does not work for root, nor in most containers. Only servers on loopback are visited.
         browser = playwright.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
         )
@@ -54,7 +56,7 @@ def browse(width: int = 1280, height: int = 1000) -> Iterator[Page]:
 
 
 class Connections3:
-    """Admin > Connections on Airflow 3: a dialog for the form, and Test is in the list, for what is saved."""
+    """Admin > Connections on Airflow 3. The form is a dialog. Test is in the list, and tests the saved connection."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -62,7 +64,7 @@ class Connections3:
         self.form = page.get_by_role("dialog")
 
     def add(self, conn_id: str, hook_name: str = "Stem") -> None:
-        """Open the form for a new connection, and choose its type."""
+        """Open the form for a new connection, and select its type."""
         self._list()
         self.page.get_by_role("button", name="Add Connection").click()
         self.form.locator("[name=connection_id]").fill(conn_id)
@@ -77,11 +79,11 @@ class Connections3:
         self.field("host").wait_for()
 
     def field(self, name: str) -> Locator:
-        """Give the input of a field of the connection, or of an option in its Extra."""
+        """Return the input of a connection field, or of an option in Extra."""
         return self.form.locator(f"[name={'element_' if name in OPTIONS else ''}{name}]")
 
     def show(self, section: str) -> None:
-        """Unfold a section of the form; the others fold."""
+        """Expand a section of the form, which collapses the others."""
         heading = self.form.get_by_role("button", name=section, exact=True)
         if heading.get_attribute("aria-expanded") != "true":
             heading.click()
@@ -91,17 +93,17 @@ class Connections3:
         self.show("Extra Fields" if name in OPTIONS else "Standard Fields")
         field = self.field(name)
         field.fill(text)
-        # A number is checked, and taken, when it is left.
+        # A number is validated and stored when its field loses the focus.
         field.blur()
 
     def save(self) -> None:
-        """Save what is in the form."""
+        """Save the form."""
         self.form.get_by_role("button", name="Save").click()
         self.form.wait_for(state="hidden")
 
     def test(self, conn_id: str) -> tuple[bool, str]:
-        """Press Test beside a connection; tell whether it is shown as passed, and what is said."""
-        # Without what earlier tests have left.
+        """Click Test next to a connection. Return whether it passed, and the message."""
+        # The list is loaded again, without the results of earlier tests.
         self._list()
         button = self._row(conn_id).get_by_role("button", name="Test Connection")
         button.click()
@@ -110,7 +112,7 @@ class Connections3:
         return icon.get_attribute("color") == "green", self.notice().inner_text()
 
     def notice(self) -> Locator:
-        """Give the text that pops up in the corner."""
+        """Return the text of the notification in the corner."""
         return self.page.locator("[data-scope=toast][data-part=description]")
 
     def _row(self, conn_id: str) -> Locator:
@@ -118,7 +120,7 @@ class Connections3:
         return self.page.get_by_role("row").filter(has=cell)
 
     def _list(self) -> None:
-        # The menu rather than the address: on Airflow 3.1 the first page of a session is home.
+        # By the menu, because on Airflow 3.1 the first page of a session is always the home page.
         self.page.goto(self.url)
         self.page.get_by_role("button", name="Admin", exact=True).click()
         self.page.get_by_role("menuitem", name="Connections", exact=True).click()
@@ -126,7 +128,7 @@ class Connections3:
 
 
 class Connections2:
-    """Admin > Connections on Airflow 2: a page for the form, and Test is in it, for what is typed."""
+    """Admin > Connections on Airflow 2. The form is a page. Test is in the form, and tests what is typed."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -134,7 +136,7 @@ class Connections2:
         self.form = page.locator("#model_form")
 
     def add(self, conn_id: str, hook_name: str = "Stem") -> None:
-        """Open the form for a new connection, and choose its type."""
+        """Open the form for a new connection, and select its type."""
         self.page.goto(f"{self.url}/connection/add")
         self.page.locator("#conn_type + .select2 .select2-selection").click()
         self.page.locator(".select2-search__field").fill(hook_name)
@@ -149,15 +151,15 @@ class Connections2:
         self.page.locator("#test-connection").wait_for()
 
     def field(self, name: str) -> Locator:
-        """Give the input of a field of the connection, or of an option in its Extra."""
+        """Return the input of a connection field, or of an option in Extra."""
         return self.form.locator(f"#{self._id(name)}")
 
     def row(self, name: str) -> Locator:
-        """Give what belongs to a field: its label, its input, its description."""
+        """Return the row of a field: its label, input and description."""
         return self.form.locator("tr").filter(has=self.page.locator(f"#{self._id(name)}"))
 
     def labels(self) -> list[str]:
-        """Give the labels of the fields that are shown, from top to bottom."""
+        """Return the labels of the visible fields, from top to bottom."""
         shown = [label.inner_text() for label in self.form.locator("label").all() if label.is_visible()]
         return [re.sub(r"\s*\*$", "", text.strip()) for text in shown]
 
@@ -166,21 +168,21 @@ class Connections2:
         self.field(name).fill(text)
 
     def save(self) -> None:
-        """Save what is in the form."""
+        """Save the form."""
         with self.page.expect_navigation():
             self.form.locator("button[type=submit]").click()
 
     def test(self) -> str:
-        """Press Test in the form; give what is said, which is shown in green whatever it is."""
+        """Click Test in the form, and return the message. Its colour is green even if the test failed."""
         with self.page.expect_response(_TEST):
             self.page.locator("#test-connection").click()
         notice = self.notice()
         notice.wait_for()
-        # The first box that a page shows has a cross for closing it.
+        # The first message of a page has a button that closes it.
         return notice.inner_text().strip().lstrip("\N{MULTIPLICATION SIGN}").lstrip()
 
     def notice(self) -> Locator:
-        """Give the box that holds the outcome of a test."""
+        """Return the box with the message of a test."""
         return self.page.locator(".container .row .alert:is(.alert-success, .alert-error)")
 
     @staticmethod
@@ -189,14 +191,14 @@ class Connections2:
 
 
 class MappedTask3:
-    """The instances of a mapped task beside the grid, on Airflow 3."""
+    """The list of mapped task instances next to the grid, on Airflow 3."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self.url = url
 
     def open(self, dag_id: str, run_id: str, task_id: str, names: Iterable[str]) -> None:
-        """Open the list of a run's instances, by name, when all of these are there."""
+        """Open the list of the instances of a run, sorted by name, and wait for these names."""
         self.page.goto(f"{self.url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/mapped?sort=rendered_map_index")
         for name in names:
             self.page.get_by_role("link", name=name, exact=True).wait_for()

@@ -1,4 +1,4 @@
-"""A running Airflow through its REST API and its command line; for tests, benchmarks and pictures."""
+"""A running Airflow, through its REST API and its command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from processes import HUNG_AFTER
+from tests.servers.processes import HUNG_AFTER
 
 if TYPE_CHECKING:
     import requests
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENDED = frozenset({"success", "failed"})
 _POLL = 0.2
 LOCK_TIMEOUT = 120
-"""Seconds that one component waits for another to let go of an SQLite database; a scheduler that gives up is gone."""
+"""Seconds that a component waits for a lock of an SQLite database. A scheduler that gives up ends."""
 PATIENCE = dict.fromkeys(
     (
         "AIRFLOW__API__WORKER_TIMEOUT",
@@ -39,7 +39,7 @@ PATIENCE = dict.fromkeys(
     ),
     f"{HUNG_AFTER:.0f}",
 )
-"""Options of Airflow and the provider that fail what is only slow, such as a call that takes 5 seconds."""
+"""Time limits of Airflow and the provider that slow calls exceed on a busy machine."""
 _COMMANDS = """
 import json, sys
 from airflow.__main__ import main
@@ -50,9 +50,9 @@ for sys.argv[1:] in json.loads(sys.argv[1]):
 
 class AirflowApi(ABC):
     """
-    What can be asked of an Airflow in which everyone is admin.
+    A running Airflow in which every user is an administrator.
 
-    :param paused: whether DAGs stay paused that :meth:`wait_for_dags` waits for.
+    :param paused: whether DAGs stay paused. Otherwise :meth:`connect` and :meth:`wait_for_dags` unpause them.
     """
 
     def __init__(self, *, paused: bool) -> None:
@@ -65,26 +65,35 @@ class AirflowApi(ABC):
     @property
     @abstractmethod
     def environment(self) -> dict[str, str]:
-        """The environment of every component, for programs that must see the same Airflow."""
+        """The environment variables of every component, for programs that use the same Airflow."""
 
     @abstractmethod
     def ended(self) -> list[str]:
-        """Name the components that have ended but should not have."""
+        """Return the names of components that have ended unexpectedly."""
+
+    @abstractmethod
+    def _has_bound_port(self) -> bool:
+        """
+        Return whether the API server of this Airflow listens on its port.
+
+        :raises PortTakenError: another program does.
+        """
 
     @abstractmethod
     def _tail(self) -> str:
-        """Give the end of the log."""
+        """Return the end of the log."""
 
     def connect(self) -> None:
-        """Return when Airflow is healthy and has parsed a DAG; the DAGs are unpaused then, unless all stay paused."""
+        """Return when Airflow is healthy and has parsed a DAG. Then unpause all DAGs, unless they stay paused."""
         import requests
         from requests.adapters import HTTPAdapter
         from urllib3.util import Retry
 
         self._session = requests.Session()
         self._session.trust_env = False
-        # An answer 500 ends the connection, which the next call finds out.
+        # A response with status 500 closes the connection, which only the next call notices.
         self._session.mount("http://", HTTPAdapter(max_retries=Retry(3, backoff_factor=0.1)))
+        self.wait_until(self._has_bound_port, "the API server to start")
         self.wait_until(self.is_healthy, "Airflow to be healthy")
         if not self._is_2:
             token = self._session.get(f"{self.url}/auth/token", timeout=HUNG_AFTER).json()["access_token"]
@@ -100,33 +109,35 @@ class AirflowApi(ABC):
 
     def wait_until(self, holds: Callable[[], Any], what: str) -> Any:
         """
-        Ask again and again until the answer is true in the sense of Python, and give it.
+        Call a function until it returns a true value, and return that value.
 
-        :raises RuntimeError: a component of Airflow has ended, or the wait has lasted for :data:`HUNG_AFTER`.
+        :raises PortTakenError: the API server has ended because another program listens on its port.
+        :raises RuntimeError: a component of Airflow has ended, or :data:`HUNG_AFTER` has passed.
         """
         deadline = time.monotonic() + HUNG_AFTER
         while time.monotonic() < deadline:
             if ended := self.ended():
+                self._has_bound_port()
                 raise RuntimeError(
                     f"{', '.join(ended)} ended while waiting for {what}. The log ends with:\n{self._tail()}"
                 )
             if held := holds():
                 return held
             time.sleep(_POLL)
-        raise RuntimeError(f"Waited in vain for {what}. The log ends with:\n{self._tail()}")
+        raise RuntimeError(f"Timed out waiting for {what}. The log ends with:\n{self._tail()}")
 
     def call(self, method: str, path: str, **given: Any) -> Any:
         """
-        Call the REST API (``/api/v2``, on Airflow 2 ``/api/v1``) and give the decoded answer.
+        Call the REST API (``/api/v2``, on Airflow 2 ``/api/v1``) and return the decoded response.
 
-        :param given: as :meth:`requests.Session.request` takes it.
-        :raises RuntimeError: the answer is an error.
+        :param given: arguments of :meth:`requests.Session.request`.
+        :raises RuntimeError: the response is an error.
         """
         return self._call(method, path, **given).json()
 
     def dag_ids(self) -> list[str]:
         """
-        Give the ids of the DAGs that are parsed.
+        Return the ids of the parsed DAGs.
 
         :raises RuntimeError: a DAG file cannot be imported.
         """
@@ -135,23 +146,23 @@ class AirflowApi(ABC):
         return [dag["dag_id"] for dag in self._pages("dags", "dags")]
 
     def wait_for_dags(self, *dag_ids: str) -> None:
-        """Return when these DAGs are parsed, and let them run unless all are to stay paused."""
+        """Return when these DAGs are parsed. Then unpause all DAGs, unless they stay paused."""
         self.wait_until(lambda: {*dag_ids} <= {*self.dag_ids()}, f"the DAGs {', '.join(dag_ids)}")
         if not self._paused:
             self.unpause()
 
     def pause(self, dag_id: str) -> None:
-        """Let a DAG make no runs of itself, and begin no task."""
+        """Pause a DAG."""
         self.call("PATCH", f"dags/{dag_id}", json={"is_paused": True})
 
     def unpause(self, pattern: str = "%") -> None:
-        """Let the DAGs run whose id is like this pattern of SQL; by default all that are parsed."""
+        """Unpause the parsed DAGs whose id matches an SQL LIKE pattern."""
         self.call("PATCH", "dags", params={"dag_id_pattern": pattern}, json={"is_paused": False})
 
     def trigger(
         self, dag_id: str, *, logical_date: datetime | None = None, conf: Mapping[str, Any] | None = None, **more: Any
     ) -> str:
-        """Start a run through the REST API and give its id; Airflow 2 takes the present where there is no date."""
+        """Trigger a run and return its id. Without a date, Airflow 2 uses the current time."""
         body: dict[str, Any] = {"conf": dict(conf or {}), **more}
         if logical_date is not None or not self._is_2:
             body["logical_date"] = logical_date and logical_date.isoformat()
@@ -161,8 +172,8 @@ class AirflowApi(ABC):
         """
         Start a backfill.
 
-        Airflow 2 has it in the command line alone, and returns when it has ended. On Airflow 3 let nothing run
-        meanwhile: it gives up where another component writes to SQLite between two of its statements.
+        Airflow 2 has it only on the command line, and returns when it has ended. On Airflow 3 nothing else should run
+        meanwhile: it fails if another component writes to SQLite between two of its statements.
         """
         if self._is_2:
             self.cli("dags", "backfill", dag_id, "--start-date", start.isoformat(), "--end-date", end.isoformat())
@@ -189,7 +200,7 @@ class AirflowApi(ABC):
 
     def cli(self, *arguments: str) -> str:
         """
-        Run ``airflow ARGUMENTS`` and give what it prints.
+        Run ``airflow ARGUMENTS`` and return its output.
 
         :raises RuntimeError: it fails.
         """
@@ -197,7 +208,7 @@ class AirflowApi(ABC):
 
     def commands(self, *commands: Sequence[str]) -> str:
         """
-        Run several commands in one process, since its start takes seconds, and give what they print.
+        Run several commands in one process, because its start takes seconds, and return their output.
 
         :raises RuntimeError: one fails.
         """
@@ -214,11 +225,11 @@ class AirflowApi(ABC):
         return done.stdout
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
-        """Give a DAG's runs (``~``: of all DAGs), the earliest first."""
+        """Return the runs of a DAG (``~``: of all DAGs), the earliest first."""
         return self._pages(f"dags/{dag_id}/dagRuns", "dag_runs", order_by="start_date")
 
     def wait_for_run(self, dag_id: str, run_id: str) -> str:
-        """Give the state in which a run ends."""
+        """Wait until a run ends, and return its state."""
 
         def ended() -> str | None:
             state = str(self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
@@ -227,18 +238,18 @@ class AirflowApi(ABC):
         return str(self.wait_until(ended, f"the end of {dag_id} {run_id}"))
 
     def clear(self, dag_id: str, run_id: str, task: str | tuple[str, int]) -> None:
-        """Let a task, or one that is mapped, run again with all that follows from it."""
+        """Clear a task, or one mapped instance of it, and all tasks downstream."""
         body = {"dag_run_id": run_id, "task_ids": [task], "include_downstream": True, "only_failed": False}
         self.call("POST", f"dags/{dag_id}/clearTaskInstances", json={**body, "dry_run": False, "reset_dag_runs": True})
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """Give a run's task instances (``~`` for all)."""
+        """Return the task instances of a run (``~``: of all runs)."""
         return self._pages(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
 
     def xcom(
         self, dag_id: str, run_id: str, task_id: str, *, key: str = "return_value", map_index: int | None = None
     ) -> Any:
-        """Give what a task has pushed, or None."""
+        """Return an XCom value of a task, or None if there is none."""
         import requests
 
         query: dict[str, Any] = {"stringify": "false"}
@@ -249,7 +260,7 @@ class AirflowApi(ABC):
         return answer.json()["value"] if answer.ok else None
 
     def log(self, dag_id: str, run_id: str, task_id: str, *, attempt: int = 1, map_index: int = -1) -> str:
-        """Give the log of one attempt as text."""
+        """Return the log of one attempt as text."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
         query = {"full_content": "true", "map_index": map_index}
         accept = {"Accept": "text/plain" if self._is_2 else "application/json"}
@@ -260,13 +271,13 @@ class AirflowApi(ABC):
         return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
 
     def links(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> dict[str, str | None]:
-        """Give the addresses that a task's page links to, by name."""
+        """Return the URLs of a task instance's extra links, by name."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links"
         answer = self.call("GET", path, params={"map_index": map_index})
         return dict(answer.get("extra_links", answer))
 
     def asset_events(self) -> list[dict[str, Any]]:
-        """Give all events of assets, the earliest first."""
+        """Return all asset events, the earliest first."""
         kind = "dataset" if self._is_2 else "asset"
         return self._pages(f"{kind}s/events", f"{kind}_events", order_by="timestamp")
 
@@ -280,9 +291,9 @@ class AirflowApi(ABC):
 
     def _call(self, method: str, path: str, *, but: int | None = None, **given: Any) -> requests.Response:
         if self._session is None:
-            raise RuntimeError("Airflow does not run.")
+            raise RuntimeError("Airflow is not running.")
         address = f"{self.url}/api/{'v1' if self._is_2 else 'v2'}/{path}"
-        # On SQLite parts of Airflow can wait for each other until one gives up; what that one did is undone.
+        # On SQLite, components of Airflow can block each other until one fails and is rolled back.
         for _ in range(4):
             answer = self._session.request(method, address, timeout=HUNG_AFTER, **given)
             if answer.status_code < 500 or not re.search("database", answer.text, re.IGNORECASE):
@@ -296,13 +307,13 @@ class AirflowApi(ABC):
         return dict(self.call("GET", "health" if self._is_2 else "monitor/health"))
 
     def is_healthy(self) -> bool:
-        """Whether every component says so."""
+        """Return whether every component reports that it is healthy."""
         import requests
 
         try:
             health = self.health()
         except (requests.RequestException, RuntimeError):
             return False
-        # On Airflow 2 the scheduler parses the DAGs itself, so that there is no such component.
+        # On Airflow 2 the scheduler parses the DAGs.
         needed = ["metadatabase", "scheduler", "triggerer"] + ([] if self._is_2 else ["dag_processor"])
         return all(health[name]["status"] == "healthy" for name in needed)

@@ -1,0 +1,1 @@
+"""Fuzz targets of the readers, each a program: ``python -m fuzz.NAME``."""

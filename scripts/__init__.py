@@ -1,0 +1,1 @@
+"""Programs that ``make`` runs: ``python -m scripts.NAME``."""
