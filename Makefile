@@ -19,7 +19,7 @@ SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples tests/rea
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-lookback bench-parts bench-small bench-triggerer bench-warehouse fuzz test-openapi lint lint-workflows release package format lock clean
+.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-lookback bench-parts bench-small bench-triggerer bench-warehouse fuzz test-openapi docs lint lint-workflows release package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -77,9 +77,9 @@ screenshots: venv  ## Renew the documentation's pictures of pages; needs Chromiu
 
 # What needs other versions than the tests' own has an environment of its own.
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
-WITH_US := bench lowest
+WITH_US := bench docs lowest
 
-$(addsuffix /.installed,$(BENCH) $(READERS) .venv-fuzz .venv-lowest .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+$(addsuffix /.installed,$(BENCH) $(READERS) .venv-docs .venv-fuzz .venv-lowest .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench,$*),$(LOCK))
@@ -118,6 +118,9 @@ fuzz: .venv-fuzz/.installed  ## Search for answers that break decoding, SECONDS=
 test-openapi: venv .venv-openapi/.installed  ## Check the simulator against its OpenAPI schema.
 	$(BIN)/python -m scripts.test_openapi .venv-openapi/bin/schemathesis $(ARGS)
 
+docs: .venv-docs/.installed  ## Build the documentation into build/docs; a warning is an error.
+	.venv-docs/bin/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
+
 lint: venv  ## Check style, types, and what would be released.
 	$(BIN)/ruff check .
 	$(BIN)/ruff check --select AIR --preview .
@@ -154,6 +157,8 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 	$(COMPILE) --resolution lowest-direct $(EXTRAS) --group test --group demo --constraint requirements/lowest.in \
 		--output-file requirements/lowest.txt pyproject.toml requirements/build.in
 	$(COMPILE) --output-file requirements/uv.txt requirements/uv.in
+	$(COMPILE) $(EXTRAS) --constraint requirements/airflow-$(NEWEST).in --output-file requirements/docs.txt \
+		pyproject.toml requirements/build.in requirements/docs.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/fuzz.txt requirements/fuzz.in
 	$(COMPILE) --output-file requirements/openapi.txt requirements/openapi.in
@@ -164,4 +169,4 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 	$(COMPILE) --output-file requirements/bench-http-to-s3.txt requirements/bench-http-to-s3.in
 
 clean:  ## Remove what was made here.
-	rm -rf .venv .venv-* .cluster .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-* .cluster .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist docs/_generated

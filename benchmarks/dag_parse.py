@@ -1,7 +1,7 @@
 """
-What our imports cost whoever parses DAGs, and what the example DAG costs beside its twin of EmptyOperators, in turn.
+Cost of our imports when a DAG is parsed, and of the example DAG beside the same DAG made of EmptyOperators.
 
-Every measurement is a process of its own in which Airflow is loaded, as it is where DAGs are parsed. Prints medians::
+Every measurement runs in its own process with Airflow already imported, as in the DAG processor. Prints medians::
 
     python -m benchmarks.dag_parse
 """
@@ -24,7 +24,7 @@ FILES = {
     "twin with EmptyOperators": ROOT / "benchmarks" / "dags" / "empty_twin.py",
     "example DAG": ROOT / "example_dags" / "stem_streams_to_s3.py",
 }
-# Its names load when they are asked for.
+# Its names are imported on first use.
 COMPAT = "from airflow.providers.common.compat.sdk import Asset, BaseHook, BaseOperator, BaseSensorOperator, conf"
 IMPORTS = {
     "airflow.providers.common.compat.sdk": ("", COMPAT),
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
-    # What a first parse loads besides (Airflow's settings, the timetables) is Airflow's and the same for both.
+    # The other modules that a first parse imports (settings, timetables) belong to Airflow and are the same for both.
     warm = PARSE.format(file=str(FILES["twin with EmptyOperators"]))
     programs = {name: MEASURED.format(first=first, then=then) for name, (first, then) in IMPORTS.items()}
     for name, file in FILES.items():
@@ -68,10 +68,10 @@ def main() -> None:
                 done = subprocess.run(
                     [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
                 )
-                if number:  # the first round writes what Python compiles
+                if number:  # the first round writes the compiled modules
                     taken[name].append(json.loads(done.stdout.splitlines()[-1]))
     print(f"{rounds} rounds, medians")
-    print(f"{'':52} {'ms':>7} {'modules':>8}  heavy ones among them")
+    print(f"{'':52} {'ms':>7} {'modules':>8}  heavy modules")
     for name, all_of in taken.items():
         median = statistics.median(float(str(one["ms"])) for one in all_of)
         heavy = all_of[0]["heavy"]

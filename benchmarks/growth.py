@@ -1,12 +1,12 @@
 """
-What the operator costs as sites and time grow: wall and CPU seconds, memory, requests, objects.
+Cost of the operator by number of sites and length of the window: wall and CPU seconds, memory, requests, objects.
 
 Prints a table; ``--chart`` draws it::
 
     python -m benchmarks.growth
 
-The simulator makes the answers meanwhile, on the same machine; so CPU seconds, of the operator alone, tell more than
-wall seconds.
+The simulator runs on the same machine, so compare CPU seconds, which are of the operator alone, rather than wall
+seconds.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Row = dict[str, Any]
 
 
 def grow(most_rows: int) -> list[Row]:
-    """Run every size up to a number of rows."""
+    """Measure every size up to a number of rows."""
     settings = Settings(sites=max(SITES), cache_mb=0)
     rows = []
     with tempfile.TemporaryDirectory() as folder, S3Server(Path(folder)) as s3, Simulator(settings) as sim:
         client: Any = s3.client()
         client.create_bucket(Bucket="bench")
-        # Streams begin at different times; those that cover ten years come first, so that small works are full.
+        # Streams begin at different times. Those that cover ten years come first, so that small sizes have no gaps.
         known = [sim.fleet.site(f"site-{number:05}") for number in range(1, max(SITES) + 1)]
         ids = [site.id for site in sorted(known, key=lambda site: site.stream_start_times["MONITOR"])]
         for span, (start, intervals) in SPANS.items():
@@ -117,7 +117,7 @@ def draw(rows: list[Row], file: Path) -> None:
 def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most-rows", type=int, default=40_000_000, help="leave larger works out")
+    parser.add_argument("--most-rows", type=int, default=40_000_000, help="skip larger sizes")
     parser.add_argument("--chart", type=Path, help="where to draw the results, as SVG")
     options = parser.parse_args()
     print(

@@ -1,8 +1,8 @@
 """
-One answer of the API (a half-year of two types) to columns, by the JSON readers that there are, in turn.
+Time that several JSON readers take to convert one response of the API (half a year of two types) to columns.
 
-Each gives start, end and value of every row as Arrow arrays, unchecked; the last line is our decoder, which also checks
-every row and drops what lies outside of the window. Prints medians, ratios and how far the process grew::
+Each returns start, end and value of every row as Arrow arrays, unchecked. The last line is our decoder, which also
+checks every row and drops rows outside the window. Prints medians and ratios::
 
     python -m benchmarks.json_readers
 """
@@ -38,7 +38,7 @@ Columns = list[pa.StructArray]
 
 
 class Row(msgspec.Struct):
-    """A row as the guide shows it."""
+    """A row as in the API's guide."""
 
     start_datetime: str
     end_datetime: str
@@ -46,20 +46,20 @@ class Row(msgspec.Struct):
 
 
 class Entry(msgspec.Struct):
-    """A stream as the guide shows it."""
+    """A stream as in the API's guide."""
 
     stream_type: str
     streams: list[Row]
 
 
 class Answer(msgspec.Struct):
-    """An answer as the guide shows it."""
+    """A response as in the API's guide."""
 
     stream_types: list[Entry]
 
 
 def by_pyarrow(body: bytes) -> Columns:
-    """One table, types given."""
+    """Parse into one table with given types."""
     types = pa.schema(
         [("stream_types", pa.list_(pa.struct([("stream_type", pa.string()), ("streams", pa.list_(SHOWN_ROW))])))]
     )
@@ -67,7 +67,7 @@ def by_pyarrow(body: bytes) -> Columns:
 
 
 def by_pyarrow_that_guesses(body: bytes) -> Columns:
-    """One table, types guessed: it takes the times for timestamps."""
+    """Parse into one table with inferred types; times become timestamps."""
     return _by_pyarrow(body, pyarrow.json.ParseOptions())
 
 
@@ -78,7 +78,7 @@ def _by_pyarrow(body: bytes, parse: pyarrow.json.ParseOptions) -> Columns:
 
 
 def by_polars(body: bytes) -> Columns:
-    """One frame, types given."""
+    """Parse into one frame with given types."""
     shown = pl.List(pl.Struct({"start_datetime": pl.String, "end_datetime": pl.String, "kw_total_avg": pl.Float64}))
     frame = pl.read_ndjson(
         body, schema={"stream_types": pl.List(pl.Struct({"stream_type": pl.String, "streams": shown}))}
@@ -88,18 +88,18 @@ def by_polars(body: bytes) -> Columns:
 
 
 def by_orjson(body: bytes) -> Columns:
-    """Python objects, then columns."""
+    """Parse into Python objects, then build columns."""
     return [_columns(entry["streams"]) for entry in orjson.loads(body)["stream_types"]]
 
 
 def by_simdjson(body: bytes) -> Columns:
-    """Python objects where they are looked at, then columns."""
+    """Parse into Python objects on access, then build columns."""
     parsed: Any = simdjson.Parser().parse(body)
     return [_columns(entry["streams"]) for entry in parsed["stream_types"]]
 
 
 def by_msgspec(body: bytes) -> Columns:
-    """Python objects of known shape, then columns."""
+    """Parse into Python objects of a declared type, then build columns."""
     return [
         pa.StructArray.from_arrays(
             [

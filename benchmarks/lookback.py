@@ -1,8 +1,8 @@
 """
-What a look-back over existing objects costs: requests to S3 by kind, seconds and CPU seconds.
+Cost of a look-back over existing objects: S3 requests by method, seconds and CPU seconds.
 
-Lands a day of a fleet into new objects, then the next days with and without a look-back of three days, batch after
-batch, as mapped tasks do. Prints a table::
+Lands one day of many sites in new objects, then the next days with and without a look-back of three days, one batch
+after another, as mapped tasks do. Prints a table::
 
     python -m benchmarks.lookback --sites 10000 --batches 100
 """
@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, S3Server(Path(folder)) as s3, simulated as simulator:
         client: Any = s3.client()
         client.create_bucket(Bucket="bench")
-        print(f"{options.sites:,} sites in {options.batches:,} batches, one after the other")
+        print(f"{options.sites:,} sites in {options.batches:,} batches, one after another")
         print(f"{'':46} {'rows':>10} {'objects':>8} {'API':>7} {'seconds':>8} {'CPU s':>6}  requests to S3")
         for title, first, days, lookback in loads:
             progress(title)

@@ -1,9 +1,9 @@
 """
-The operator beside a bare floor and its peers, in turn, in one run; every row is checked afterwards.
+The operator beside a bare floor and similar tools, in one run. Every landed row is checked afterwards.
 
-Two works: a year of 20 sites and two types (1.4 million rows) from an API that answers at once, and a day of 200 sites
-from one that takes 50 ms. Each contender runs in a process of its own, from its own environment; imports come before
-the clock starts. Prints medians and ratios; ``--chart`` draws them::
+Two cases: a year of 20 sites and two types (1.4 million rows) from an API without latency, and a day of 200 sites from
+an API with a latency of 50 ms. Each contender runs in its own process and environment; imports are not measured.
+Prints medians and ratios; ``--chart`` draws them::
 
     python -m benchmarks.side_by_side --rounds 5
 """
@@ -36,9 +36,9 @@ ROOT = Path(__file__).parent.parent
 KEYS = ["site_id", "stream_type", "end"]
 OWN = "stem_operator"
 MERGE = "stem_operator, merge"
-"""The operator once more, over the objects that it has just written."""
+"""The operator again, over the objects that it has just written."""
 FLOOR = "floor"
-# What runs where: the others' dependencies do not go together with ours.
+# Environments by contender: the dependencies of the others conflict with ours.
 ENVIRONMENTS = {
     "http_to_s3": ".venv-bench-http-to-s3",
     "dlt_arrow": ".venv-bench-dlt",
@@ -56,7 +56,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Task:
-    """One work, and who does it in how many rounds of how many."""
+    """One case, with its contenders and the number of rounds of each."""
 
     title: str
     work: Work
@@ -64,7 +64,7 @@ class Task:
     latency: float = 0.0
 
     def expected(self, sim: Simulator) -> pa.Table:
-        """Give the rows that the simulator says there are."""
+        """Return the rows that the simulator has."""
         first, last = (int(datetime.fromisoformat(t).timestamp()) for t in (self.work.start, self.work.end))
         tables = []
         for site in self.work.sites:
@@ -77,7 +77,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What one contender took for a task, round by round, and what came of it."""
+    """The measurements of one contender in one case, by round, and its results."""
 
     rounds: list[dict[str, float]] = field(default_factory=list)
     requests: int = 0
@@ -87,12 +87,12 @@ class Outcome:
     wrong: int = 0
 
     def median(self, name: str) -> float:
-        """Give the median of what was measured."""
+        """Return the median of a measurement."""
         return statistics.median(one[name] for one in self.rounds)
 
 
 def compare(tasks: list[Task], rounds: int) -> Iterator[tuple[Task, dict[str, Outcome]]]:
-    """Run each task's contenders in turn."""
+    """Run the contenders of each case one after another."""
     with tempfile.TemporaryDirectory() as folder, S3Server(Path(folder)) as s3:
         client: Any = s3.client()
         for number, task in enumerate(tasks):
@@ -117,7 +117,7 @@ def compare(tasks: list[Task], rounds: int) -> Iterator[tuple[Task, dict[str, Ou
                         sim.reset_requests()
                         taken = measured(name, mine)
                         outcome.requests = len(sim.requests)
-                        if turn:  # the first round warms the simulator
+                        if turn:  # the first round fills the simulator's cache
                             outcome.rounds.append(taken)
                         if turn == rounds:
                             _look_at(client, name, mine, task.expected(sim), outcome)
@@ -129,7 +129,7 @@ def _module(name: str) -> str:
 
 
 def measured(name: str, work: Work) -> dict[str, float]:
-    """Run a contender in a process of its own; give its seconds and how far the process grew."""
+    """Run a contender in its own process, and return its seconds and the growth of the process."""
     python = ROOT / ENVIRONMENTS[name] / "bin" / "python" if name in ENVIRONMENTS else sys.executable
     done = subprocess.run(
         [python, "-m", "benchmarks.contenders", _module(name)],
@@ -145,7 +145,7 @@ def measured(name: str, work: Work) -> dict[str, float]:
 
 
 def _look_at(client: Any, name: str, work: Work, expected: pa.Table, outcome: Outcome) -> None:
-    """Count what landed, and the rows that are missing, doubled, foreign or of another value."""
+    """Count objects and rows, and the rows that are missing, duplicate, unexpected or have a wrong value."""
     contender = import_module(f"benchmarks.contenders.{_module(name)}")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=work.bucket, Prefix=f"{work.prefix}/")
     tables = []
@@ -164,7 +164,7 @@ def _look_at(client: Any, name: str, work: Work, expected: pa.Table, outcome: Ou
 
 
 def show(task: Task, outcomes: dict[str, Outcome]) -> None:
-    """Print a task's table."""
+    """Print the table of one case."""
     print(f"\n{task.title}")
     print(
         f"{'':26} {'seconds':>8} {'of floor':>9} {'CPU s':>6} {'of floor':>9} {'growth MB':>10} {'requests':>9} "
@@ -182,11 +182,11 @@ def show(task: Task, outcomes: dict[str, Outcome]) -> None:
         )
     first, again = outcomes[OWN].rounds, outcomes[MERGE].rounds
     ratios = [b["seconds"] / a["seconds"] for a, b in zip(first, again, strict=True)]
-    print(f"merging over existing objects : writing new ones = {statistics.median(ratios):.2f}")
+    print(f"merging into existing objects : writing new ones = {statistics.median(ratios):.2f}")
 
 
 def draw(results: list[tuple[Task, dict[str, Outcome]]], file: Path) -> None:
-    """Draw what each task took, as bars."""
+    """Draw the seconds of each case as bars."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -208,7 +208,7 @@ def draw(results: list[tuple[Task, dict[str, Outcome]]], file: Path) -> None:
 
 
 def tasks(peers: bool) -> list[Task]:
-    """Give what is compared."""
+    """Return the cases."""
     year = Work(
         sites=[f"site-{number:05}" for number in range(1, 21)],
         stream_types=["CONVERTER", "MONITOR"],
@@ -234,7 +234,7 @@ def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-peers", action="store_true", help="the floor and the operator alone")
+    parser.add_argument("--no-peers", action="store_true", help="run only the floor and the operator")
     parser.add_argument("--chart", type=Path, help="where to draw the results, as SVG")
     parser.add_argument("--only", default="", help="only works whose title contains this, such as '200 sites'")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """
-Where the operator's time goes: for how long each stage is at work, in a new process and again in the same one.
+How long each stage of the operator is active, in a new process and again in the same process.
 
-Stages run beside each other, so that they do not add up to the whole. Prints medians, in milliseconds::
+Stages overlap, so they do not add up to the total. Prints medians, in milliseconds::
 
     python -m benchmarks.stages
 """
@@ -34,7 +34,7 @@ WORKS = {
 
 
 def measure() -> None:
-    """Do the work twice and print what each stage took; the work comes on standard input."""
+    """Do the work twice and print the time of each stage; the work is read from standard input."""
     import botocore.httpsession
     import pyarrow.parquet
     import requests.adapters
@@ -76,7 +76,7 @@ def measure() -> None:
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
-    """Give for how many seconds at least one span lasts."""
+    """Return for how many seconds at least one span lasts."""
     covered, upto = 0.0, 0.0
     for began, ended in sorted(spans):
         covered += max(0.0, ended - max(began, upto))
@@ -118,7 +118,9 @@ def main() -> None:
                     s3_access_key=s3.access_key,
                     s3_secret_key=s3.secret_key,
                 )
-                taken = [_measured(work) for _ in range(options.rounds + 1)][1:]  # the first warms the simulator
+                taken = [_measured(work) for _ in range(options.rounds + 1)][
+                    1:
+                ]  # the first fills the simulator's cache
             print(f"{title}: {options.rounds} processes, medians, in ms")
             print(f"{'':18} {'first time':>11} {'again':>8}")
             for stage in (*STAGES, "execute"):

@@ -1,8 +1,8 @@
 """
-Two hundred sensors in one triggerer, which starts them itself: requests, loop lag and memory while they wait.
+Two hundred sensors that start in one triggerer: requests, lag of the event loop and memory while they wait.
 
-Beside them, in the same run and the same triggerer, as many waits of Airflow's own that only sleep: what those cost is
-the floor. Needs Airflow 3.3. Prints a table::
+The floor is the same number of Airflow's own triggers that only sleep, in the same run and triggerer. Needs Airflow
+3.3. Prints a table::
 
     python -m benchmarks.triggerer --sensors 200 --seconds 60
 """
@@ -59,7 +59,7 @@ with DAG("streams", schedule=None, max_active_tasks=1000):
             end="{END.isoformat()}", poke_interval={POKE_INTERVAL}, start_from_trigger=True,
         )
 """
-# Airflow itself tells of ticks of 100 ms that take 200 ms.
+# Airflow itself logs ticks of 100 ms that take 200 ms.
 THRESHOLDS = {"AIRFLOW__TRIGGERER__BLOCKED_MAIN_THREAD_WARNING_THRESHOLD": "0.11"}
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sensors", type=int, default=200)
-    options.add_argument("--seconds", type=float, default=60.0, help="how long each kind is watched")
+    options.add_argument("--seconds", type=float, default=60.0, help="how long each kind is measured")
     options.add_argument("--latency", type=float, default=0.05, help="of the API, in seconds")
     given = options.parse_args()
     settings = Settings(sites=given.sensors, latency=given.latency, now=START)
@@ -89,8 +89,8 @@ def main() -> None:
             began = time.monotonic()
             server.wait_for_run("streams", RUN_ID)
             states = sorted({str(task["state"]) for task in server.tasks("streams", RUN_ID)})
-        print(f"{given.sensors} waits, each kind watched for {given.seconds:g} s, API latency {given.latency:g} s")
-        print(f"a look every {POKE_INTERVAL} s: about {given.sensors * given.seconds / POKE_INTERVAL:g} requests")
+        print(f"{given.sensors} waits, each kind measured for {given.seconds:g} s, API latency {given.latency:g} s")
+        print(f"a poke every {POKE_INTERVAL} s: about {given.sensors * given.seconds / POKE_INTERVAL:g} requests")
         print(f"{'waits':8} {'requests':>8} {'ticks over 110 ms':>18} {'over 200 ms':>12} {'longest':>8} {'MB':>6}")
         for name, requests, late, warned, longest, memory in rows:
             print(f"{name:8} {requests:8} {late:18} {warned:12} {longest:>8} {memory / 1e6:6.0f}")
@@ -104,7 +104,7 @@ def _watched(
     server.trigger(dag_id, dag_run_id=RUN_ID)
     server.wait_until(lambda: _deferred(server, dag_id) == given.sensors, "all to be deferred")
     if dag_id == "streams":
-        server.wait_until(lambda: len(sim.requests) >= given.sensors, "a first look of all")
+        server.wait_until(lambda: len(sim.requests) >= given.sensors, "the first poke of every sensor")
     sim.reset_requests()
     begin = server.log_file.stat().st_size
     progress(f"Watching them for {given.seconds:g} s")
@@ -120,7 +120,7 @@ def _deferred(server: AirflowServer, dag_id: str) -> int:
 
 
 def _memory(server: AirflowServer) -> int:
-    """Give the bytes that the triggerer's processes hold by themselves."""
+    """Return the bytes that only the triggerer's processes hold."""
     held = 0
     for pid in server.processes():
         try:

@@ -1,8 +1,8 @@
 """
-What a load into a warehouse takes: days of many sites, the last of them again, and beside them the bare rows.
+Cost of a load into a warehouse: days of many sites, the last day again, and the bare rows for comparison.
 
-The floor brings the same objects into a table of the same columns by the engine's own bulk load, in one transaction,
-without verifying, counting or merging anything. Each engine is loaded by a process of its own::
+The floor loads the same objects into a table of the same columns with the engine's bulk load, in one transaction,
+without verifying, counting or merging. Each engine is measured in its own process::
 
     python -m benchmarks.warehouse --sites 10000 --days 5
 """
@@ -30,7 +30,7 @@ COLUMNS = "site_id, stream_type, resolution, interval_start, interval_end, kw_to
 
 
 def make_day(folder: Path, number: int, sites: int, batches: int) -> list[dict[str, Any]]:
-    """Write a day's objects, and give what a receipt would tell of them."""
+    """Write a day's objects, and return their entries as in a receipt."""
     import numpy as np
     import pyarrow as pa
 
@@ -41,7 +41,7 @@ def make_day(folder: Path, number: int, sites: int, batches: int) -> list[dict[s
     window = Window(FIRST + number * DAY, FIRST + (number + 1) * DAY, 900)
     ends = pa.array([window.start + timedelta(minutes=15 * n) for n in range(1, 97)], STREAM_SCHEMA.field(0).type)
     dice = np.random.default_rng(number)
-    told = []
+    objects = []
     for batch in range(batches):
 
         def rows(batch: int = batch) -> Iterator[pa.RecordBatch]:
@@ -56,12 +56,14 @@ def make_day(folder: Path, number: int, sites: int, batches: int) -> list[dict[s
             count = FORMATS["parquet"].write(rows(), file, "zstd", "portable")
         bounds = {"start": iso(window.start), "end": iso(window.end)}
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        told.append({"uri": f"s3://{path}", "rows": count, "sha256": digest, "read_at": bounds["end"], **bounds})
-    return told
+        size = path.stat().st_size
+        landed = {"uri": f"s3://{path}", "rows": count, "bytes": size, "sha256": digest, "read_at": bounds["end"]}
+        objects.append(landed | bounds)
+    return objects
 
 
 def load_with_us(engine: str, address: str, receipts: Sequence[list[dict[str, Any]]]) -> Iterator[str]:
-    """Load day after day, and the last one again; give what was counted."""
+    """Load one day after another, and the last day again. Yield the counts."""
     from airflow_provider_stem.streams.records import read_objects
     from airflow_provider_stem.streams.store import Version
     from airflow_provider_stem.warehouse.loading import load_objects
@@ -84,13 +86,13 @@ def load_with_us(engine: str, address: str, receipts: Sequence[list[dict[str, An
         from airflow_provider_stem.warehouse.postgres_session import PostgresSession
 
         session = lambda: PostgresSession(lambda: psycopg2.connect(address), "stem", 60.0)  # noqa: E731
-    for told in [*receipts, receipts[-1]]:
-        yield str(load_objects(read_objects(told), fetch, session))
+    for objects in [*receipts, receipts[-1]]:
+        yield str(load_objects(read_objects(objects), fetch, session))
 
 
 def load_bare(engine: str, address: str, receipts: Sequence[list[dict[str, Any]]]) -> Iterator[str]:
-    """Bring the first day's rows into a table, and do nothing else."""
-    paths = [told["uri"].removeprefix("s3://") for told in receipts[0]]
+    """Load the first day's rows into a table, and do nothing else."""
+    paths = [landed["uri"].removeprefix("s3://") for landed in receipts[0]]
     table = (
         "CREATE TABLE bare (site_id VARCHAR, stream_type VARCHAR, resolution INTEGER, interval_start TIMESTAMPTZ, "
         "interval_end TIMESTAMPTZ, kw_total_avg DOUBLE PRECISION, loaded_at TIMESTAMPTZ{key})"
@@ -121,20 +123,20 @@ def load_bare(engine: str, address: str, receipts: Sequence[list[dict[str, Any]]
 
 
 def measure() -> None:
-    """Load what standard input tells of, and print the seconds and the megabytes of each step."""
+    """Load the objects listed on standard input, and print the seconds and megabytes of each step."""
     given = json.load(sys.stdin)
     how = {"us": load_with_us, "bare": load_bare}[given.pop("how")]
     steps = how(**given)
     began = time.perf_counter()
-    for told in steps:
+    for result in steps:
         now = time.perf_counter()
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        print(json.dumps({"seconds": now - began, "mb": int(peak.split()[1]) >> 10, "told": told}), flush=True)
+        print(json.dumps({"seconds": now - began, "mb": int(peak.split()[1]) >> 10, "result": result}), flush=True)
         began = time.perf_counter()
 
 
 def run(how: str, engine: str, address: str, receipts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.warehouse", "--measure"],
         input=json.dumps({"how": how, "engine": engine, "address": address, "receipts": receipts}),
@@ -149,7 +151,7 @@ def run(how: str, engine: str, address: str, receipts: list[list[dict[str, Any]]
 
 
 def main() -> None:
-    """Make the objects, load them into each engine, and tell."""
+    """Write the objects, load them into each engine, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sites", type=int, default=2000)
     parser.add_argument("--batches", type=int, default=20)
@@ -168,7 +170,7 @@ def main() -> None:
         folder = Path(name)
         progress("Writing the objects")
         receipts = [make_day(folder, day, options.sites, options.batches) for day in range(options.days)]
-        rows = sum(told["rows"] for told in receipts[0])
+        rows = sum(landed["rows"] for landed in receipts[0])
         print(f"{options.days} days of {rows:,} rows in {options.batches} objects")
         for engine in options.engines:
             progress(f"Loading into {engine}")
@@ -179,14 +181,14 @@ def main() -> None:
                     figures = {how: run(how, engine, f"postgresql://{server.address(how)}", receipts) for how in HOWS}
             else:
                 figures = {how: run(how, engine, str(folder / f"{how}_.duckdb"), receipts) for how in HOWS}
-            tell(engine, rows, figures)
+            print_figures(engine, rows, figures)
 
 
 HOWS = ("bare", "us")
 
 
-def tell(engine: str, rows: int, figures: dict[str, list[dict[str, Any]]]) -> None:
-    """Print what was measured, as multiples of the floor."""
+def print_figures(engine: str, rows: int, figures: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the figures as multiples of the floor."""
     [bare], [first, *days, again] = figures["bare"], figures["us"]
     for name, step in [
         ("bare rows", bare),

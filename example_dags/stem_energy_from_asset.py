@@ -17,6 +17,7 @@ from airflow_provider_stem.assets import landed_objects
 
 log = logging.getLogger(__name__)
 
+# [START schedule_on_asset]
 with DAG(
     dag_id="stem_energy_from_asset",
     description="Energy and peak demand of newly landed streams",
@@ -31,6 +32,8 @@ with DAG(
     def list_objects(**context: Any) -> list[dict[str, Any]]:
         """List the objects of the asset events that triggered the run."""
         return landed_objects(context)
+
+    # [END schedule_on_asset]
 
     @task
     def sum_up(landed: dict[str, Any]) -> dict[str, Any]:

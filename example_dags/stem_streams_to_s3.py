@@ -32,14 +32,18 @@ with DAG(
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
     tags=["stem", "energy"],
 ) as dag:
+    # [START list_sites_in_batches]
     # Each batch is one task and one object per day. A site stays in its batch if other sites are added or removed.
     sites = StemSiteListOperator(task_id="list_sites", batches=8)
+    # [END list_sites_in_batches]
 
+    # [START land_streams]
     land = StemStreamsToS3Operator.partial(
         task_id="land_streams",
         stream_types=["MONITOR", "CONVERTER", "INTERVAL_REVENUE"],
         s3_bucket="{{ params.bucket }}",
     ).expand_kwargs(sites.output)
+    # [END land_streams]
 
     # One asset event for all batches of a run, which starts stem_energy_from_asset.py.
     @task(outlets=[TELEMETRY])

@@ -44,7 +44,7 @@ with DAG(
     },
     tags=["stem", "energy"],
 ) as dag:
-
+    # [START load_from_events]
     @task
     def split_into_loads(**context: Any) -> list[list[dict[str, Any]]]:
         """Return the objects of the asset events that triggered the run, split into loads of limited size."""
@@ -59,6 +59,7 @@ with DAG(
     StemObjectsToSqlOperator.partial(
         task_id="load_streams", sql_conn_id="stem_warehouse", max_active_tis_per_dag=1
     ).expand(objects=split_into_loads())
+    # [END load_from_events]
 
     # The view of completeness needs the table of sites.
     sites = StemSiteListOperator(task_id="list_sites")

@@ -31,6 +31,7 @@ with DAG(
 ) as dag:
     sites = StemSiteListOperator(task_id="list_sites", batches=8)
 
+    # [START land_with_lookback]
     # The look-back also lands late and restated values, in the same objects.
     land = StemStreamsToS3Operator.partial(
         task_id="land_streams",
@@ -39,7 +40,10 @@ with DAG(
         lookback=timedelta(days=2),
         s3_bucket="{{ params.bucket }}",
     ).expand_kwargs(sites.output)
+    # [END land_with_lookback]
 
+    # [START load_warehouse]
     # One task, and so one transaction, loads all batches, so that a day becomes visible as a whole.
     StemObjectsToSqlOperator(task_id="load_streams", objects=land.output, sql_conn_id="stem_warehouse")
     StemSitesToSqlOperator(task_id="load_sites", sites=sites.output, sql_conn_id="stem_warehouse")
+    # [END load_warehouse]

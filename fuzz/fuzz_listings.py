@@ -1,4 +1,4 @@
-"""Any bytes as a page of clients or sites, or as one of either: what the API's guide describes, or an error of ours."""
+"""Decode any bytes as a page of clients or sites, or as one of them. The result is valid, or a ``StemDataError``."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _check_listing(payload: dict[str, object], collection: str) -> None:
 
 
 def check(body: bytes) -> None:
-    """Read one body as each of the endpoints would."""
+    """Decode one body as the response of each endpoint."""
     try:
         payload = read_object(body)
     except StemDataError as error:

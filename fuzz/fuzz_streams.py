@@ -1,7 +1,7 @@
 """
-Any bytes as the answer of the streams endpoint: rows in the landing schema, or an error of ours.
+Decode any bytes as a response of the streams endpoint. The result is rows in the landing schema, or ``StemDataError``.
 
-Both readers are asked: what the columnar one takes, the plain one must read alike.
+Both decoders run: where the columnar one accepts a body, the plain one must return the same rows.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ _WORDS = (
 
 
 def _exact(streams: Streams) -> dict[str, list[tuple[int, bytes | None]]]:
-    """Rows with their values bit for bit: -0.0 equals 0.0 otherwise."""
-    told = {}
+    """Return the rows with their values as bytes, since -0.0 equals 0.0."""
+    exact = {}
     for name in TYPES:
         if name in streams and streams[name].num_rows:
             ends, values = (column.to_pylist() for column in streams[name].columns)
-            told[name] = [
+            exact[name] = [
                 (int(end.timestamp()), None if value is None else struct.pack("<d", value))
                 for end, value in zip(ends, values, strict=True)
             ]
-    return told
+    return exact
 
 
 def _check_rows(streams: Streams, window: Window) -> None:
@@ -95,7 +95,7 @@ def _check_rows(streams: Streams, window: Window) -> None:
 
 
 def check(body: bytes) -> None:
-    """Read one body in every way that there is."""
+    """Decode one body with each decoder."""
     for window in WINDOWS:
         plain: Streams | None = None
         try:

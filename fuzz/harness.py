@@ -1,4 +1,4 @@
-"""What the fuzzers share: coverage of this package's Python, seeds, and a budget for each input."""
+"""Common parts of the fuzzers: coverage of this package's Python code, seeds, and a time limit for each input."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 
 import atheris
 
-_SLOW = 2.0  # seconds; what a right answer of this length needs is some milliseconds
+_SLOW = 2.0  # seconds; a valid response of this length takes a few milliseconds
 _LONG_MESSAGE = 2000
 
 
 def run(check: Callable[[bytes], None], seeds: Sequence[bytes], tokens: Sequence[str], corpus: str) -> None:
     """
-    Feed ``check`` until the time that the command line gives is over, or it raises.
+    Call ``check`` with inputs until the time on the command line has passed, or it raises.
 
-    :param seeds: right answers, to begin with.
-    :param tokens: pieces to build inputs of.
-    :param corpus: folder for the seeds and for inputs that reach something new.
+    :param seeds: valid responses, the first inputs.
+    :param tokens: strings from which inputs are built.
+    :param corpus: folder for the seeds and for inputs that reach new code.
     """
     folder = Path(corpus)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def run(check: Callable[[bytes], None], seeds: Sequence[bytes], tokens: Sequence
             raise TimeoutError(f"{len(body):,} bytes took longer than {_SLOW} s")
 
     def mutated(body: bytes, limit: int, seed: int) -> bytes:
-        # Bytes alone seldom stay JSON, so most inputs would not come past its parser.
+        # Mutated bytes are rarely valid JSON, so most inputs would fail in its parser.
         choice = random.Random(seed)
         changed = _changed(body, tokens, choice) if choice.random() < 0.7 else None
         return changed if changed is not None and len(changed) <= limit else bytes(atheris.Mutate(body, limit))
@@ -53,7 +53,7 @@ def run(check: Callable[[bytes], None], seeds: Sequence[bytes], tokens: Sequence
 
 
 def _changed(body: bytes, tokens: Sequence[str], choice: random.Random) -> bytes | None:
-    """Change some values of a JSON text; ``None`` where it is none."""
+    """Change some values of a JSON text; return ``None`` if it is not JSON."""
     raw: list[str] = []
     try:
         payload = json.loads(body, object_pairs_hook=lambda pairs: _Pairs(map(list, pairs)))
@@ -71,7 +71,7 @@ def _changed(body: bytes, tokens: Sequence[str], choice: random.Random) -> bytes
 
 
 class _Pairs(list[Any]):
-    """An object, whose keys may repeat."""
+    """A JSON object, in which keys can repeat."""
 
 
 def _written(value: Any, comma: str, colon: str) -> str:
@@ -97,7 +97,7 @@ def _edited(payload: Any, tokens: Sequence[str], choice: random.Random, raw: lis
     if not places:
         return payload
     place, index = choice.choice(places)
-    if index == -1:  # a whole list or object: one member more, less, or in another place
+    if index == -1:  # a whole list or object: add, remove or move a member
         if place and choice.random() < 0.7:
             member = place[choice.randrange(len(place))]
             if choice.random() < 0.5:
@@ -105,10 +105,10 @@ def _edited(payload: Any, tokens: Sequence[str], choice: random.Random, raw: lis
             else:
                 place.remove(member)
         else:
-            new = copy.deepcopy(choice.choice(values[-20:]))  # of an ancestor too, else a list would hold itself
+            new = copy.deepcopy(choice.choice(values[-20:]))  # a copy, since a list could otherwise contain itself
             place.append([choice.choice(("id", "errors", "new", "")), new] if isinstance(place, _Pairs) else new)
         return payload
-    old = place[index]  # the key of a pair is its last but one, too
+    old = place[index]  # the key of a pair is its last but one element
     if index == -2:  # a key
         others = [pair[0] for pair, at in places if at == -2]
         place[0] = choice.choice((choice.choice(others), _spliced(old, tokens, choice)))
@@ -127,7 +127,7 @@ def _edited(payload: Any, tokens: Sequence[str], choice: random.Random, raw: lis
 
 def _spliced(text: str, tokens: Sequence[str], choice: random.Random) -> str:
     how = choice.random()
-    if how < 0.4:  # another digit or a piece of a time
+    if how < 0.4:  # change a digit or a part of a time
         spots = [found.start() for found in re.finditer("[0-9]", text)]
         if spots:
             spot = choice.choice(spots)
@@ -155,9 +155,9 @@ _NUMBERS = (
 
 def check_message(error: Exception, *, one_line: bool) -> None:
     """
-    Raise where an error would flood a log or break its line.
+    Raise if the message of an error is too long or has line breaks.
 
-    :param one_line: whether nobody cleans the message on its way.
+    :param one_line: whether no caller cleans the message.
     """
     text = str(error)
     if len(text) > _LONG_MESSAGE or (one_line and not text.isprintable()):

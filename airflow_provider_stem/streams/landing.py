@@ -36,7 +36,7 @@ from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.spool import Piece, ScratchFile, Spool
 from airflow_provider_stem.streams.store import ObjectStore, Version
 from airflow_provider_stem.streams.tables import landing_batch
-from airflow_provider_stem.streams.windows import Window, iso
+from airflow_provider_stem.streams.windows import Window, epoch, iso
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ class _Partitioner:
 
     def __init__(self, spool: Spool, periods: Sequence[Window]) -> None:
         self._spool = spool
-        self._edges = [period.end for period in periods]
+        self._edges = [epoch(period.end) * 10**6 for period in periods]
 
     def store(self, stream: pa.RecordBatch) -> _Pieces:
         ends = stream.column(0)
@@ -280,10 +280,8 @@ class _Partitioner:
         begin = 0
         while begin < stream.num_rows:
             # An interval belongs to the period in which it ends; the end of the period is inclusive.
-            period = bisect_left(self._edges, ends[begin].as_py())
-            upto = bisect_right(
-                range(stream.num_rows), self._edges[period], lo=begin, key=lambda row: ends[row].as_py()
-            )
+            period = bisect_left(self._edges, ends[begin].value)
+            upto = bisect_right(range(stream.num_rows), self._edges[period], lo=begin, key=lambda row: ends[row].value)
             pieces[period] = self._spool.append(stream.slice(begin, upto - begin))
             begin = upto
         return pieces

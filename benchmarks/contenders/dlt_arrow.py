@@ -1,7 +1,7 @@
 """
-dlt that is handed Arrow tables: the answers through pyarrow's JSON reader in threads of dlt's, Parquet by dlt.
+dlt with Arrow tables: pyarrow's JSON reader parses the responses in threads of dlt, and dlt writes Parquet.
 
-It leaves such tables as they are, where rows would pass through Python one by one.
+dlt passes Arrow tables through unchanged, whereas it would process rows one by one in Python.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["prepare", "rows"]
 
 
 def prepare(work: Work) -> Callable[[], None]:
-    """Make the resources and the pipeline."""
+    """Create the resources and the pipeline."""
     ours = pipeline(work, "dlt_arrow")
 
     import dlt
@@ -32,7 +32,7 @@ def prepare(work: Work) -> Callable[[], None]:
     instant = pa.timestamp("s", "UTC")
     row = pa.struct([("start_datetime", instant), ("end_datetime", instant), ("kw_total_avg", pa.float64())])
     entry = pa.struct([("stream_type", pa.string()), ("streams", pa.list_(row))])
-    # dlt takes the first table's types for the others', so they had better not depend on the values.
+    # dlt applies the types of the first table to all others, so they must not depend on the values.
     typed = pyarrow.json.ParseOptions(explicit_schema=pa.schema([("stream_types", pa.list_(entry))]))
 
     def sites() -> Iterator[str]:

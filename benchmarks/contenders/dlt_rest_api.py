@@ -1,7 +1,7 @@
 """
 dlt with its declarative REST API source, set up as its documentation shows.
 
-A list of sites, which is no endpoint, is the parent of the streams; those are fetched side by side. dlt finds out the
+A list of sites, which is not an endpoint, is the parent of the streams, which are fetched concurrently. dlt infers the
 types and writes Parquet.
 """
 
@@ -23,7 +23,7 @@ _DATASET, _TABLE = "stem", "streams"
 
 
 def prepare(work: Work) -> Callable[[], None]:
-    """Make the source and the pipeline."""
+    """Create the source and the pipeline."""
     ours = pipeline(work, "dlt_rest_api")
 
     import dlt
@@ -42,7 +42,7 @@ def prepare(work: Work) -> Callable[[], None]:
         "name": _TABLE,
         "parallelized": True,
         "write_disposition": "append",
-        # Without it a first value that has no fraction makes a column of integers and, later, a second one beside it.
+        # Without it, a first value without a fraction creates a column of integers, and later a second column.
         "columns": {"kw_total_avg": {"data_type": "double"}},
         "endpoint": {
             "path": "sites/{resources.sites.id}/streams",
@@ -67,14 +67,14 @@ def prepare(work: Work) -> Callable[[], None]:
 
 
 def _flat(entry: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    # Left nested, the rows would go to a table of their own that knows its site by a key alone. One list, because dlt
-    # takes what is yielded through its pipe one at a time.
+    # If nested, the rows would be in a separate table that refers to its site by a key only. One list, because dlt
+    # processes yielded items one at a time.
     named = {"site_id": entry["_sites_id"], "stream_type": entry["stream_type"]}
     yield [named | row for row in entry["streams"]]
 
 
 def pipeline(work: Work, name: str) -> Any:
-    """Import dlt and make a pipeline into the bucket; what it keeps on disk goes with the process."""
+    """Import dlt and create a pipeline into the bucket. Its files on disk are deleted when the process ends."""
     home = tempfile.TemporaryDirectory(prefix="contender-")
     atexit.register(home.cleanup)
     os.environ |= {
@@ -86,7 +86,7 @@ def pipeline(work: Work, name: str) -> Any:
     }
 
     import dlt
-    import pyarrow.parquet  # noqa: F401 - dlt imports these two when it comes to them
+    import pyarrow.parquet  # noqa: F401 - dlt imports these two on first use
     import s3fs  # noqa: F401
 
     credentials = {
@@ -104,7 +104,7 @@ def pipeline(work: Work, name: str) -> Any:
 
 
 def rows(key: str, body: bytes) -> pa.Table:
-    """Give what an object holds; dlt's books, in tables beside, hold none."""
+    """Return the rows of an object. The objects of dlt's own tables have none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Brings Parquet, CSV and JSON lines back into one shape; for the check of the rows."""
+"""Reading of Parquet, CSV and JSON Lines as the same columns; for the check of the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def read(key: str, body: bytes) -> pa.Table:
-    """Give an object as a table, by the end of its key; times stay as text where the format has no times."""
+    """Return an object as a table; its format follows from the suffix of its key. CSV and JSON times stay strings."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.json
@@ -32,9 +32,9 @@ def read(key: str, body: bytes) -> pa.Table:
 
 def rows(key: str, body: bytes, end: str) -> pa.Table:
     """
-    Give what an object holds.
+    Return the rows of an object.
 
-    :param end: the column with the ends of the intervals, as times or as ISO 8601 text in UTC.
+    :param end: the column with the ends of the intervals, as times or as ISO 8601 strings in UTC.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

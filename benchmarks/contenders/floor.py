@@ -1,7 +1,7 @@
 """
-What anybody would write first: requests, pyarrow's JSON reader, one file and boto3, in threads; it checks nothing.
+The simplest program: requests, pyarrow's JSON reader, one file and boto3, in threads, without any checks.
 
-CSV is pyarrow's, JSON lines are polars's, each through gzip.
+pyarrow writes CSV and polars writes JSON Lines, both compressed with gzip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prepare(work: Work) -> Callable[[], None]:
-    """Give the whole of it as one function."""
+    """Return a function that does the whole work."""
     import boto3.s3.inject
     import polars as pl
     import pyarrow as pa
@@ -85,5 +85,5 @@ def prepare(work: Work) -> Callable[[], None]:
 
 
 def rows(key: str, body: bytes) -> pa.Table:
-    """Give what an object holds."""
+    """Return the rows of an object."""
     return files.rows(key, body, "end_datetime")

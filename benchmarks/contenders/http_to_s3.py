@@ -1,7 +1,7 @@
 """
-The amazon provider's ``HttpToS3Operator``: a task for each site, one after the other, puts the answer as it comes.
+The amazon provider's ``HttpToS3Operator``: one task per site, one after another, stores the response unchanged.
 
-It knows neither rows nor columns, so the objects are the API's JSON.
+It does not parse rows, so the objects contain the API's JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prepare(work: Work) -> Callable[[], None]:
-    """Make the connections and a task for each site."""
+    """Create the connections and a task for each site."""
     home = tempfile.TemporaryDirectory(prefix="contender-")
     atexit.register(home.cleanup)
     aws_extra = {
@@ -33,7 +33,7 @@ def prepare(work: Work) -> Callable[[], None]:
         "AIRFLOW_HOME": home.name,
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW_CONN_HTTP_DEFAULT": json.dumps(
-            # What the extra holds beside options is sent as headers.
+            # Every key of the extra that is not an option is sent as a header.
             {"conn_type": "http", "host": work.api_url, "extra": {"Authorization": f"APIKEY {work.api_key}"}}
         ),
         "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(
@@ -44,7 +44,7 @@ def prepare(work: Work) -> Callable[[], None]:
     from airflow.providers.amazon.aws.transfers.http_to_s3 import HttpToS3Operator
     from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
-    # Loads the plugins, as a worker has done before a task begins.
+    # Loads the plugins, which a worker loads before a task begins.
     get_hook_lineage_collector()  # type: ignore[no-untyped-call]
 
     tasks = [
@@ -58,20 +58,20 @@ def prepare(work: Work) -> Callable[[], None]:
             },
             s3_bucket=work.bucket,
             s3_key=f"{work.prefix}/{site}.json",
-            replace=True,  # else a task that is run again fails
+            replace=True,  # otherwise a repeated task fails
         )
         for number, site in enumerate(work.sites)
     ]
 
     def run() -> None:
-        while tasks:  # a task that is done goes, with its client of S3, as it would with its process
+        while tasks:  # frees the task and its S3 client, as the end of its process would
             tasks.pop(0).execute({})
 
     return run
 
 
 def rows(key: str, body: bytes) -> pa.Table:
-    """Give what an object holds."""
+    """Return the rows of an object."""
     import pyarrow as pa
     import pyarrow.json
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prepare(work: Work) -> Callable[[], None]:
-    """Give ``execute``; what a worker imports with it comes first, as it does for the others."""
+    """Return ``execute``. Imports come first and are not measured, as for the other contenders."""
     import airflow.sdk.execution_time.supervisor  # noqa: F401  # a task's process has it
     from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
@@ -49,7 +49,7 @@ def prepare(work: Work) -> Callable[[], None]:
         file_format=work.file_format,  # type: ignore[arg-type]
         max_workers=work.workers,
     )
-    # Loads Airflow's plugins, which a task's process has loaded by then.
+    # Loads Airflow's plugins, which a worker loads before a task begins.
     get_hook_lineage_collector()  # type: ignore[no-untyped-call]
 
     def run() -> None:
@@ -59,5 +59,5 @@ def prepare(work: Work) -> Callable[[], None]:
 
 
 def rows(key: str, body: bytes) -> pa.Table:
-    """Give what an object holds."""
+    """Return the rows of an object."""
     return files.rows(key, body, "interval_end")

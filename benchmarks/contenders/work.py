@@ -1,4 +1,4 @@
-"""What a contender is to land; the same for all."""
+"""The streams to land; the same for every contender."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Work:
     """
     The streams of some sites in the wall time ``[start, end)``, in UTC, ISO 8601.
 
-    :param prefix: what the keys of the objects begin with.
-    :param file_format: ``parquet``, ``csv`` or ``jsonl``; for those who have the choice.
-    :param workers: how many requests at a time; for those who have the choice.
+    :param prefix: prefix of the keys of the objects.
+    :param file_format: ``parquet``, ``csv`` or ``jsonl``; only some contenders support it.
+    :param workers: number of concurrent requests; only some contenders support it.
     """
 
     sites: list[str]
@@ -31,10 +31,10 @@ class Work:
     workers: int = 8
 
     def as_json(self) -> str:
-        """Give the work as text."""
+        """Return the work as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Work:
-        """Read what :meth:`as_json` gave."""
+        """Return the work that :meth:`as_json` wrote."""
         return cls(**json.loads(text))

@@ -1,4 +1,4 @@
-"""The example DAG with EmptyOperators in place of ours: what a DAG of this shape costs to parse at least."""
+"""The example DAG with EmptyOperators instead of ours: the minimum cost of parsing a DAG of this shape."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ with DAG(
 
     @task(outlets=[Asset("s3://stem-telemetry/stem/empty_twin/land_streams")])
     def summarise(receipts: list[str]) -> int:
-        """Stand for the example's last task, which is not ours either."""
+        """Replace the example's last task, which is not one of our operators."""
         return len(receipts)
 
     summarise(land_streams.output)

@@ -63,6 +63,7 @@ class GuideClient:
     """A client whose server is :func:`selected`; every interval exists, and its value is its end."""
 
     base_url = "http://127.0.0.1/api/v1/"
+    columnar_decoding = True
 
     def __init__(self, reading: Reading, rounding: str) -> None:
         self._reading = reading

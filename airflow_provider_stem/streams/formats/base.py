@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_stem.streams.formats.columns import IsoText, Line
 
+_EXTENSIONS = {"gzip": ".gz", "zstd": ".zst", "none": ""}
+
 
 class FileFormat(ABC):
     """
@@ -69,15 +71,13 @@ class FileFormat(ABC):
 class TextFormat(FileFormat):
     """A text format with one line per row, which is compressed as a whole."""
 
-    compressions = ("gzip", "zstd", "none")
+    compressions = tuple(_EXTENSIONS)
     header: ClassVar[bytes] = b""
 
     def extension(self, compression: str) -> str:
-        """Return the file name extension, without the leading dot."""
-        return f"{self.name}{ {'gzip': '.gz', 'zstd': '.zst', 'none': ''}[compression] }"
+        return self.name + _EXTENSIONS[compression]
 
     def write(self, batches: Iterable[pa.RecordBatch], file: BinaryIO, compression: str, parquet_encoding: str) -> int:  # noqa: ARG002
-        """Write record batches to a file and return the number of rows."""
         from airflow_provider_stem.streams.formats import columns
 
         instants = columns.IsoText()
@@ -91,7 +91,6 @@ class TextFormat(FileFormat):
         return rows
 
     def read(self, file: BinaryIO) -> Iterator[pa.RecordBatch]:
-        """Iterate over the rows of a file."""
         import pyarrow as pa
 
         from airflow_provider_stem.streams.formats import columns

@@ -22,7 +22,6 @@ class Csv(TextFormat):
     header = b'"site_id","stream_type","resolution","interval_start","interval_end","kw_total_avg"\n'
 
     def line(self, batch: pa.RecordBatch, instants: IsoText) -> Line:
-        """Return the parts of each row's line."""
         from airflow_provider_stem.streams.formats.columns import as_floats, texts
 
         def quoted(text: str) -> str:
@@ -49,7 +48,6 @@ class Csv(TextFormat):
         return head.removeprefix(b"\xef\xbb\xbf").lstrip(b'"').startswith(b"site_id")
 
     def tables(self, source: io.BufferedReader) -> Iterator[pa.Table]:
-        """Iterate over the rows of decompressed text."""
         import io
 
         import pyarrow.csv

@@ -22,7 +22,6 @@ class JsonLines(TextFormat):
     name = "jsonl"
 
     def line(self, batch: pa.RecordBatch, instants: IsoText) -> Line:
-        """Return the parts of each row's line."""
         from airflow_provider_stem.streams.formats import columns
 
         parts: Line = []
@@ -41,7 +40,6 @@ class JsonLines(TextFormat):
         return head[:1] in (b"{", b"")
 
     def tables(self, source: io.BufferedReader) -> Iterator[pa.Table]:
-        """Iterate over the rows of decompressed text."""
         import io
 
         import pyarrow.json

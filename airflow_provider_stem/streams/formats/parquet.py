@@ -48,7 +48,6 @@ class Parquet(FileFormat):
     compressions = ("zstd", "gzip", "snappy", "none")
 
     def write(self, batches: Iterable[pa.RecordBatch], file: BinaryIO, compression: str, parquet_encoding: str) -> int:
-        """Write record batches to a file and return the number of rows."""
         from airflow_provider_stem.streams.formats.columns import regrouped
         from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
@@ -67,7 +66,6 @@ class Parquet(FileFormat):
         return rows
 
     def recognizes(self, head: bytes) -> bool:
-        """Return whether a file has the format."""
         return head.startswith(b"PAR1")
 
     def read(self, file: BinaryIO) -> Iterator[pa.RecordBatch]:

@@ -29,17 +29,17 @@ def script(engine: str, name: str) -> str:
     :param name: ``tables``, ``views``, ``sites`` (which loads site records into DuckDB and PostgreSQL), or, for the
         engines that the operators cannot load, ``load``.
     """
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import StrictUndefined, Template
 
     folder = files(__name__)
     if name == "load":
         return folder.joinpath(f"load_{engine}.sql").read_text("utf-8")
-    environment = Environment(  # noqa: S701 - SQL is not HTML
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
     context: dict[str, Any] = asdict(DIALECTS[engine])
     context |= {one: context[one].format for one in ("key", "utc_day", "utc_month")}
-    template = environment.from_string(folder.joinpath(f"{name}.sql").read_text("utf-8"))
+    text = folder.joinpath(f"{name}.sql").read_text("utf-8")
+    template: Template = Template(
+        text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     return template.render(context, schema=SCHEMA, types=STREAM_TYPES, since_column=since_column)
 
 

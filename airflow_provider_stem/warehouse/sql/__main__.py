@@ -10,7 +10,7 @@ from airflow_provider_stem.warehouse.sql.dialects import DIALECTS
 
 def main() -> None:
     """Print the SQL of an engine, with values for its parameters or with their Jinja."""
-    from jinja2 import Environment, StrictUndefined, UndefinedError
+    from jinja2 import StrictUndefined, Template, UndefinedError
 
     parser = argparse.ArgumentParser(prog="python -m airflow_provider_stem.warehouse.sql", description=__doc__)
     parser.add_argument("engine", choices=DIALECTS)
@@ -24,9 +24,8 @@ def main() -> None:
     arguments = parser.parse_args()
     sql = "\n".join(script(arguments.engine, name) for name in ("tables", "views"))
     if arguments.params:
-        environment = Environment(undefined=StrictUndefined)  # noqa: S701 - SQL is not HTML
         try:
-            sql = environment.from_string(sql).render(params=dict(arguments.params))
+            sql = Template(sql, undefined=StrictUndefined).render(params=dict(arguments.params))
         except UndefinedError as exc:
             parser.error(f"a parameter is missing: {exc}")
     print(sql)  # noqa: T201
