@@ -362,7 +362,7 @@ class S3Store:
         except (ValueError, OverflowError):
             pass
         raise StemTransportError(
-            f"The store of connection {self._aws_conn_id!r} answers without a valid Date header, so the later of two "
+            f"The store of connection {self._aws_conn_id!r} sends no valid Date header, so the later of two "
             "attempts cannot be determined. Check the store and the proxies in front of it."
         )
 
@@ -378,7 +378,7 @@ def _version(response: Mapping[str, Any]) -> Version:
         read_at = None
     if "ETag" not in response:
         raise StemTransportError(
-            "The store answers without an ETag, so conditional writes are not possible. Use a store that sends it, and "
+            "The store sends no ETag, so conditional writes are not possible. Use a store that sends it, and "
             "check the proxies in front of it."
         )
     digest = metadata.get(DIGEST)

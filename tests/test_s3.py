@@ -325,7 +325,7 @@ def test_a_store_without_etags_is_an_error(method, store, stem, lake):
         altered(lambda head, body: (re.sub(rb"(?i)\r\netag: [^\r]*", b"", head), body)),
         lambda exchange: exchange.method == method and ".parquet" in exchange.target,
     )
-    with pytest.raises(StemTransportError, match="answers without an ETag"):
+    with pytest.raises(StemTransportError, match="sends no ETag"):
         land(lake)
 
 

@@ -11,22 +11,9 @@ from typing import Any, TypedDict, cast
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.store import is_uri
-from airflow_provider_stem.streams.windows import check_resolution, iso, parse_instant
+from airflow_provider_stem.streams.windows import WindowRecord, check_resolution, iso, parse_instant
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-
-
-class WindowRecord(TypedDict):
-    """
-    A window of wall time, aligned to its resolution.
-
-    :param start: ISO 8601, UTC, exclusive: intervals end after it. ``end`` is inclusive: the last interval ends there.
-    :param resolution: seconds.
-    """
-
-    start: str
-    end: str
-    resolution: int
 
 
 class ObjectRecord(TypedDict):

@@ -11,14 +11,11 @@ import calendar
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, TypedDict
 
 import pendulum
 
 from airflow_provider_stem.errors import StemConfigError
-
-if TYPE_CHECKING:
-    from airflow_provider_stem.streams.records import WindowRecord
 
 RESOLUTIONS = (900, 1800, 3600)
 """Seconds (guide: "resolution", possible values)."""
@@ -29,6 +26,19 @@ MAX_RANGE = timedelta(days=365)
 _FIRST_YEAR = 1000
 
 Partition = Literal["interval", "hour", "day", "month"]
+
+
+class WindowRecord(TypedDict):
+    """
+    A window of wall time, aligned to its resolution.
+
+    :param start: ISO 8601, UTC, exclusive: intervals end after it. ``end`` is inclusive: the last interval ends there.
+    :param resolution: seconds.
+    """
+
+    start: str
+    end: str
+    resolution: int
 
 
 @dataclass(frozen=True, slots=True)

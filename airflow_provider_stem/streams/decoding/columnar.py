@@ -52,7 +52,7 @@ import pyarrow.compute as pc
 
 from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.errors import StemDataError
-from airflow_provider_stem.streams.decoding.plain import ANSWER_FIELDS, ENTRY_FIELDS, MAX_UNFILTERED, ROW_FIELDS
+from airflow_provider_stem.streams.decoding.plain import ENTRY_FIELDS, MAX_UNFILTERED, RESPONSE_FIELDS, ROW_FIELDS
 from airflow_provider_stem.streams.tables import EMPTY_STREAM, INSTANT, STREAM_SCHEMA, Streams
 from airflow_provider_stem.streams.windows import Window
 
@@ -92,11 +92,11 @@ def read_columnar(
     found = _cut_lists(body)
     if found is None:
         return None
-    answer, lists = found
-    entries = answer.get("stream_types")
-    if not isinstance(entries, list) or len(entries) != len(lists) or answer.get("id") not in (None, site_id):
+    response, lists = found
+    entries = response.get("stream_types")
+    if not isinstance(entries, list) or len(entries) != len(lists) or response.get("id") not in (None, site_id):
         return None
-    if not lenient and not answer.keys() <= ANSWER_FIELDS:
+    if not lenient and not response.keys() <= RESPONSE_FIELDS:
         return None
 
     streams: Streams = {}

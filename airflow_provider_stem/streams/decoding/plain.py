@@ -30,7 +30,7 @@ MAX_UNFILTERED = 2**20
 MAX_REPORTED = 20
 """Number of unknown fields that are reported."""
 
-ANSWER_FIELDS = frozenset({"id", "name", "stream_types", "errors"})
+RESPONSE_FIELDS = frozenset({"id", "name", "stream_types", "errors"})
 ENTRY_FIELDS = frozenset({"stream_type", "streams"})
 ROW_FIELDS = frozenset(field.name for field in SHOWN_ROW)  # a struct type of pyarrow 17 has no names
 """The guide's fields of a response, of a stream type in it, and of a row."""
@@ -67,15 +67,15 @@ def read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: Wi
     unknown: set[str] = set()
     if len(body) > MAX_UNFILTERED:
         body = _without_unknown(body, unknown)
-    answer = read_object(body, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
+    response = read_object(body, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
     shown_site = one_line(site_id)
-    if answer.get("id") not in (None, site_id):
-        raise StemDataError(f"site {shown_site}: the response is for another id, {one_line(str(answer['id']))!r}")
-    if "stream_types" not in answer:
+    if response.get("id") not in (None, site_id):
+        raise StemDataError(f"site {shown_site}: the response is for another id, {one_line(str(response['id']))!r}")
+    if "stream_types" not in response:
         raise StemDataError(f"site {shown_site}: the response has no 'stream_types'")
     rows: dict[str, dict[int, float | None]] = {}
-    unknown |= answer.keys() - ANSWER_FIELDS
-    for entry in _list_of(answer["stream_types"], f"site {shown_site}: 'stream_types'"):
+    unknown |= response.keys() - RESPONSE_FIELDS
+    for entry in _list_of(response["stream_types"], f"site {shown_site}: 'stream_types'"):
         if not isinstance(entry, dict) or entry.get("stream_type") not in stream_types:
             name = entry.get("stream_type") if isinstance(entry, dict) else entry
             raise StemDataError(
@@ -141,7 +141,7 @@ def _without_unknown(body: Body, unknown: set[str]) -> bytes:
 
     :param unknown: the names of the first ones are added to it.
     """
-    known = {name.encode() for name in ANSWER_FIELDS | ENTRY_FIELDS | ROW_FIELDS}
+    known = {name.encode() for name in RESPONSE_FIELDS | ENTRY_FIELDS | ROW_FIELDS}
     kept, upto = bytearray(), 0
     for found in _STRING_OR_MEMBER.finditer(body):
         if found.start(2) < 0 or found[1] in known or b"\\" in found[1]:
