@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import duckdb
 import pyarrow as pa
 
 from airflow_provider_stem.simulator import stream_types as simulated
-from airflow_provider_stem.streams import stream_types
+from airflow_provider_stem.streams import formats, stream_types
 from airflow_provider_stem.streams.formats import FORMATS, FileFormat
 
 DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
@@ -53,6 +53,7 @@ def add() -> None:
         "solar panels", "positive is consumption, negative generation", ("panels_kwh", "generation_kwh")
     )
     FORMATS["arrow"] = Arrow()
+    vars(formats)["FormatName"] = Literal[*FORMATS]
 
 
 def main(bucket: str, warehouse: str) -> None:
