@@ -90,7 +90,7 @@ bench: $(BENCH:=/.installed)  ## Measure the operator beside a bare floor and it
 	.venv-bench/bin/python -m benchmarks.side_by_side --chart docs/images/side-by-side.svg $(ARGS)
 
 bench-small: .venv-bench/.installed  ## Measure the operator beside the bare floor with many small responses.
-	.venv-bench/bin/python benchmarks/side_by_side.py --no-peers --only '200 sites' --rounds 11 $(ARGS)
+	.venv-bench/bin/python -m benchmarks.side_by_side --no-peers --only '200 sites' --rounds 11 $(ARGS)
 
 bench-growth: .venv-bench/.installed  ## Measure what more sites and more time cost.
 	.venv-bench/bin/python -m benchmarks.growth --chart docs/images/growth.svg $(ARGS)
