@@ -111,6 +111,7 @@ def violations(modules: Modules) -> Iterator[str]:
 
 
 _CHIP, _GAP, _LEFT, _RIGHT, _RAIL = 24, 44, 132, 620, 27
+_MIDDLE = (_LEFT + _RIGHT) / 2
 
 
 def draw(modules: Modules) -> str:
@@ -125,30 +126,38 @@ def draw(modules: Modules) -> str:
         shapes += _band(layer, rows, top, height)
         top += height + _GAP
     edges = Counter((layer_of(name), layer_of(one)) for name in modules for one in modules.own_imports(name))
-    rails = 0
-    for (upper, lower), count in sorted(edges.items(), key=lambda edge: [ORDER.index(layer) for layer in edge[0]]):
-        if upper == lower:
-            continue
-        width = 1 + count**0.5 / 3
-        if ORDER.index(lower) - ORDER.index(upper) == 1:
-            x = (_LEFT + _RIGHT) / 2
-            line, label = f"M{x} {bands[upper][1]} V{bands[lower][0] - 8}", (x + 10, bands[upper][1] + _GAP / 2 + 4)
-        else:
-            rails += 1
-            x = _RIGHT + rails * _RAIL
-            # Each rail leaves and enters a band at a height of its own.
-            start = bands[upper][1] - 6 - (bands[upper][1] - bands[upper][0] - 12) * (1 - rails / 12)
-            stop = bands[lower][0] + 6 + (bands[lower][1] - bands[lower][0] - 12) * (1 - rails / 12)
-            line, label = f"M{_RIGHT} {start:.0f} H{x} V{stop:.0f} H{_RIGHT + 8}", (x + 4, (start + stop) / 2)
-        shapes.append(f'<path class="edge" d="{line}" stroke-width="{width:.1f}"/>')
-        shapes.append(f'<text class="count" x="{label[0]:.0f}" y="{label[1]:.0f}">{count}</text>')
-    right = _RIGHT + (rails + 1) * _RAIL
+    rails: list[tuple[str, str]] = []
+    for upper, lower in sorted(edges, key=lambda edge: ORDER.index(edge[1]) - ORDER.index(edge[0])):
+        if ORDER.index(lower) - ORDER.index(upper) > 1:
+            rails.append((upper, lower))  # the shortest first, so that the longest is outside
+        elif upper != lower:
+            line = f"M{_MIDDLE} {bands[upper][1]:.0f} V{bands[lower][0] - 8:.0f}"
+            shapes += _arrow(line, edges[upper, lower], _MIDDLE + 10, bands[upper][1] + _GAP / 2 + 4)
+    for number, (upper, lower) in enumerate(rails):
+        x = _RIGHT + (number + 1) * _RAIL
+        start, stop = _slot(rails, number, upper, bands[upper]), _slot(rails, number, lower, bands[lower])
+        line = f"M{_RIGHT} {start:.0f} H{x} V{stop:.0f} H{_RIGHT + 8}"
+        shapes += _arrow(line, edges[upper, lower], x + 4, (start + stop) / 2)
+    right = _RIGHT + (len(rails) + 1) * _RAIL
     return (
         f'<svg class="architecture" viewBox="0 0 {right} {top - _GAP + 1:.0f}" role="img" '
         'aria-label="Layers of the package, and how many imports lead from each to each other">\n'
         '<marker id="tip" viewBox="0 0 8 8" refX="1" refY="4" markerWidth="9" markerHeight="9" orient="auto" '
         'markerUnits="userSpaceOnUse"><path d="M0 0 L8 4 L0 8 z"/></marker>\n' + "\n".join(shapes) + "\n</svg>\n"
     )
+
+
+def _slot(rails: Sequence[tuple[str, str]], number: int, layer: str, band: tuple[float, float]) -> float:
+    """Return the height at which a rail meets a band, in an order in which few lines cross."""
+    incoming = [one for one, (_, lower) in enumerate(rails) if lower == layer]
+    outgoing = [one for one, (upper, _) in enumerate(rails) if upper == layer]
+    slots = incoming + outgoing[::-1]
+    return band[0] + (band[1] - band[0]) * (slots.index(number) + 1) / (len(slots) + 1)
+
+
+def _arrow(line: str, count: int, x: float, y: float) -> Iterator[str]:
+    yield f'<path class="edge" d="{line}" stroke-width="{1 + count**0.5 / 4:.1f}"/>'
+    yield f'<text class="count" x="{x:.0f}" y="{y:.0f}">{count}</text>'
 
 
 def _rows(names: Sequence[str]) -> list[list[tuple[float, float, str]]]:

@@ -1,0 +1,325 @@
+"""The README and the quick start, each block as written, in a fresh folder and a fresh environment with the wheel."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import boto3
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from processes import HUNG_AFTER
+
+from airflow_provider_stem.simulator import Settings, Simulator
+from tests.support import expected_rows
+
+ROOT = Path(__file__).parents[2]
+UV = Path(sys.executable).with_name("uv")
+SPARK = ROOT / ".venv-readers-spark-4.1" / "bin" / "python"
+TYPES = ("MONITOR", "CONVERTER")
+
+pytestmark = [pytest.mark.airflow, pytest.mark.s3]
+
+
+def blocks(page):
+    """Return language and text of each block of code in a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def free_ports(count):
+    """Return free ports whose ports 10,000 above, which SeaweedFS uses for gRPC, are free too."""
+    found = []
+    for port in range(20_000 + os.getpid() % 20_000, 55_000):
+        with suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
+class Newcomer:
+    """
+    A shell in an empty folder, where the blocks of a page are run one after the other.
+
+    Only this differs from what is written: ports are free ones, the wheel and its pinned requirements are installed
+    instead of the newest, and by uv, which takes seconds where pip takes a minute.
+
+    :param folder: an empty folder.
+    :param wheel: the distribution to install.
+    """
+
+    def __init__(self, folder, wheel):
+        self.folder = folder
+        self._wheel = wheel
+        self.api, self.s3, self.web, *others = free_ports(10)
+        master, volume, filer, admin, webdav, iceberg, lance = others
+        self._weed = (
+            f"weed mini -s3.port={self.s3} -master.port={master} -volume.port={volume} -filer.port={filer} "
+            f"-admin.port={admin} -webdav.port={webdav} -s3.port.iceberg={iceberg} -s3.port.lance={lance}"
+        )
+        pins = re.findall(
+            r"^([\w.-]+==[^ \\]+(?: ;[^\\]*[^\\ ])?)", (ROOT / "requirements/airflow-3.3.txt").read_text(), re.MULTILINE
+        )
+        (folder.parent / "pins.txt").write_text("\n".join(pins))
+        # Airflow's log servers listen on every interface, on fixed ports, and here every log is a file.
+        tools = folder.parent / "tools"
+        tools.mkdir()
+        (tools / "pip").write_text(f'#!/bin/sh\nexec "{UV}" pip "$@"\n')
+        (tools / "airflow").write_text(
+            '#!/bin/sh\ncase "$1" in scheduler|triggerer) set -- "$@" --skip-serve-logs;; esac\n'
+            'exec python -m airflow "$@"\n'
+        )
+        for tool in tools.iterdir():
+            tool.chmod(0o755)
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "AWS", "PYTHON"))
+        }
+        self._output = folder.parent / "output.txt"
+        self._shell = subprocess.Popen(
+            ["bash", "-eu"],
+            cwd=folder,
+            env={
+                **inherited,
+                "UV_CONSTRAINT": str(folder.parent / "pins.txt"),
+                "AIRFLOW_HOME": str(folder / "airflow"),
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                "AIRFLOW__API__PORT": str(self.web),
+                "AIRFLOW__API__WORKERS": "1",
+                "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self.web}/execution/",
+                "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+                "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder}/airflow/airflow.db?timeout=600",
+                "TOOLS": str(tools),
+            },
+            stdin=subprocess.PIPE,
+            stdout=self._output.open("w"),
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, commands):
+        """Run commands in the shell, and return what they print."""
+        for written, used in {"8000": self.api, "8333": self.s3, "8080": self.web}.items():
+            commands = re.sub(rf"(?<=[ :]){written}\b", str(used), commands)
+        commands = commands.replace("weed mini", self._weed)
+        # The name of the distribution with its extras, as an argument of pip.
+        commands = re.sub(r'"?airflow-provider-stem(\[[\w,]+\])?"?(?=[ \n])', rf'"{self._wheel}\1"', commands)
+        before = self._output.stat().st_size
+        self._shell.stdin.write(f"{commands}\necho; echo END-OF-BLOCK\n")
+        self._shell.stdin.flush()
+        while not (printed := self._output.read_bytes()[before:].decode()).endswith("END-OF-BLOCK\n"):
+            # The servers that it started keep its output open.
+            assert self._shell.poll() is None, f"{commands}\nfailed:\n{printed}"
+            time.sleep(0.05)
+        return printed.removesuffix("END-OF-BLOCK\n")
+
+    def save(self, path, text):
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text.replace("8333", str(self.s3)))
+
+    def until(self, commands, is_done):
+        """Run commands again and again until what they print is as a reader waits for it."""
+        deadline = time.monotonic() + HUNG_AFTER
+        while not is_done(printed := self.run(f"{{ {commands}; }} 2>&1 || true")):
+            assert time.monotonic() < deadline, printed
+            time.sleep(1)
+
+    def until_served(self):
+        for port in (self.api, self.s3):
+            self.until(
+                f"curl --silent --output /dev/null http://127.0.0.1:{port}/ && echo up", lambda text: "up" in text
+            )
+
+    def lake(self):
+        """Return the landed rows of all objects."""
+        client = boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{self.s3}",
+            aws_access_key_id="local-key",
+            aws_secret_access_key="local-secret",
+            region_name="us-east-1",
+        )
+        listed = client.get_paginator("list_objects_v2").paginate(Bucket="my-lake", Prefix="stem/telemetry/streams/")
+        return {
+            one["Key"]: client.get_object(Bucket="my-lake", Key=one["Key"])["Body"].read()
+            for page in listed
+            for one in page.get("Contents", ())
+        }
+
+    def processes(self):
+        """Return what was started from the shell and has not ended."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(process.pid) == self._shell.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return [process for process in found if process.pid != self._shell.pid]
+
+    def stop(self):
+        self._shell.stdin.close()
+        for process in (processes := self.processes()):
+            process.terminate()
+        for process in psutil.wait_procs(processes, timeout=20)[1]:
+            process.kill()
+        self._shell.wait()
+
+
+def rows_of(objects, start, end):
+    """Return the landed rows of a period as those of :func:`expected_rows`."""
+    table = pa.concat_tables(pq.read_table(pa.BufferReader(body)) for body in objects.values())
+    rows = [
+        (*row[:3], int(row[3].timestamp()), int(row[4].timestamp()), row[5])
+        for row in zip(*(column.to_pylist() for column in table.columns), strict=True)
+        if start < row[4] <= end
+    ]
+    return sorted(rows)
+
+
+def rows_of_api(start, end):
+    simulator = Simulator(Settings(sites=20))
+    return sorted(expected_rows(simulator, simulator.fleet.site_ids(), TYPES, 900, start.isoformat(), end.isoformat()))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [UV, "build", "--quiet", "--no-build-isolation", "--wheel", "--out-dir", folder],
+        cwd=ROOT,
+        env={**os.environ, "VIRTUAL_ENV": str(Path(sys.executable).parents[1])},
+        check=True,
+    )
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def readme(wheel, tmp_path_factory):
+    """The README was followed up to the block that needs Spark: what was printed, and what is in the bucket."""
+    folder = tmp_path_factory.mktemp("readme") / "new"
+    folder.mkdir()
+    someone = Newcomer(folder, wheel)
+    printed = []
+    try:
+        someone.run('python3 -m venv venv; . venv/bin/activate; PATH="$TOOLS:$PATH"')
+        for language, text in blocks("README.md"):
+            if not language:
+                continue  # the commands of a checkout
+            if "with DAG(" in text:
+                someone.save("airflow/dags/telemetry.py", text)
+            elif "pyspark" in text:
+                continue
+            elif language == "python":
+                someone.save("query.py", (folder / "query.py").read_text() + text if printed else text)
+                printed.append(someone.run("python query.py"))
+            else:
+                if "backfill" in text:
+                    someone.run("airflow dags reserialize")  # a running Airflow has parsed the DAG
+                someone.run(text)
+                if "weed mini" in text:
+                    someone.until_served()
+        yield printed, someone.lake(), someone.run("airflow dags list-runs telemetry --output json")
+    finally:
+        someone.stop()
+
+
+def test_the_readme_leads_to_the_rows_of_the_api(readme):
+    printed, objects, runs = readme
+    day = datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 2, tzinfo=UTC)
+    found = rows_of(objects, *day)
+    assert found == rows_of_api(*day)
+    assert len(found) > 3_000
+    assert f"{len(found)}" in printed[0].replace(".0", "")
+    assert "2025-07-01" in printed[-1]
+    assert len(re.findall(r"backfill__2025-07-0\d", runs)) == 7
+
+
+def test_the_readme_is_short_and_its_commands_exist():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for language, block in blocks("README.md"):
+        if not language:
+            for line in block.splitlines():
+                program, target = line.partition("#")[0].split()
+                assert program == "make"
+                assert target in targets
+
+
+@pytest.mark.skipif(
+    not (SPARK.exists() and shutil.which("java")), reason="needs `make test-readers` and Java for Spark"
+)
+def test_sparks_block_of_the_readme_counts_the_rows(readme, tmp_path):
+    for key, body in readme[1].items():
+        path = tmp_path / "my-lake" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    [program] = [text for _, text in blocks("README.md") if "pyspark" in text]
+    # Spark's client of S3 is in a Java archive of its own, which no Python package has.
+    done = subprocess.run(
+        [SPARK, "-c", program.replace("s3a://", f"{tmp_path}/")],
+        env={
+            **os.environ,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+            "PYSPARK_PYTHON": str(SPARK),
+            "PYSPARK_SUBMIT_ARGS": "--conf spark.ui.enabled=false --master local[1] pyspark-shell",
+        },
+        capture_output=True,
+        text=True,
+        timeout=HUNG_AFTER,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "96" in done.stdout
+    assert "site-000" in done.stdout
+
+
+def test_the_quick_start_leads_to_the_rows_of_the_api(wheel, tmp_path):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    someone = Newcomer(folder, wheel)
+    names = iter(["airflow/dags/telemetry.py", "query.py"])
+    week = datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 8, tzinfo=UTC)
+    printed = ""
+    try:
+        for language, text in blocks("docs/quickstart.md"):
+            if language == "python":
+                name = next(names)
+                assert f"`{name}`" in (ROOT / "docs/quickstart.md").read_text()
+                someone.save(name, text)
+                continue
+            if "kill" in text:
+                week_rows = rows_of(someone.lake(), *week)
+                someone.run(text)
+                someone.run("wait")
+                continue
+            printed = someone.run(text)
+            if "activate" in text:
+                someone.run('PATH="$TOOLS:$PATH"')
+            elif "weed mini" in text:
+                someone.until_served()
+            elif "standalone" in text:
+                someone.until("airflow dags list --output json", lambda text: '"telemetry"' in text)
+            elif "backfill" in text:
+                # As many runs as there are days, and yesterday's.
+                someone.until(
+                    "airflow dags list-runs telemetry --state success --output json",
+                    lambda text: text.count('"success"') >= 8,
+                )
+        assert week_rows == rows_of_api(*week)
+        assert "672" in printed
+        assert someone.processes() == []
+    finally:
+        someone.stop()
