@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sphinx.util.inspect import signature, stringify_signature
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS))
+sys.path.insert(0, str(DOCS.parent))
 # Importing Airflow reads its configuration, and says so.
 os.environ["AIRFLOW_HOME"] = str(DOCS.parent / "build" / "airflow")
 os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "ERROR"
 
-import architecture  # noqa: E402
-
 import airflow_provider_stem  # noqa: E402
+from docs import architecture  # noqa: E402
 
 project = "airflow-provider-stem"
 author = "The airflow-provider-stem authors"
@@ -47,3 +52,15 @@ html_show_sphinx = False
 copybutton_exclude = ".linenos, .gp"
 
 architecture.write(Path(airflow_provider_stem.__file__).parent, DOCS / "_generated")
+
+
+def setup(app: Sphinx) -> None:
+    """Show the arguments of a class as its constructor lists them, also if the class has a ``__new__``."""
+
+    def constructor(_: Sphinx, what: str, __: str, described: Any, *_rest: Any) -> tuple[str, str] | None:
+        if what != "class" or "__init__" not in vars(described):
+            return None
+        shown = signature(described.__init__, bound_method=True)
+        return stringify_signature(shown, show_return_annotation=False, unqualified_typehints=True), ""
+
+    app.connect("autodoc-process-signature", constructor)

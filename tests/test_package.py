@@ -63,21 +63,6 @@ def test_the_public_surface_is_what_the_documentation_says():
     assert public == set(errors.__all__)
 
 
-@pytest.mark.parametrize("layer", ["api", "streams", "simulator"])
-def test_the_inner_layers_do_not_import_airflow(layer):
-    for path in (PACKAGE / layer).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.partition(".")[0] == "airflow"], path
-
-
-def test_the_simulator_does_not_import_the_client():
-    for path in (PACKAGE / "simulator").rglob("*.py"):
-        text = path.read_text()
-        assert not re.search(r"airflow_provider_stem\.(api|streams|hooks|operators|errors)", text), path
-
-
 def test_the_entry_points_lead_to_the_provider_and_the_pytest_plugin():
     [provider] = [
         e for e in entry_points(group="apache_airflow_provider") if e.dist and e.dist.name == "airflow-provider-stem"
