@@ -142,7 +142,7 @@ package: venv  ## Build what would be released into dist, and have it judged.
 	VIRTUAL_ENV=$(VENV) $(UV) build --quiet --no-build-isolation --out-dir dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
-	$(BIN)/pyroma --min=10 --skip-tests=AuthorEmail,Url dist/*.tar.gz  # it has no address to give
+	$(BIN)/pyroma --min=10 --skip-tests=AuthorEmail dist/*.tar.gz
 
 format: venv  ## Mend what can be mended automatically.
 	$(BIN)/ruff check --fix .
