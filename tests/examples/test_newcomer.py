@@ -146,8 +146,8 @@ class Newcomer:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text.replace("8333", str(self.s3)))
 
-    def until_served(self):
-        for port in (self.api, self.s3):
+    def until_served(self, *ports):
+        for port in ports:
             while True:
                 with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                     break
@@ -245,7 +245,7 @@ def readme(wheel, tmp_path_factory):
                     someone.run("airflow dags reserialize")  # a running Airflow has parsed the DAG
                 someone.run(text)
                 if "weed mini" in text:
-                    someone.until_served()
+                    someone.until_served(someone.api, someone.s3)
         yield printed, someone.lake(), someone.runs()
     finally:
         someone.stop()
@@ -324,8 +324,10 @@ def test_the_quick_start_leads_to_the_rows_of_the_api(wheel, tmp_path):
             if "activate" in text:
                 someone.run('PATH="$TOOLS:$PATH"')
             elif "weed mini" in text:
-                someone.until_served()
+                someone.until_served(someone.api, someone.s3)
             elif "standalone" in text:
+                someone.until_served(someone.web)
+            elif "unpause" in text:
                 # As many runs as there are days, and yesterday's.
                 while list(someone.runs().values()) != ["success"] * 8:
                     assert "failed" not in someone.runs().values()
