@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_stem import operators, sensors
+from airflow_provider_stem import get_provider_info, operators, sensors
 from airflow_provider_stem.operators import DEFAULT_KEY
 from airflow_provider_stem.warehouse import operators as warehouse_operators
 from docs.architecture import MAY_IMPORT_AIRFLOW, Modules, draw, layer_of, violations, write
@@ -87,6 +87,12 @@ def test_the_tables_of_a_page_list_each_argument_with_its_default(page):
         listed |= dict.fromkeys(re.findall(r"`(\w+)`", names), shown)
     parameters = inspect.signature(PAGES[page].__init__).parameters
     assert listed == {name: one.default for name, one in parameters.items() if name not in ("self", "kwargs")}
+
+
+def test_the_page_of_connections_lists_the_options_of_airflows_configuration():
+    section = (DOCS / "connections.md").read_text().partition("[stem]\n")[2].partition("```")[0]
+    options = get_provider_info()["config"]["stem"]["options"]
+    assert section.splitlines() == [f"{name} = {option['default']}" for name, option in options.items()]
 
 
 def test_links_of_the_readme_are_absolute_in_the_metadata():
