@@ -13,8 +13,8 @@ VALUE = "\0"
 """Stands for a value in a message."""
 
 LOGS = {"log.warning", "log.error", "log.exception", "self.log.warning", "self.log.error", "self.log.exception"}
-BUILDERS = {"final_error", "self._reject", "_inconsistent", "_error_class(status)"}
-"""Functions that return an error for a message."""
+BUILDERS = {"exc.describe", "final_error", "self._reject", "_inconsistent", "_error_class(status)"}
+"""Functions that return an error or a text for a message."""
 
 NAMES = {"_remedy", "message", "remedy"}
 """Variables and class attributes that hold a message or a part of one."""
@@ -45,6 +45,14 @@ class Messages(ast.NodeVisitor):
                 self._add(argument)
         self.generic_visit(node)
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        # What the Test button of the connection shows, and the problems that the reader of files checks.
+        if "message" in node.name or node.name in {"test_connection", "_checks"}:
+            for statement in ast.walk(node):
+                if isinstance(statement, (ast.Return, ast.Yield)) and statement.value:
+                    self._add(statement.value)
+        self.generic_visit(node)
+
     def _add(self, node: ast.expr) -> None:
         for text in (found.replace("\n", " ") for found in self._texts(node, frozenset())):
             # The rest are values, templates such as "%s [%s]", SQL, and remedies that follow another message.
@@ -59,6 +67,9 @@ class Messages(ast.NodeVisitor):
             for part in node.values:  # a part that is a message on its own
                 if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
                     yield from self._texts(part.value, within)
+        elif isinstance(node, ast.Tuple):
+            for element in node.elts:
+                yield from self._texts(element, within)
         elif isinstance(node, ast.IfExp):
             yield from self._texts(node.body, within)
             yield from self._texts(node.orelse, within)
