@@ -98,7 +98,7 @@ class SiteReading(Generic[Kept]):
     def planned_requests(self) -> int:
         """Return the number of requests for the window, as far as it is known before the first one."""
         available = [name for name in self._stream_types if not self._site.lacks(name)]
-        return len(list(self._window.chunks(min(map(self._expected_from, available))))) if available else 0
+        return len(list(self._window.parts(min(map(self._expected_from, available))))) if available else 0
 
     def run(self) -> SiteResult[Kept]:
         """
@@ -135,7 +135,7 @@ class SiteReading(Generic[Kept]):
         available = self._available()
         if not available or not rest.intervals:
             return None
-        return next(rest.chunks(min(map(self._expected_from, available))), None)
+        return next(rest.parts(min(map(self._expected_from, available))), None)
 
     def _handle_unavailable(self, exc: StemUnavailableError, requested: Sequence[str]) -> None:
         lacking = [name for name in requested if name in exc.stream_types]

@@ -105,7 +105,7 @@ class Window:
         """Return the window as the JSON object in receipts and asset events."""
         return {"start": iso(self.start), "end": iso(self.end), "resolution": self.resolution}
 
-    def chunks(self, needed_from: int | None = None) -> Iterator[Window]:
+    def parts(self, needed_from: int | None = None) -> Iterator[Window]:
         """
         Iterate over the fewest consecutive windows that one request each can fetch.
 

@@ -167,7 +167,7 @@ class TestWithAnIdOnly:
         self, stem_simulator: Simulator, connect: Connect
     ) -> None:
         of = window("2024-02-01", "2025-07-01", 3600)
-        _, second = of.chunks()
+        _, second = of.parts()
 
         def gap(request: Any, payload: Any) -> Any:
             for entry in payload["stream_types"]:

@@ -126,7 +126,7 @@ def test_by_the_guide(reading: Reading, resolution: int) -> None:
             for right in (True, False) if reading == "A" else (True,):
                 arrived = []
                 for window, read_at in zip(windows, instants[1:], strict=True):
-                    for part in window.chunks():
+                    for part in window.parts():
                         asked = part.padded(until=None if right else part.end)
                         shown = selected(seconds(asked.start), seconds(asked.end), resolution, reading, rounding)
                         first, last = max(shown.start, part.first_end), min(shown[-1], part.last_end)

@@ -94,7 +94,7 @@ class TestCovering:
     def test_a_window_without_a_grid_point_has_nothing_to_fetch(self) -> None:
         empty = window("2025-07-01T00:00:01", "2025-07-01T00:14:59")
         assert empty.intervals == 0
-        assert list(empty.chunks()) == []
+        assert list(empty.parts()) == []
 
     @pytest.mark.parametrize("end", ["2025-07-01T00:00:00", "2025-06-30T23:59:59.999999", "2024-07-01T00:00:00"])
     def test_an_end_that_is_not_after_the_start_is_an_error(self, end: str) -> None:
@@ -149,7 +149,7 @@ class TestChunks:
             | st.builds(lambda n, d: max(1, n * capacity + d), st.integers(1, 5), st.integers(-2, 2))
         )
         whole = Window(at(start), at(start + number * resolution), resolution)
-        pieces = list(whole.chunks())
+        pieces = list(whole.parts())
         assert len(pieces) == -(-number // capacity)
         assert pieces[0].start == whole.start
         assert pieces[-1].end == whole.end
@@ -176,7 +176,7 @@ class TestChunks:
         needed = len(
             range(max(start + resolution, -(-needed_from // resolution) * resolution), whole.last_end + 1, resolution)
         )
-        pieces = list(whole.chunks(needed_from))
+        pieces = list(whole.parts(needed_from))
         assert len(pieces) == -(-needed // capacity)
         if not pieces:
             assert needed_from > whole.last_end
@@ -208,7 +208,7 @@ class TestChunks:
     ) -> None:
         start = utc("2015-01-01")
         end = start + timedelta(days=days, seconds=extra_intervals * resolution)
-        assert len(list(Window(start, end, resolution).chunks())) == requests
+        assert len(list(Window(start, end, resolution).parts())) == requests
 
     @pytest.mark.parametrize(
         ("began", "requests", "first_start"),
@@ -225,7 +225,7 @@ class TestChunks:
     def test_a_stream_that_began_late_costs_fewer_requests(
         self, began: str, requests: int, first_start: str | None
     ) -> None:
-        pieces = list(window("2020-01-01", "2023-01-01").chunks(seconds(utc(began))))
+        pieces = list(window("2020-01-01", "2023-01-01").parts(seconds(utc(began))))
         assert len(pieces) == requests
         assert (pieces[0].start if pieces else None) == (utc(first_start) if first_start else None)
 
