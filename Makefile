@@ -16,10 +16,12 @@ WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 EXTRAS := --extra simulator --extra duckdb --extra postgres
 READERS := .venv-readers .venv-readers-spark-3.3 .venv-readers-spark-3.5 .venv-readers-spark-4.1
 SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples tests/readers
+# COVERAGE=1 measures the branches that a run takes; `make coverage` reports those of all runs since the last report.
+PYTEST := $(BIN)/python$(if $(COVERAGE), -m coverage run) -m pytest
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix demo screenshots bench bench-growth bench-lookback bench-parts bench-small bench-triggerer bench-warehouse fuzz test-openapi docs lint lint-workflows release package format lock clean
+.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix coverage test-mutation demo screenshots bench bench-growth bench-lookback bench-parts bench-small bench-triggerer bench-warehouse fuzz test-openapi docs lint lint-workflows release package format lock clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,19 +38,19 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 	@touch $@
 
 test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the newest.
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	$(PYTEST) $(PARALLEL) $(ARGS)
 
 test-browser: venv  ## Use the pages that there are, Airflow's and ours; needs Chromium (Debian: chromium).
-	$(BIN)/python -m pytest tests/browser $(ARGS)
+	$(PYTEST) tests/browser $(ARGS)
 
 test-examples: venv  ## Run the demo, and the example DAGs that load a fleet over days, months and mishaps.
-	$(BIN)/python -m pytest tests/examples --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
+	$(PYTEST) tests/examples --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-campaigns: venv  ## Kill two hundred tasks, check a hundred random histories, and search a whole Airflow for the key.
-	$(BIN)/python -m pytest tests/campaigns --capture=tee-sys $(ARGS)
+	$(PYTEST) tests/campaigns --capture=tee-sys $(ARGS)
 
 test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with other engines; needs Java for Spark (Debian: default-jre-headless).
-	$(BIN)/python -m pytest tests/readers $(ARGS)
+	$(PYTEST) tests/readers $(ARGS)
 
 readers-table: venv $(READERS:=/.installed)  ## Write the table of docs/readers.md from a run of these readers.
 	WRITE_READERS_TABLE=1 $(BIN)/python -m pytest tests/readers $(ARGS)
@@ -57,7 +59,7 @@ cluster: venv  ## Start an Airflow with PostgreSQL, Redis and Celery workers, an
 	@$(BIN)/python -m scripts.cluster $(ARGS)
 
 test-cluster: venv  ## Load ten thousand sites on such a cluster, while parts of it are killed; needs Debian's postgresql and redis-server.
-	$(BIN)/python -m pytest tests/cluster --capture=tee-sys $(ARGS)
+	$(PYTEST) tests/cluster --capture=tee-sys $(ARGS)
 
 test-lowest: .venv-lowest/.installed  ## Run the tests with the lowest versions that pyproject.toml allows (Python 3.11).
 	.venv-lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
@@ -75,14 +77,21 @@ demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflo
 screenshots: venv  ## Renew the documentation's pictures of pages; needs Chromium.
 	$(BIN)/python -m scripts.screenshots
 
+coverage: venv  ## Report what the runs with COVERAGE=1 did not reach, and fail below the limit in pyproject.toml.
+	$(BIN)/coverage combine
+	$(BIN)/coverage report
+
+test-mutation: .venv-mutation/.installed  ## Change the code that decides which rows land, and see the tests fail; MODULE=api/paging runs one.
+	.venv-mutation/bin/python -m scripts.mutation $(MODULE)
+
 # What needs other versions than the tests' own has an environment of its own.
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
-WITH_US := bench docs lowest
+WITH_US := bench docs lowest mutation
 
-$(addsuffix /.installed,$(BENCH) $(READERS) .venv-docs .venv-fuzz .venv-lowest .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+$(addsuffix /.installed,$(BENCH) $(READERS) .venv-docs .venv-fuzz .venv-lowest .venv-mutation .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench,$*),$(LOCK))
+	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench mutation,$*),$(LOCK))
 	$(if $(filter $(WITH_US),$*),VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .)
 	@touch $@
 
@@ -161,6 +170,7 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 		pyproject.toml requirements/build.in requirements/docs.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/fuzz.txt requirements/fuzz.in
+	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/mutation.txt requirements/mutation.in
 	$(COMPILE) --output-file requirements/openapi.txt requirements/openapi.in
 	for environment in $(READERS:.venv-%=%); do \
 		$(COMPILE) --output-file requirements/$$environment.txt requirements/$$environment.in || exit 1; \
@@ -169,4 +179,4 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 	$(COMPILE) --output-file requirements/bench-http-to-s3.txt requirements/bench-http-to-s3.in
 
 clean:  ## Remove what was made here.
-	rm -rf .venv .venv-* .cluster .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist docs/_generated
+	rm -rf .venv .venv-* .coverage* .cluster .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist docs/_generated

@@ -62,8 +62,7 @@ def is_partitioned(context: Mapping[str, Any]) -> bool:
 
 
 def _data_interval(context: Mapping[str, Any]) -> WallTime | None:
-    run_type = getattr(context.get("dag_run"), "run_type", None)
-    if getattr(run_type, "value", run_type) == "dataset_triggered":
+    if getattr(context.get("dag_run"), "run_type", None) == "dataset_triggered":
         return None  # Airflow 2 invents one for such a run, from the times of its producers
     start, end = context.get("data_interval_start"), context.get("data_interval_end")
     if start is None or end is None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -98,10 +99,67 @@ def test_the_invented_interval_of_airflow_2_is_ignored():
         wall_time(triggered)
 
 
-def test_a_triggering_event_with_a_naive_window_is_an_error():
-    context = run_context(triggering_asset_events=events({"start": "2025-07-02T00:00", "end": "2025-07-03T00:00Z"}))
-    with pytest.raises(StemConfigError, match="window.start of a triggering asset event .*no UTC offset"):
+@pytest.mark.parametrize("bound", ["start", "end"])
+def test_a_triggering_event_with_a_naive_window_is_an_error(bound):
+    window = {"start": "2025-07-02T00:00Z", "end": "2025-07-03T00:00Z", bound: "2025-07-02T12:00"}
+    context = run_context(triggering_asset_events=events(window))
+    message = f"^Invalid window.{bound} of a triggering asset event '2025-07-02T12:00': no UTC offset"
+    with pytest.raises(StemConfigError, match=message):
         wall_time(context)
+
+
+@pytest.mark.parametrize("window", ["2025", ["start", "end"], {"start": "2025-07-02"}, {"end": "2025-07-03"}])
+def test_the_event_of_another_producer_has_no_window(window):
+    context = run_context(triggering_asset_events=events(window))
+    with pytest.raises(StemConfigError, match="no window to read"):
+        wall_time(context)
+
+
+@pytest.mark.parametrize("bound", ["start", "end"])
+def test_the_message_of_an_invalid_bound_names_it(bound):
+    context = run_context("2025-07-01T00:00Z", "2025-07-02T00:00Z")
+    with pytest.raises(StemConfigError, match=f"^Invalid {bound} 'yesterday'"):
+        wall_time(context, **{bound: "yesterday"})
+
+
+def test_the_date_of_a_partition_may_be_an_attribute_of_the_run():
+    run = SimpleNamespace(run_after=None, partition_key="plant", partition_date=instant("2025-07-01T00:00Z"))
+    got = wall_time(run_context(dag_run=run), default_interval=HOUR)
+    assert got == ("2025-07-01T00:00:00+00:00", "2025-07-01T01:00:00+00:00")
+
+
+BY_HOUR = SimpleNamespace(timetable=SimpleNamespace(key_format="%Y-%m-%dT%H"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"dag": BY_HOUR},  # started by hand, without a key
+        {"dag": BY_HOUR, "partition_key": "2025-06-01T00", "partition_date": None},  # Airflow 3.3 reports no date
+        {"partition_key": "plant"},
+        {"partition_key": "plant", "dag": SimpleNamespace(timetable=SimpleNamespace())},
+    ],
+)
+def test_a_run_without_the_date_of_a_partition_reads_up_to_the_time_it_is_due(more):
+    run = SimpleNamespace(run_after=instant("2025-07-01T10:00Z"))
+    got = wall_time(run_context(dag_run=run, **more), default_interval=HOUR)
+    assert got == ("2025-07-01T09:00:00+00:00", "2025-07-01T10:00:00+00:00")
+
+
+def test_the_date_in_a_key_is_in_utc_on_any_machine(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Kathmandu")
+        time.tzset()
+        got = wall_time(run_context(dag=BY_HOUR, partition_key="2025-07-01T06"), default_interval=HOUR)
+    time.tzset()
+    assert got == ("2025-07-01T06:00:00+00:00", "2025-07-01T07:00:00+00:00")
+
+
+@pytest.mark.parametrize("bound", ["start", "end"])
+def test_half_a_data_interval_is_none(bound):
+    run = SimpleNamespace(run_after=instant("2025-07-01T10:00Z"))
+    context = run_context(dag_run=run) | {f"data_interval_{bound}": instant("2025-07-01T10:00Z")}
+    assert wall_time(context, default_interval=HOUR) == ("2025-07-01T09:00:00+00:00", "2025-07-01T10:00:00+00:00")
 
 
 def test_the_default_interval_ends_at_the_data_interval_else_when_the_run_is_due():
@@ -114,14 +172,19 @@ def test_the_default_interval_ends_at_the_data_interval_else_when_the_run_is_due
 @pytest.mark.parametrize(
     "context",
     [
+        {},
         run_context(),
         run_context("2025-07-01T06:00Z", "2025-07-01T06:00Z"),
         run_context(dag_run=SimpleNamespace(run_after=instant("2025-07-01T06:10Z"))),
         run_context(triggering_asset_events=events(None)),
         run_context(partition_key="2025-07-01", partition_date=instant("2025-07-01T00:00Z")),
     ],
-    ids=["nothing", "plain cron", "manual", "events without a window", "partition without default_interval"],
+    ids=["no run", "nothing", "plain cron", "manual", "events without a window", "partition without default_interval"],
 )
 def test_without_any_window_the_error_names_the_remedies(context):
-    with pytest.raises(StemConfigError, match=r"CronDataIntervalTimetable.*default_interval.*start and end"):
+    with pytest.raises(StemConfigError) as error:
         wall_time(context)
+    assert str(error.value) == (
+        "There is no window to read. Schedule the DAG with CronDataIntervalTimetable, or set default_interval, or "
+        "start and end. (On Airflow 3 a run of a plain cron or timedelta schedule has no data interval.)"
+    )

@@ -108,13 +108,16 @@ def test_windows_are_adjacent_when_the_clocks_change(zone, cron, interval, sourc
     ],
 )
 def test_an_interval_that_does_not_fit_is_an_error_in_every_run(zone, cron, interval):
-    for by_default in (True, False):
+    for source in ("default_interval", "partition", "CronTriggerTimetable"):
+        by_default = source != "CronTriggerTimetable"
+        argument = "default_interval" if by_default else r"CronTriggerTimetable\(interval\)"
         timetable = CronTriggerTimetable(cron, timezone=zone, interval=timedelta() if by_default else interval)
         for run in runs(timetable, pendulum.datetime(2025, 1, 1), pendulum.datetime(2025, 3, 1)):
+            partition = {"partition_key": "plant", "partition_date": run.end} if source == "partition" else {}
             with pytest.raises(
-                StemConfigError, match=r"interval.*does not fit the schedule.*CronDataIntervalTimetable"
+                StemConfigError, match=rf"^{argument}=.*does not fit the schedule.*CronDataIntervalTimetable"
             ):
-                window(timetable, run, interval if by_default else None)
+                window(timetable, run, interval if by_default else None, **partition)
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC"])

@@ -10,8 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-
 Stream = tuple[tuple[str, str], pa.RecordBatch]
 """A site id and a stream type, and their rows in the landing schema."""
 
@@ -71,15 +69,13 @@ class Merge:
         return Merge(self.inserted + inserted, self.changed + changed, unchanged, self.kept)
 
     def _union(self, held: pa.RecordBatch, read: pa.RecordBatch) -> pa.RecordBatch:
-        if held.num_rows == read.num_rows and all(
-            held.column(name).equals(read.column(name)) for name in ("interval_end", "resolution")
-        ):
+        if all(held.column(name).equals(read.column(name)) for name in ("interval_end", "resolution")):
             self._compare(held.column("kw_total_avg"), read.column("kw_total_avg"))
             return read
         position = pc.index_in(held.column("interval_end"), read.column("interval_end"))
         # Rows of another resolution have other keys, even with the same interval end.
         same_resolution = pc.equal(held.column("resolution"), read.column("resolution")[0])
-        position = pc.if_else(same_resolution, position, pa.scalar(None, pa.int32()))
+        position = pc.if_else(same_resolution, position, None)
         common = pc.is_valid(position)
         self._compare(
             held.column("kw_total_avg").filter(common), read.column("kw_total_avg").take(position.drop_null())
@@ -94,8 +90,8 @@ class Merge:
         return union.take(order)
 
     def _compare(self, held: pa.DoubleArray, read: pa.DoubleArray) -> None:
-        # A comparison with a null is null; two nulls are equal.
-        same = pc.if_else(pc.is_valid(held), pc.fill_null(pc.equal(held, read), False), pc.is_null(read))
+        # Two nulls are equal. A comparison of a number with a null is null, which the sum omits.
+        same = pc.if_else(pc.is_valid(held), pc.equal(held, read), pc.is_null(read))
         unchanged = pc.sum(same).as_py() or 0
         self.unchanged += unchanged
         self.changed += len(held) - unchanged
@@ -125,10 +121,11 @@ def _changes(column: pa.Array) -> pa.BooleanArray:
 
 def _paired(held: Iterator[Stream], read: Iterator[Stream]) -> Iterator[tuple[Any, Any]]:
     """Iterate over the rows of each stream on both sides; ``None`` if a side lacks the stream."""
-    of_held, of_read = next(held, None), next(read, None)
+    of_held: Any = next(held, None)
+    of_read: Any = next(read, None)
     while of_held or of_read:
         if of_read is None or (of_held and of_held[0] < of_read[0]):
-            yield of_held[1] if of_held else None, None
+            yield of_held[1], None
             of_held = next(held, None)
         elif of_held is None or of_read[0] < of_held[0]:
             yield None, of_read[1]
@@ -141,4 +138,4 @@ def _paired(held: Iterator[Stream], read: Iterator[Stream]) -> Iterator[tuple[An
 def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     if len(batches) == 1:
         return batches[0]
-    return pa.Table.from_batches(batches, LANDING_SCHEMA).combine_chunks().to_batches()[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]

@@ -72,7 +72,7 @@ class Window:
         """
         check_resolution(resolution)
         for name, value in (("start", start), ("end", end)):
-            if value.tzinfo is None or value.utcoffset() is None:
+            if value.utcoffset() is None:
                 raise _naive(name, value.isoformat())
             in_utc(name, value)
         check_order(start, end)
@@ -114,9 +114,7 @@ class Window:
         """
         capacity = (MAX_RANGE - 2 * self.step) // self.step
         first = max(self.first_end, needed_from) if needed_from is not None else self.first_end
-        needed = (self.last_end - first) // self.resolution + 1
-        if needed <= 0:
-            return
+        needed = (self.last_end - first) // self.resolution + 1  # negative if the stream begins after the window
         pieces = -(-needed // capacity)
         total = min(self.intervals, pieces * capacity)
         edge = self.end - total * self.step
@@ -150,7 +148,7 @@ class Window:
         if partition == "interval":
             return self
         if _period_start(self.end, partition) != self.end:
-            fits = [shorter for shorter in ("month", "day", "hour") if _period_start(self.end, shorter) == self.end]
+            fits = [shorter for shorter in ("day", "hour") if _period_start(self.end, shorter) == self.end]
             raise StemConfigError(
                 f"partition={partition!r} writes whole UTC {partition}s, but the window ends at {iso(self.end)}, "
                 f"inside one. Use partition={(fits or ['interval'])[0]!r}."

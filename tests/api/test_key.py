@@ -75,3 +75,4 @@ def test_no_view_of_a_config_shows_the_key(given_key: ApiKey) -> None:
     assert all(one.api_key.reveal() == KEY for one in copies)
     assert copies[1] == copies[2] == config
     assert hash(copies[2]) == hash(config)
+    assert copy.copy(config.api_key) is config.api_key

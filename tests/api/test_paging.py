@@ -478,3 +478,95 @@ def test_items_arrive_as_they_were_sent() -> None:
     pager = Pager("sites", 50)
     pager.add_page({"sites": [item]})
     assert pager.items == [item]
+
+
+# --- one page at a time, without a server ---------------------------------------------------------------------------
+
+
+def pager_after(*payloads: dict[str, Any], page_size: int = 2, final: bool = True) -> Pager:
+    pager = Pager("clients", page_size, final=final)
+    assert pager.done is False
+    for payload in payloads:
+        pager.add_page(payload)
+    return pager
+
+
+AGAIN = ". Try again later, or report it to Stem if it persists"
+
+
+@pytest.mark.parametrize(
+    ("payloads", "message"),
+    [
+        ([page("a", total=3), page(total=3)], f"Page 2 is empty, but total is 3 after 1 clients on 1 pages{AGAIN}"),
+        (
+            [page("a", "b", total=3), page("b", total=3)],
+            f"Page 2 repeats earlier ones, but total is 3 after 2 clients on 1 pages{AGAIN}",
+        ),
+        (
+            [page("a", total="1" * 30), page()],
+            f"Page 2 is empty, but total is {'1' * 20} after 1 clients on 1 pages{AGAIN}",
+        ),
+        (
+            [page("a", total=7), page("b", total=8)],
+            f"The total of 'clients' changes from 7 to 8 at page 2{AGAIN}",
+        ),
+        ([page("a"), page("a"), page("b")], f"Page 3 has new clients after a page that repeats others{AGAIN}"),
+        ([page("a", page=3)], f"The response for page 1 of 'clients' is page 3{AGAIN}"),
+        (
+            [page("a", "b"), page("a"), page("b")],
+            (
+                "Page 2 of 'clients' repeats page 1, which is full, and there is no total, so more items may follow. "
+                "Set another page_size in the connection's Extra"
+            ),
+        ),
+        ([page("a", total=f"{'x' * 80}")], f"total on page 1 of 'clients' is '{'x' * 59}, not a number"),
+    ],
+)
+def test_the_message_of_an_inconsistent_listing(payloads: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(StemDataError) as raised:
+        pager_after(*payloads)
+    assert str(raised.value) == message
+
+
+def test_the_message_of_a_page_that_is_not_found() -> None:
+    with pytest.raises(StemDataError) as raised:
+        pager_after(page("a", total=2)).add_not_found("https://stem.test/clients?page=2")
+    assert str(raised.value) == (
+        f"Page 2 is not found, but total is 2 after 1 clients on 1 pages{AGAIN} [GET https://stem.test/clients?page=2]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("payloads", "done"),
+    [
+        ([page("a"), page("a")], [False, False]),
+        ([page("a"), page("a"), page("a")], [False, False, True]),
+        ([page("a", total=1), page("a", total=1)], [False, True]),
+        ([page("a", "b"), page()], [False, True]),
+        ([page("a", total=1.0, page=1.0), page(total=1)], [False, True]),
+        ([page("a", "b", "c"), page("d"), page("a"), page("a")], [False, False, False, True]),
+    ],
+)
+def test_a_repeated_page_ends_the_listing_at_once_if_there_is_a_total_else_the_second_time(
+    payloads: list[dict[str, Any]], done: list[bool]
+) -> None:
+    pager = pager_after()
+    for payload, expected in zip(payloads, done, strict=True):
+        pager.add_page(payload)
+        assert pager.done is expected
+
+
+def test_an_empty_listing_with_a_total_of_1_is_one_empty_page_only_in_the_last_attempt() -> None:
+    pager = Pager("clients", 2)
+    pager.add_page(page(total=1))
+    assert pager.done is True
+    with pytest.raises(StemDataError, match="Page 1 is empty, but total is 1 after 0 clients on 0 pages"):
+        pager_after(page(total=1), final=False)
+
+
+def test_a_listing_with_more_items_than_the_limit_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging, "_MAX_ITEMS", 1_002)
+    pager = pager_after(page(*map(str, range(1_002))))
+    with pytest.raises(StemDataError) as raised:
+        pager.add_page(page("one more"))
+    assert str(raised.value) == "The listing of 'clients' does not end after 1,002 entries. Report it to Stem"

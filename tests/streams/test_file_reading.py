@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import math
@@ -283,3 +284,29 @@ def test_a_file_stays_open_and_is_read_again(file_format: str, compression: str)
 def test_a_file_in_no_known_format_is_an_error(head: bytes) -> None:
     with pytest.raises(ValueError, match="it begins with b.*, which is no known format"):
         read(head)
+
+
+def test_a_row_group_without_rows_is_skipped() -> None:
+    empty, full = table([]), table([row("a", 1, 1.0)])
+    file = io.BytesIO()
+    with pq.ParquetWriter(file, LANDING_SCHEMA) as writer:
+        for part in (empty, full, empty):
+            writer.write_table(part)
+    assert read(file.getvalue()) == bits(full)
+
+
+def test_a_failure_of_the_disk_is_no_damage_of_the_file() -> None:
+    class Failing(io.BytesIO):
+        def read(self, _size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        list(read_batches(Failing()))
+    assert raised.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("file_format", ["csv", "jsonl"])
+def test_times_many_years_apart_are_written_exactly(file_format: str) -> None:
+    year = 365 * 96
+    rows = table([row("a", number, 1.0) for number in (-15 * year, 0, 1, 9 * year)])
+    assert read(written(rows.to_batches(), file_format, "none")) == bits(rows)

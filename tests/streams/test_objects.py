@@ -16,9 +16,10 @@ import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.formats import FORMATS
-from airflow_provider_stem.streams.objects import ObjectWriter, OvertakenError
+from airflow_provider_stem.streams.merging import Merge
+from airflow_provider_stem.streams.objects import ObjectWriter, OvertakenError, Written
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.streams.store import ObjectChangedError, Version
+from airflow_provider_stem.streams.store import DamagedObjectError, ObjectChangedError, Version
 
 from .test_merging import BEGIN, Rows, batches_of, rows_of
 
@@ -273,26 +274,42 @@ def test_replace_keeps_no_rows_and_never_overwrites_later_ones(store: MemoryStor
         paused.write(rows(1.0, "a"))
 
 
-def test_fail_accepts_the_same_content_and_rejects_any_other(store: MemoryStore) -> None:
+def test_fail_accepts_the_same_content_and_rejects_any_other(
+    store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     first = Attempt(store, "fail")
     store.seconds = 100
     second = Attempt(store, "fail")
     first.write(rows(1.0, "a"))
     written = second.write(rows(1.0, "a"))
     assert (written.merge.unchanged, written.read_at) == (3, EPOCH)
-    with pytest.raises(StemConfigError, match="exists with other content"):
+    assert written == described(store, EPOCH, Merge(unchanged=3))
+    assert caplog.messages == ["s3://lake/streams.parquet exists with the same content"]
+    with pytest.raises(StemConfigError) as raised:
         land(store, rows(2.0, "a"), "fail")
+    assert str(raised.value) == (
+        "The object exists with other content and is not changed (if_exists='fail'). Use if_exists='merge' or "
+        "'replace', or delete it [s3://lake/streams.parquet]"
+    )
     assert store.rows() == rows(1.0, "a")
 
 
 @pytest.mark.parametrize("body", [b"", b"precious", b"PAR1", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b'{"a": 1}\n'])
-def test_an_object_with_other_content_is_only_replaced(body: bytes, store: MemoryStore) -> None:
+def test_an_object_with_other_content_is_only_replaced(
+    body: bytes, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
     store.objects[KEY] = body, Version("etag", None, None)
+    message = ""
     if body:
-        with pytest.raises(StemConfigError, match=r"cannot be merged with.*use if_exists='replace'"):
+        with pytest.raises(StemConfigError) as raised:
             land(store, rows(1.0, "a"))
+        message, _, remedy = str(raised.value).partition(". Restore")
+        assert message.startswith("The object cannot be merged with, since its content is not valid rows: ")
+        assert remedy == " or delete it, or use if_exists='replace' [s3://lake/streams.parquet]"
         assert store.objects[KEY][0] == body
     written = land(store, rows(1.0, "a"), "replace" if body else "merge")
+    assert caplog.messages == ([f"{message} [s3://lake/streams.parquet]"] if body else [])
     assert (written.merge.inserted, store.rows()) == (3, rows(1.0, "a"))
 
 
@@ -349,6 +366,96 @@ def test_a_damaged_object_is_not_merged_with(store: MemoryStore) -> None:
     store.objects[KEY] = other.objects[KEY][0], store.objects[KEY][1]
     with pytest.raises(StemConfigError, match="its SHA-256 is .* instead of .*, as in its metadata"):
         land(store, rows(2.0, "a"))
+
+
+def described(store: MemoryStore, read_at: datetime, merge: Merge) -> Written:
+    """Return what an attempt reports of the object that it wrote."""
+    body, version = store.objects[KEY]
+    assert version.sha256 == hashlib.sha256(body).hexdigest()
+    return Written(len(store.rows()), len(body), version.sha256, read_at, merge)
+
+
+def test_an_attempt_describes_the_object_that_it_wrote(store: MemoryStore) -> None:
+    assert land(store, rows(1.0, "a")) == described(store, EPOCH, Merge(inserted=3))
+    store.seconds = 100
+    written = land(store, rows(2.0, "a", "b"))
+    assert written == described(store, EPOCH + timedelta(seconds=100), Merge(inserted=3, changed=3))
+
+
+@pytest.mark.parametrize(
+    ("read_at", "is_later"),
+    [
+        (EPOCH + timedelta(seconds=40), True),
+        (EPOCH + timedelta(seconds=40) - timedelta(microseconds=1), False),
+        (None, True),
+    ],
+)
+def test_an_object_that_changed_is_later_unless_it_is_older_by_more_than_a_minute(
+    read_at: datetime | None, is_later: bool, store: MemoryStore
+) -> None:
+    land(store, rows(0.0, "a"))
+    store.seconds = 100
+    attempt = Attempt(store)
+    store.objects[KEY] = store.objects[KEY][0], Version("another", None, read_at)
+    if is_later:
+        with pytest.raises(OvertakenError):
+            attempt.write(rows(1.0, "a"))
+    else:
+        assert attempt.write(rows(1.0, "a")).merge.changed == 3
+
+
+@pytest.mark.parametrize("damaged", [1, 2, 3])
+def test_damaged_bytes_are_written_again_twice(damaged: int, store: MemoryStore) -> None:
+    left, put = [damaged], store.put
+
+    def damage(key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
+        put(key, file, read_at, replaces)
+        if left[0]:
+            left[0] -= 1
+            body, version = store.objects[key]
+            store.objects[key] = body[:-1], Version(f"damaged {left[0]}", version.sha256, version.read_at)
+            raise DamagedObjectError
+
+    store.put = damage  # type: ignore[method-assign]
+    if damaged < 3:
+        assert land(store, rows(1.0, "a")) == described(store, EPOCH, Merge(inserted=3))
+        assert store.requests == ["head", "put", *["get", "put"] * damaged]
+        return
+    with pytest.raises(StemTransportError) as raised:
+        land(store, rows(1.0, "a"))
+    assert str(raised.value) == (
+        "The store keeps other bytes than were sent to it. Check the store and the network, then delete the object, or "
+        "land it with if_exists='replace' [s3://lake/streams.parquet]"
+    )
+
+
+def test_a_file_that_is_written_already_is_used(store: MemoryStore) -> None:
+    attempt = Attempt(store)
+    with ScratchFile() as file:
+        count = attempt.writer.write_file(file, batches_of(rows(1.0, "a"), []))
+        attempt.writer.write(KEY, None, lambda: batches_of({}, []), (file, count))
+    assert (count, store.rows()) == (3, rows(1.0, "a"))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "compression", "encoding", "start"),
+    [
+        ("csv", "none", "portable", b'"site_id",'),
+        ("jsonl", "gzip", "portable", b"\x1f\x8b"),
+        ("parquet", "none", "smallest", b"PAR1"),
+    ],
+)
+def test_an_object_is_written_and_merged_with_in_the_format_of_the_writer(
+    file_format: str, compression: str, encoding: str, start: bytes, store: MemoryStore
+) -> None:
+    writer = ObjectWriter(store, file_format, compression, encoding, "merge", EPOCH)
+    writer.write(KEY, None, lambda: batches_of(rows(1.0, "a"), []))
+    body, version = store.objects[KEY]
+    assert body.startswith(start)
+    if file_format == "parquet":
+        end = pq.ParquetFile(io.BytesIO(body)).metadata.row_group(0).column(4)
+        assert (end.compression, "DELTA_BINARY_PACKED" in end.encodings) == ("UNCOMPRESSED", True)
+    assert writer.write(KEY, version, lambda: batches_of(rows(1.0, "b"), [])).merge == Merge(inserted=3, kept=3)
 
 
 # --- any order --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import calendar
-from datetime import UTC, date, datetime, timedelta, timezone
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -131,7 +133,7 @@ class TestCovering:
         assert Window.covering(start, start.add(hours=1), 900) == window("2025-07-01T00:00", "2025-07-01T01:00")
 
 
-@pytest.mark.parametrize("resolution", [0, -900, 1, 60, 901, 86_400, "900", None, True, [900], float("nan")])
+@pytest.mark.parametrize("resolution", [0, -900, 1, 60, 901, 86_400, 900.0, "900", None, True, [900], float("nan")])
 def test_an_unknown_resolution_is_an_error_that_lists_the_known_ones(resolution: Any) -> None:
     with pytest.raises(StemConfigError, match=r"Invalid resolution .*Use one of 900, 1800, 3600 s"):
         check_resolution(resolution)
@@ -398,8 +400,13 @@ class TestCheckEnd:
     def test_one_resolution_in_the_future_is_allowed_and_no_more(self, resolution: int, zone: timezone) -> None:
         latest = (self.NOW + timedelta(seconds=resolution)).astimezone(zone)
         check_end(latest, resolution, self.NOW)
-        with pytest.raises(StemConfigError, match=r"is in the future.*2025-07-01T12:00:00Z.*StemStreamsSensor"):
-            check_end(latest + timedelta(microseconds=1), resolution, self.NOW)
+        later = latest + timedelta(microseconds=1)
+        with pytest.raises(StemConfigError) as error:
+            check_end(later, resolution, self.NOW)
+        assert str(error.value) == (
+            f"end {later.isoformat()} is in the future (now: 2025-07-01T12:00:00Z). Run after the window is over, or "
+            "wait for it with StemStreamsSensor."
+        )
 
     def test_the_default_is_the_current_time(self) -> None:
         check_end(datetime.now(UTC), 900)
@@ -457,6 +464,12 @@ class TestParseInstant:
             parse_instant("until", value)
         assert isinstance(error.value, ValueError)
 
+    @pytest.mark.parametrize("value", ["2025-07-01T00:00:00", datetime(2025, 7, 1)])  # noqa: DTZ001
+    def test_the_message_of_a_time_without_a_zone(self, value: Any) -> None:
+        with pytest.raises(StemConfigError) as error:
+            parse_instant("until", value)
+        assert str(error.value) == f"Invalid until '{value}': no UTC offset. Use one, such as '2025-07-01T00:00Z'."
+
     @examples(200)
     @given(
         instant=st.datetimes(datetime(1990, 1, 1), datetime(2045, 1, 1)),  # noqa: DTZ001
@@ -491,6 +504,7 @@ class TestFirstExpectedEnd:
     @examples(300)
     @given(start=any_second, micros=st.just(0) | st.integers(0, 999_999))
     @example(start=seconds(utc("2011-03-01T16:15:01")), micros=0)
+    @example(start=seconds(utc("2011-03-01T16:15:01")), micros=1)
     @example(start=seconds(utc("2011-03-01T16:15:01")), micros=500_000)
     def test_it_is_the_first_interval_whose_shown_start_is_not_before_the_streams(
         self, resolution: int, start: int, micros: int
@@ -509,3 +523,41 @@ def test_seconds_instants_and_texts_are_each_others_inverse(second: int, zone: s
     assert epoch(from_epoch(second)) == epoch(at(second).astimezone(ZoneInfo(zone))) == second
     assert epoch(pendulum.from_timestamp(second, tz=zone)) == second
     assert datetime.fromisoformat(iso(pendulum.from_timestamp(second, tz=zone))) == at(second)
+
+
+class NoOffset(tzinfo):
+    """A time zone whose offset is not known; such times are naive."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
+
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime | None) -> None:
+        return None
+
+
+def test_a_bound_whose_zone_has_no_offset_is_an_error() -> None:
+    with pytest.raises(StemConfigError, match="Invalid start '2025-07-01T00:00:00': no UTC offset"):
+        Window.covering(datetime(2025, 7, 1, tzinfo=NoOffset()), utc("2025-07-02"), 900)
+
+
+@pytest.fixture
+def machine_far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Kathmandu")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("machine_far_from_utc")
+def test_no_result_depends_on_the_machines_time_zone() -> None:
+    parsed = parse_instant("start", "2025-07-01T02:00:00+02:00")
+    assert (parsed, parsed.utcoffset()) == (utc("2025-07-01"), timedelta(0))
+    assert iso(utc("2025-07-01")) == "2025-07-01T00:00:00Z"
+    assert parse_instant("start", "1000-01-01T00:00:00Z").year == 1000
+    with pytest.raises(StemConfigError, match="years 1000 to 9999"):
+        parse_instant("start", "0999-12-31T23:00:00Z")
+    check_end(datetime.now(UTC), 900)
