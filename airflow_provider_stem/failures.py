@@ -53,6 +53,9 @@ def final_error(cause: Exception, message: str) -> AirflowFailException:
     Return the error that fails a task without retries, and log its message first.
 
     Airflow's log shows tracebacks before the message, so the cause loses its own traceback and its own causes.
+
+    :param cause: the error that ended the task; raise the result ``from`` it.
+    :param message: what is wrong and what to do, without secrets.
     """
     log.error("%s", message)
     if not isinstance(cause, StemApiError):

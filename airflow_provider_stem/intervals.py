@@ -57,7 +57,11 @@ def wall_time_of_run(
 
 
 def is_partitioned(context: Mapping[str, Any]) -> bool:
-    """Return whether the run has a partition key."""
+    """
+    Return whether the run has a partition key.
+
+    :param context: Airflow's context of the task.
+    """
     return bool(_partition_key(context))
 
 

@@ -73,6 +73,7 @@ def write_page(
     :param first_day: first UTC day of the page.
     :param last_day: last UTC day of the page, inclusive; at most 3,660 days.
     :param made: when the rows were read, with a time zone.
+    :return: the totals that the page shows.
     :raises StemConfigError: a row, a day or a time is invalid, or two rows have the same stream and day.
     """
     days = _days(first_day, last_day)

@@ -57,6 +57,7 @@ class Simulator:
     def start(self) -> Self:
         """Start the server, and return when it accepts requests.
 
+        :return: the simulator itself.
         :raises OSError: the port is in use.
         :raises RuntimeError: the simulator is already running, or the server did not start.
         """
