@@ -51,18 +51,20 @@ def checked(constructor: Constructor) -> Constructor:
         self.check(**{name: bound.arguments[name] for name in names})
         constructor(self, **kwargs)
 
+    # An attribute, since Airflow wraps constructors again and copies their attributes.
+    wrapper.is_checked = True  # type: ignore[attr-defined]
     return cast(Constructor, wrapper)
 
 
-def check_arguments(constructor: Callable[..., None], **arguments: Any) -> None:
+def check_arguments(owner: type, **arguments: Any) -> None:
     """
     Validate arguments when the DAG is parsed; values that are not known yet are skipped.
 
-    :param constructor: its annotations are the choices and flags.
+    :param owner: the class; the annotations of its :func:`checked` constructor are the choices and flags.
     :raises StemConfigError: an argument is wrong; the message names it, its value and the remedy.
     """
     resolve_compression(arguments.get("file_format", "parquet"), arguments.get("compression", "default"))
-    _check(arguments, _annotated_checks(constructor) | _CHECKS)
+    _check(arguments, _annotated_checks(owner) | _CHECKS)
     check_lookback(arguments.get("lookback"), arguments.get("partition", "interval"))
     check_templated(**{name: value for name, value in arguments.items() if is_known(value)})
     s3_bucket, s3_key = arguments.get("s3_bucket"), arguments.get("s3_key")
@@ -70,14 +72,14 @@ def check_arguments(constructor: Callable[..., None], **arguments: Any) -> None:
         resolve_address(s3_bucket, s3_key)
 
 
-def check_trigger_arguments(constructor: Callable[..., None], **arguments: Any) -> None:
+def check_trigger_arguments(owner: type, **arguments: Any) -> None:
     """
     Validate a trigger's arguments when it is created. Its durations are in seconds.
 
-    :param constructor: its annotations are the flags.
+    :param owner: the class; the annotations of its :func:`checked` constructor are the flags.
     :raises StemConfigError: an argument is wrong.
     """
-    _check(arguments, _annotated_checks(constructor) | _CHECKS | _TRIGGER_CHECKS)
+    _check(arguments, _annotated_checks(owner) | _CHECKS | _TRIGGER_CHECKS)
     check_templated(**{name: value for name, value in arguments.items() if is_known(value)})
 
 
@@ -130,8 +132,11 @@ def is_known(value: object) -> bool:
 
 
 @cache
-def _annotated_checks(constructor: Callable[..., None]) -> dict[str, Callable[[str, Any], object]]:
+def _annotated_checks(owner: type) -> dict[str, Callable[[str, Any], object]]:
     """Return the checks that follow from a constructor's annotations: ``Literal`` for a choice, ``bool`` for a flag."""
+    # The constructor of a subclass may lack these arguments, and have annotations that cannot be resolved.
+    constructors = [vars(one).get("__init__") for one in owner.__mro__]
+    constructor = next(one for one in constructors if hasattr(one, "is_checked"))
     checks: dict[str, Callable[[str, Any], object]] = {}
     for argument, annotation in get_type_hints(constructor).items():
         if annotation is bool:

@@ -137,7 +137,7 @@ class CheckedWhenParsed:
     @classmethod
     def _check(cls, arguments: Mapping[str, Any]) -> None:
         values = {name: value for name, value in arguments.items() if value is not None or name not in cls._may_be_none}
-        check_arguments(cls.__init__, **values)
+        check_arguments(cls, **values)
 
 
 class MappedOverSites(CheckedWhenParsed):

@@ -106,7 +106,7 @@ class StemStreamsTrigger(BaseTrigger):
 
     def check(self, *, sites: object, **arguments: Any) -> None:  # noqa: ARG002
         """Validate all arguments but ``sites``: there can be thousands, and this runs in the event loop."""
-        check_trigger_arguments(type(self).__init__, **arguments)
+        check_trigger_arguments(type(self), **arguments)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and its arguments, as JSON types."""

@@ -291,6 +291,29 @@ def templated(cls):
     return [wrong for wrong in OPERATORS[cls][1] if wrong.argument in cls.template_fields]
 
 
+@pytest.mark.parametrize("form", ["instance", "partial"])
+@pytest.mark.parametrize(
+    ("parent", "argument", "value"),
+    [
+        (StemStreamsToS3Operator, "if_exists", "mergE"),
+        (StemStreamsToS3Operator, "partition_events", "no"),
+        (StemStreamsSensor, "deferrable", "no"),
+    ],
+)
+def test_a_subclass_validates_the_arguments_of_its_parent(parent, argument, value, form):
+    class Subclass(parent):
+        # The annotation cannot be resolved, as with an import under TYPE_CHECKING.
+        def __init__(self, *, colour: Colour | None = None, **kwargs: Any) -> None:  # noqa: F821
+            super().__init__(**kwargs)
+            self.colour = colour
+
+    create = Subclass.partial if form == "partial" else Subclass
+    arguments = OPERATORS[parent][0] if form == "instance" else {}
+    assert create(task_id="task", colour="red", **arguments)
+    with pytest.raises(StemConfigError, match=f"{argument} must be .*, got '{value}'"):
+        create(task_id="task", **{**arguments, argument: value})
+
+
 @pytest.mark.parametrize(("cls", "wrong", "value"), each({cls: templated(cls) for cls in OPERATORS}))
 def test_a_template_with_a_wrong_value_fails_the_task_before_any_request(cls, wrong, value, sim):
     with DAG("dag", schedule=None, render_template_as_native_obj=True):
