@@ -4,7 +4,8 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
@@ -92,28 +93,34 @@ def create_app(
     :param abort: closes the connection of a scope immediately, for the fault ``reset``.
     """
     app = _Api(
-        title="Stem Developer Data API (simulated)", version="v1", description=_DESCRIPTION, redirect_slashes=False
+        title="Stem Developer Data API (simulated)",
+        version="v1",
+        description=_DESCRIPTION,
+        redirect_slashes=False,
+        routes=_router().routes,
     )
+    app.state.service = _Service(fleet, clock)
     app.add_middleware(Middleware, settings=fleet.settings, traffic=traffic, abort=abort)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.include_router(_router(_Service(fleet, clock)))
     return app
 
 
-def _router(service: "_Service") -> APIRouter:
+@cache
+def _router() -> APIRouter:
+    # One for all applications: FastAPI takes longer to build routes than a simulator takes to start.
     key = APIKeyHeader(name="Authorization", auto_error=False, description="`APIKEY <key>`")
     router = APIRouter(prefix=BASE_PATH, dependencies=[Security(key)], responses=_ERRORS)
     paging = ("name", "page", "per_page")
 
     @router.get("/clients", responses={200: {"model": ClientList}}, dependencies=[Depends(only(*paging))])
-    async def list_clients(name: Name = "", page: Page = 1, per_page: PerPage = 100) -> Response:
+    async def list_clients(service: _Served, name: Name = "", page: Page = 1, per_page: PerPage = 100) -> Response:
         """List the clients that the key has permission for."""
         return _json(service.list_clients(name, page, per_page))
 
     @router.get("/clients/{client_id}", responses={200: {"model": ClientModel}}, dependencies=[Depends(only())])
-    async def get_client(client_id: str) -> Response:
+    async def get_client(service: _Served, client_id: str) -> Response:
         """Read one client."""
         return _json(service.client_payload(service.client(client_id)))
 
@@ -122,12 +129,14 @@ def _router(service: "_Service") -> APIRouter:
         responses={200: {"model": SiteList}},
         dependencies=[Depends(only(*paging))],
     )
-    async def list_sites(client_id: str, name: Name = "", page: Page = 1, per_page: PerPage = 100) -> Response:
+    async def list_sites(
+        service: _Served, client_id: str, name: Name = "", page: Page = 1, per_page: PerPage = 100
+    ) -> Response:
         """List the sites of a client that the key has permission for."""
         return _json(service.list_sites(client_id, name, page, per_page))
 
     @router.get("/sites/{site_id}", responses={200: {"model": SiteModel}}, dependencies=[Depends(only())])
-    async def get_site(site_id: str) -> Response:
+    async def get_site(service: _Served, site_id: str) -> Response:
         """Read one site."""
         return _json(service.site_payload(service.site(site_id)))
 
@@ -137,6 +146,7 @@ def _router(service: "_Service") -> APIRouter:
         dependencies=[Depends(only("start_datetime", "end_datetime", "resolution", "stream_type"))],
     )
     async def get_streams(
+        service: _Served,
         site_id: str,
         start_datetime: StartDatetime,
         end_datetime: EndDatetime,
@@ -298,6 +308,13 @@ class _Service:
                 b"]}",
             ]
         return b"".join([*parts, b"]}"])
+
+
+async def _service_of(request: Request) -> _Service:
+    return cast("_Service", request.app.state.service)
+
+
+_Served = Annotated[_Service, Depends(_service_of)]
 
 
 def _text(payload: Any) -> bytes:
