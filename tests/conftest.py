@@ -18,16 +18,21 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
 from tests.servers.airflow_api import PATIENCE  # noqa: E402
-from tests.support import RUNS_KEY, TALLIES_KEY  # noqa: E402
+from tests.support import RUNS_KEY, TALLIES_KEY, at_most, read_botocore_files_once  # noqa: E402
 
 os.environ.update(PATIENCE)
 pytest_plugins = ["tests.servers.fixtures"]
 
 # No deadline, because the machine may be busy. The drawn examples are the same in every run.
 hypothesis.settings.register_profile(
-    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "suite",
+    max_examples=at_most(100),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("suite")
+read_botocore_files_once()
 
 
 def pytest_configure(config):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import urllib3
+from botocore.loaders import JSONFileLoader
 
 from airflow_provider_stem.streams import stream_types
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
@@ -26,6 +28,28 @@ TALLIES_KEY = pytest.StashKey[dict[str, str]]()
 RUNS_KEY = pytest.StashKey[list[str]]()
 STREAM_TYPES = tuple(stream_types.STREAM_TYPES)
 _NUMBERS = itertools.count(1)
+
+IS_FULL = os.environ.get("TEST_DEPTH") == "full"
+"""Whether to test all combinations and as many drawn examples as a test names, as ``.ci/run`` does."""
+
+
+def at_most(number):
+    """
+    Return a number of drawn examples, limited to 50 unless the tests run at full depth.
+
+    ``make test-mutation`` uses the same limit: no mutant that it kills needs more.
+    """
+    return number if IS_FULL else min(number, 50)
+
+
+def read_botocore_files_once():
+    """
+    Share botocore's descriptions of services between all its sessions.
+
+    Each task makes a session, and reading these files takes longer than most tasks.
+    """
+    load = cache(JSONFileLoader().load_file)
+    JSONFileLoader.load_file = lambda _, path: load(path)
 
 
 def until(condition):
@@ -79,12 +103,17 @@ def without_rows():
     return body.getvalue()
 
 
+@cache
+def _client(server):
+    return server.client()
+
+
 class Lake:
     """A bucket of the S3 server."""
 
     def __init__(self, server, bucket=None):
         self.server = server
-        self.client = server.client()
+        self.client = _client(server)
         self.bucket = bucket or f"lake-{next(_NUMBERS)}"
         self.client.create_bucket(Bucket=self.bucket)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from airflow_provider_stem.errors import StemTransportError
 from airflow_provider_stem.ledger import EARLIEST, Ledger
 from airflow_provider_stem.streams.store import ObjectChangedError, Version
+from tests.support import at_most
 
 DAY = timedelta(days=1)
 CUT = date(2025, 3, 1)
@@ -139,7 +140,7 @@ class Fleet:
                 assert in_days | in_months == bits(began, end)
 
 
-@settings(max_examples=200)
+@settings(max_examples=at_most(200))
 @given(st.data())
 def test_every_day_of_every_stream_lands_under_exactly_one_prefix(data):
     """

@@ -16,6 +16,7 @@ from dateutil.relativedelta import relativedelta  # type: ignore[import-untyped]
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.streams.windows import Window
+from tests.support import IS_FULL
 
 ZONES = [
     "Europe/Berlin",
@@ -26,6 +27,8 @@ ZONES = [
     "Asia/Kolkata",
     "UTC",
 ]
+TWO_ZONES = ["Europe/Berlin", "Australia/Lord_Howe"]
+"""The clocks change by an hour, and by half an hour."""
 DAY, WEEK, HOUR, QUARTER = timedelta(days=1), timedelta(days=7), timedelta(hours=1), timedelta(minutes=15)
 RESTRICTION = TimeRestriction(earliest=None, latest=None, catchup=True)
 
@@ -60,21 +63,32 @@ def periods(every, zone):
     return [(day.subtract(hours=12), day.add(hours=36)) for day in [days[20], *changing]]
 
 
-@pytest.mark.parametrize("zone", ZONES)
+CRONS = [
+    ("0 0 * * *", DAY),
+    ("30 2 * * *", DAY),
+    ("0 1 * * *", DAY),
+    ("0 3 * * 1", WEEK),
+    ("0 0 * * 0", WEEK),
+    ("0 * * * *", HOUR),
+    ("*/15 * * * *", QUARTER),
+    ("0 */6 * * *", timedelta(hours=6)),
+    ("0 0,12 * * *", timedelta(hours=12)),
+    ("0 0 1 * *", relativedelta(months=1)),
+    ("30 2 * * *", relativedelta(days=1)),
+]
+
+
 @pytest.mark.parametrize(
-    ("cron", "interval"),
+    ("zone", "cron", "interval"),
     [
-        ("0 0 * * *", DAY),
-        ("30 2 * * *", DAY),
-        ("0 1 * * *", DAY),
-        ("0 3 * * 1", WEEK),
-        ("0 0 * * 0", WEEK),
-        ("0 * * * *", HOUR),
-        ("*/15 * * * *", QUARTER),
-        ("0 */6 * * *", timedelta(hours=6)),
-        ("0 0,12 * * *", timedelta(hours=12)),
-        ("0 0 1 * *", relativedelta(months=1)),
-        ("30 2 * * *", relativedelta(days=1)),
+        (zone, *cron)
+        for zone_number, zone in enumerate(ZONES)
+        for number, cron in enumerate(CRONS)
+        # Without full depth: each cron expression in two zones whose clocks change by different times (the slowest in
+        # one), and each other zone with some of the expressions.
+        if IS_FULL
+        or zone == TWO_ZONES[cron[1] == QUARTER]
+        or (cron[1] != QUARTER and (zone in TWO_ZONES or (number + zone_number) % 4 == 0))
     ],
 )
 @pytest.mark.parametrize("source", ["default_interval", "CronTriggerTimetable"])

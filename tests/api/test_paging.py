@@ -17,6 +17,7 @@ from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.paging import Pager
 from airflow_provider_stem.errors import StemDataError, StemNotFoundError
 from airflow_provider_stem.simulator import Simulator
+from tests.support import at_most
 
 from .conftest import KEY, Connect, Factory, RawServer, config_for, refusal, reply
 
@@ -323,7 +324,7 @@ def listing_server() -> Iterator[tuple[Listing, RawServer]]:
         yield listing, server
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=at_most(600))
 @given(
     items=st.integers(0, 30),
     page_size=st.integers(1, 35),

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from airflow_provider_stem.simulator import Simulator
 from airflow_provider_stem.streams.tables import STREAM_SCHEMA
 from airflow_provider_stem.streams.windows import Window
+from tests.support import at_most
 
 RESOLUTIONS = (900, 1800, 3600)
 DAY = 86_400
@@ -22,12 +23,12 @@ DAY = 86_400
 
 def examples(number: int) -> settings:
     """
-    Return the settings of a property test.
+    Return the settings of a property test, with as many examples at full depth.
 
     Each run has the same cases, since documents quote the figures of its summary. A busy machine is not a failure.
     """
     return settings(
-        max_examples=number,
+        max_examples=at_most(number),
         deadline=None,
         derandomize=True,
         database=None,
