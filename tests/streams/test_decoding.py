@@ -264,7 +264,8 @@ def test_both_decoders_agree_on_every_valid_response() -> None:
 
     check()
     # Otherwise the property would test only one reader.
-    assert min(counts.counts["read_in_columns"], counts.counts["left_to_the_plain_reader"]) > 200
+    done = counts.counts
+    assert min(done["read_in_columns"], done["left_to_the_plain_reader"]) > done["answers"] / 5
 
 
 @pytest.mark.parametrize("literal", ["-0", "-0.0", "0", "-0e5"])

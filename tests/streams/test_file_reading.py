@@ -21,6 +21,7 @@ from airflow_provider_stem.streams.file_reading import read_batches
 from airflow_provider_stem.streams.formats import FORMATS, ParquetEncoding, columns
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from tests.support import IS_FULL
 
 from .helpers import examples, tally
 from .test_files import HOSTILE_IDS, each_format, plenty
@@ -233,16 +234,18 @@ def test_a_file_without_a_final_line_break_is_an_error(file_format: str) -> None
 def test_parquet_with_a_damaged_byte_has_all_rows_or_is_an_error(compression: str) -> None:
     rows = table([row("a", number, number / 7) for number in range(8)])
     data = written(rows.to_batches(), "parquet", compression)
-    errors = 0
+    masks = (0x01, 0x02, 0x80)
+    tried = errors = 0
     for place in range(len(data)):
-        for wrong in (0x01, 0x02, 0x80):
+        for wrong in masks if IS_FULL else masks[place % 3 :][:1]:
+            tried += 1
             try:
                 found = read(data[:place] + bytes([data[place] ^ wrong]) + data[place + 1 :])
             except ValueError:
                 errors += 1
             else:
                 assert len(found) == 8, (place, wrong)
-    assert errors > len(data)
+    assert errors > tried / 3
 
 
 @pytest.mark.parametrize("name", [field.name for field in LANDING_SCHEMA if not field.nullable])
