@@ -301,9 +301,9 @@ def templated(cls):
     ],
 )
 def test_a_subclass_validates_the_arguments_of_its_parent(parent, argument, value, form):
-    class Subclass(parent):
+    class Subclass(parent):  # type: ignore[misc, valid-type]
         # The annotation cannot be resolved, as with an import under TYPE_CHECKING.
-        def __init__(self, *, colour: Colour | None = None, **kwargs: Any) -> None:  # noqa: F821
+        def __init__(self, *, colour: Colour | None = None, **kwargs: Any) -> None:  # type: ignore[name-defined]  # noqa: F821
             super().__init__(**kwargs)
             self.colour = colour
 
