@@ -207,6 +207,17 @@ def test_a_file_without_rows_has_none(file_format: str, compression: str) -> Non
     assert read(written([], file_format, compression)) == []
 
 
+@each_format
+def test_a_file_can_be_read_and_written_again(file_format: str, compression: str) -> None:
+    # Another task may write the object during a merge, and the same file receives the newer version.
+    with ScratchFile() as file:
+        for _ in range(2):
+            file.clear()
+            FORMATS[file_format].write(plenty(), cast(BinaryIO, file), compression, "portable")
+            file.seek(0)
+            assert sum(batch.num_rows for batch in read_batches(cast(BinaryIO, file))) == 6 * 96
+
+
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
 @pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
 def test_a_truncated_file_is_never_read_as_whole(file_format: str, compression: str) -> None:
