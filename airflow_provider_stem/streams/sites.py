@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import NoneType
 from typing import Any
 
 from airflow_provider_stem._text import one_line
@@ -132,21 +131,15 @@ def read_site(entry: Any) -> Site:
             )
         site_id = site_id_of(entry)
         if isinstance(site_id, str):
-            known = {name: entry.get(name) for name in ("name", "client_id")}
-            for name, value in known.items():
-                if not isinstance(value, (str, NoneType)):
-                    raise _invalid(f"{name} of site {one_line(site_id)} is {one_line(repr(value))[:60]}")
+            # A site can be read without a name or client, so one that is not a string is left out.
+            known = {name: entry[name] for name in ("name", "client_id") if isinstance(entry.get(name), str)}
             try:
                 return Site(_parse_site_id(site_id), stream_starts(entry, site_id), **known)
             except StemDataError as exc:
-                raise _invalid(str(exc)) from None
+                raise StemConfigError(
+                    f"sites contains an invalid record: {exc}. Use records that StemSiteListOperator returned."
+                ) from None
     raise StemConfigError(f"sites contains {one_line(repr(entry))[:100]}. Use site ids, or records with a 'site_id'.")
-
-
-def _invalid(problem: str) -> StemConfigError:
-    return StemConfigError(
-        f"sites contains an invalid record: {problem}. Use records that StemSiteListOperator returned."
-    )
 
 
 def _parse_site_id(site_id: str) -> str:

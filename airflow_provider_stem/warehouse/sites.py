@@ -112,6 +112,13 @@ def _row(record: Any) -> SiteRow:
             "StemSiteListOperator, with site_id, name, client_id and stream_start_times."
         )
     site = read_site(record)
+    for name in ("name", "client_id"):
+        value = record.get(name)
+        if value is not None and not isinstance(value, str):
+            raise StemConfigError(
+                f"sites contains an invalid record: {name} of site {one_line(site.site_id)} is "
+                f"{one_line(repr(value))[:60]}. Use records that StemSiteListOperator returned."
+            )
     row: SiteRow = {"site_id": site.site_id, "name": site.name, "client_id": site.client_id}
     for stream_type in STREAM_TYPES:
         start = (site.stream_starts or {}).get(stream_type)
