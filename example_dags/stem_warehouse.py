@@ -23,7 +23,7 @@ with DAG(
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
-    # Runs must not overlap, since one run could replace an object that another is loading.
+    # Runs that overlap would read the same days twice, and wait for each other's loads.
     max_active_runs=1,
     params={"bucket": "stem-telemetry"},
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=5)},
