@@ -39,7 +39,9 @@ def worker_error(exc: OSError) -> WorkerError:
     if exc.errno in _TOO_MANY_FILES:
         remedy = "Raise the worker's limit of open files (ulimit -n), or lower max_workers"
     else:
-        remedy = f"Free space in {tempfile.gettempdir()}, or set TMPDIR to a directory with more"
+        # It is None if no directory was usable, for example because all disks are full.
+        folder = tempfile.tempdir or "the directory for temporary files"
+        remedy = f"Free space in {folder}, or set TMPDIR to a directory with more"
     return WorkerError(exc.errno, f"Rows or responses could not be stored on this worker: {exc.strerror}. {remedy}.")
 
 

@@ -26,6 +26,7 @@ NUMERIC = (*_EXPRESSIONS, ast.expr_context, ast.cmpop, ast.operator, ast.unaryop
 ALLOWED = {
     "tests/servers/airflow_api.py:": "Components of Airflow that block each other on SQLite continue once one fails.",
     "scripts/demo.py:_start": "Seconds in which a program may shut down before it is killed.",
+    "tests/examples/test_newcomer.py:stop": "Seconds in which a program may shut down before it is killed.",
     "tests/servers/s3.py:__exit__": "Acknowledged data is on disk, so it may be killed after two seconds.",
     "tests/api/conftest.py:answer": "The pace of a drip.",
     "tests/api/test_transport.py:test_no_message_or_log_contains_it": "The client's timeout: no answer ever comes.",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import math
 import mmap
@@ -22,6 +23,7 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import certifi
 import pytest
@@ -938,7 +940,7 @@ class TestTls:
 
 
 LIMITED = """
-import json, resource, sys
+import json, resource, sys, tempfile
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.key import ApiKey
@@ -948,6 +950,7 @@ url, path, limit = sys.argv[1:]
 client = StemClient(ClientConfig(ApiKey("k"), url, max_attempts=3), sleep=waits.append)
 if limit == "files":
     files = []
+    tempfile.gettempdir()  # finding it needs a file
     try:
         client.get_site("b")  # modules that are imported late open files
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -991,6 +994,21 @@ class TestTheWorkersOwnLimits:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
         server = raw_server(reply({"id": "a", "name": "x" * 4_000_000}))
         with pytest.raises(OSError, match=r"on this worker: No such file or directory\. Free space in .*gone"):
+            connect(server).get_site("a")
+        assert (len(server.heads), waits) == (1, [])
+
+    def test_no_usable_temporary_directory_is_not_retried(
+        self, raw_server: Start, connect: Connect, waits: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def is_missing() -> NoReturn:
+            raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr(tempfile, "_get_default_tempdir", is_missing)
+        server = raw_server(reply({"id": "a", "name": "x" * 4_000_000}))
+        with pytest.raises(
+            OSError, match=r"on this worker: No usable temporary directory found\. Free space in the dir"
+        ):
             connect(server).get_site("a")
         assert (len(server.heads), waits) == (1, [])
 

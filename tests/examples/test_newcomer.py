@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_stem.simulator import Settings, Simulator
+from tests.servers.processes import HUNG_AFTER
 from tests.support import expected_rows
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +158,7 @@ class Newcomer:
     def runs(self):
         """Return the state of each run by its id, from Airflow's database: a command of Airflow takes seconds."""
         database = self.folder / "airflow" / "airflow.db"
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=600)) as connection:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=HUNG_AFTER)) as connection:
             return dict(connection.execute("SELECT run_id, state FROM dag_run"))
 
     def lake(self):
