@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-CALLED_BY_AIRFLOW = ("execute_complete", "get_openlineage_facets_on_complete")
+CALLED_BY_AIRFLOW = ("execute_complete", "get_openlineage_facets_on_complete", "render_template_fields")
 SURFACE = Path(__file__).parent / "data" / "public_surface.txt"
 MODULES = (
     "assets",

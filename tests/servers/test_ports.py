@@ -63,7 +63,7 @@ def first_ports(stranger, monkeypatch):
 def test_s3(first_ports, position, tmp_path):
     chosen = first_ports(s3, position)
     with s3.S3Server(tmp_path / "s3") as server:
-        assert len(chosen) == 2
+        assert len(chosen) > 1  # another program may have taken the second port too
         assert server.client().list_buckets()["Buckets"] == []
 
 
@@ -77,7 +77,7 @@ def test_another_s3_server_does_not_accept_the_credentials(s3_server, tmp_path):
 def test_postgres(first_ports, postgres_server, tmp_path):
     chosen = first_ports(postgres)
     with postgres.PostgresServer(tmp_path / "log") as server:
-        assert len(chosen) == 2
+        assert len(chosen) > 1
         server.create("database")
 
 
@@ -89,7 +89,7 @@ def test_redis(first_ports, tmp_path):
     cluster = Cluster(tmp_path, tmp_path)
     server = retry_on_other_ports(cluster._start_redis)
     try:
-        assert len(chosen) == 2
+        assert len(chosen) > 1
         with Redis.from_url(cluster._broker) as client:
             assert client.ping()
     finally:
