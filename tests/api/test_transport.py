@@ -986,7 +986,8 @@ class TestTheWorkersOwnLimits:
         told, waits = printed_by(LIMITED, server.url, "a", limit)
         assert re.match(rf"OSError: \[Errno \d+\] {message}", told), told
         assert waits == 0
-        assert len(server.heads) == 1
+        # Without files, the request fails at its socket, or at the file for the response if a socket was left.
+        assert len(server.heads) <= (2 if limit == "files" else 1)
 
     def test_a_missing_temporary_directory_is_not_retried(
         self, raw_server: Start, connect: Connect, waits: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
