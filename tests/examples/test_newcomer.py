@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -123,6 +124,8 @@ class Newcomer:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # In a terminal SIGINT is not ignored; where this suite runs in the background, it may be.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - nothing else runs in it
         )
 
         self.run(f'set -m; pip() {{ "{UV}" pip "$@"; }}')  # with jobs, as in a terminal
