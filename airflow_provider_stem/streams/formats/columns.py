@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_provider_stem.streams.tables import INSTANT, LANDING_SCHEMA
+from airflow_provider_stem.streams.tables import INSTANT, LANDING_SCHEMA, iso_texts
 
 Line = list[pa.Array | str]
 """The parts of each row's line: an array has a part for each row, a string is the same in each line."""
@@ -127,19 +127,13 @@ class IsoText:
                 first, last = min(first, self._known[0]), max(last, self._known[-1])
             grid = range(first - first % self._STEP, last + self._STEP, self._STEP)
             if len(grid) > self._MOST:
-                return _as_iso(instants)
-            self._known, self._texts = grid, _as_iso(pa.array(grid, pa.int64()).cast(INSTANT))
+                return iso_texts(instants)
+            self._known, self._texts = grid, iso_texts(pa.array(grid, pa.int64()).cast(INSTANT))
         passed = pc.subtract(micros, self._known[0])
         position = pc.divide(passed, self._STEP)
         if not pc.all(pc.equal(pc.multiply(position, self._STEP), passed)).as_py():
-            return _as_iso(instants)
+            return iso_texts(instants)
         return self._texts.take(position)
-
-
-def _as_iso(instants: pa.Array) -> pa.Array:
-    # Without a zone: strftime and a cast with a zone take forty times as long.
-    texts = instants.cast(pa.timestamp("s", "UTC")).cast(pa.timestamp("s")).cast(pa.string())
-    return pc.binary_replace_slice(texts, 10, 11, "T")
 
 
 @contextmanager
