@@ -13,16 +13,21 @@ from pathlib import Path
 from tests.servers.airflow_api import LOCK_TIMEOUT, PATIENCE, AirflowApi
 from tests.servers.processes import HUNG_AFTER, ServerProcess, free_ports, retry_on_other_ports
 
+# Airflow 3 writes the audit log in the event loop of its API server. If another request there has locked the database,
+# that one cannot end before the log's wait for the lock does, so this wait is short. Clients repeat their requests.
+#
 # Airflow's log servers listen on fixed ports of every interface. They are not needed: every log is a local file.
 _LAUNCHER = """#!/bin/sh
 case "$1" in
 standalone) exec {python} -m airflow "$@";;
+api-server) AIRFLOW__DATABASE__SQL_ALCHEMY_CONN={short_wait} {python} -m airflow "$@";;
 scheduler) {python} -c {preload} "$@" --skip-serve-logs;;
 triggerer) {python} -m airflow "$@" --skip-serve-logs;;
 *) {python} -m airflow "$@";;
 esac
 echo "$1" >> {ended}
 """
+_SHORT_WAIT = 5
 _PRELOAD = "{imports}; from airflow.__main__ import main; main()"
 
 
@@ -63,6 +68,9 @@ class AirflowServer(AirflowApi):
     def _database(self) -> Path:
         return self.home / "airflow.db"
 
+    def _database_url(self, timeout: int) -> str:
+        return f"sqlite:///{self._database}?timeout={timeout}"
+
     @property
     def _ends(self) -> Path:
         # Names of the components that have ended. The others continue, and standalone does not report it.
@@ -85,7 +93,7 @@ class AirflowServer(AirflowApi):
             "AIRFLOW__CORE__DAGS_FOLDER": str(self._dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             # One component writes at a time. On a busy machine the others wait longer than the default of 5 s.
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self._database}?timeout={LOCK_TIMEOUT}",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database_url(LOCK_TIMEOUT),
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(self._parallelism),
             # Airflow 3.0 sends tasks through a pipe while it locks the database. If the pipe were full, it would
@@ -152,6 +160,7 @@ class AirflowServer(AirflowApi):
             _LAUNCHER.format(
                 python=shlex.quote(sys.executable),
                 preload=shlex.quote(preload),
+                short_wait=shlex.quote(self._database_url(_SHORT_WAIT)),
                 ended=shlex.quote(str(self._ends)),
             )
         )
