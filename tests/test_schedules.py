@@ -55,12 +55,13 @@ def window(timetable, interval, default_interval=None, **more):
 
 
 def periods(every, zone):
-    """Return the year, or for frequent runs the days on which the zone's clocks change and one other day."""
-    if every >= DAY:
+    """Return the year, or for frequent runs the time around the zone's changes of the clocks and one other day."""
+    if isinstance(every, relativedelta) or (IS_FULL and every >= DAY):
         return [(pendulum.datetime(2024, 12, 1), pendulum.datetime(2026, 2, 1))]
     days = [pendulum.datetime(2025, 1, 1, tz=zone).add(days=number) for number in range(365)]
     changing = [day for day in days if day.utcoffset() != day.add(days=1).utcoffset()]
-    return [(day.subtract(hours=12), day.add(hours=36)) for day in [days[20], *changing]]
+    around = timedelta(hours=12) if every < DAY else 3 * every
+    return [(day - around, day.add(days=1) + around) for day in [days[40], *changing]]
 
 
 CRONS = [
@@ -98,7 +99,7 @@ def test_windows_are_adjacent_when_the_clocks_change(zone, cron, interval, sourc
         pytest.skip("default_interval is a timedelta")
     timetable = CronTriggerTimetable(cron, timezone=zone, interval=timedelta() if by_default else interval)
     tried = 0
-    for first, last in periods(interval if isinstance(interval, timedelta) else DAY, zone):
+    for first, last in periods(interval, zone):
         made = [window(timetable, run, interval if by_default else None) for run in runs(timetable, first, last)]
         for resolution in (900, 3600):
             covered = [Window.covering(start, end, resolution) for start, end in made if start < end]
