@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         simulator = Simulator(settings, host=host, port=port, keep_requests=False).start()
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    with_docs = simulator.url.replace("/api/v1/", "/docs")
+    schema = simulator.url.replace("/api/v1/", "/openapi.json")
     sys.stdout.write(
-        f"Serving {simulator.url} with the key {settings.api_key} (documentation: {with_docs})\n"
+        f"Serving {simulator.url} with the key {settings.api_key} (OpenAPI schema: {schema})\n"
         f"export AIRFLOW_CONN_STEM_DEFAULT={shlex.quote(simulator.connection)}\n"
     )
     sys.stdout.flush()

@@ -96,6 +96,9 @@ def create_app(
         title="Stem Developer Data API (simulated)",
         version="v1",
         description=_DESCRIPTION,
+        # Its pages load their scripts from the internet.
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,
         routes=_router().routes,
     )

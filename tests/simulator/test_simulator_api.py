@@ -438,7 +438,6 @@ def test_500_for_an_exception(stem_simulator: Simulator, get: Get, caplog: pytes
 
 def test_openapi_describes_every_endpoint(stem_simulator: Simulator) -> None:
     root = stem_simulator.url.removesuffix("/api/v1/")
-    assert "swagger" in requests.get(f"{root}/docs", timeout=HUNG_AFTER).text
     schema = requests.get(f"{root}/openapi.json", timeout=HUNG_AFTER).json()
     parameters = {
         path: [parameter["name"] for parameter in item["get"].get("parameters", []) if parameter["in"] == "query"]
