@@ -138,7 +138,7 @@ cluster: venv  ## Start Airflow with PostgreSQL, Redis and Celery, and ten thous
 docs: .venv-docs/.installed  ## Build the documentation into build/docs. A warning is an error.
 	.venv-docs/bin/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs build/docs $(ARGS)
 
-screenshots: venv  ## Renew the pictures of pages in the documentation; needs Chromium.
+screenshots: venv  ## Renew the pictures in the documentation; needs Chromium.
 	$(BIN)/python -m scripts.screenshots
 
 readers-table: venv $(READERS:=/.installed)  ## Renew the table in docs/readers.md; as test-readers.

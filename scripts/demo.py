@@ -377,8 +377,8 @@ class Demo:
 
         simulator = stack.enter_context(Simulator(Settings(sites=self.options.sites), keep_requests=False))
         self.connections[STEM] = simulator.connection
-        docs = simulator.url.replace("/api/v1/", "/docs")
-        self.addresses["Stem API"] = f"{docs} (key {simulator.settings.api_key})"
+        schema = simulator.url.replace("/api/v1/", "/openapi.json")
+        self.addresses["Stem API"] = f"{schema} (key {simulator.settings.api_key})"
         self.screen.done(f"Simulated Stem API at {simulator.url}", began)
 
     def _start_s3(self, stack: ExitStack, began: float) -> State:
@@ -504,7 +504,7 @@ class Demo:
         site_id = demo_report.choose_site(table)
         name = f"{names[site_id]} ({site_id})" if names.get(site_id) else site_id
         path = self.options.folder / f"day-{day}.png"
-        demo_report.draw(demo_report.curves(table, site_id, day), name, day, path)
+        demo_report.draw(demo_report.curves(demo_report.landed_rows(table), site_id, day), name, day, path)
         self.screen.done(f"{name}: {shown(path)}", began)
 
     def _keep_open(self, stack: ExitStack) -> None:

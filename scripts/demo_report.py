@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RESOLUTION = 900
 _DAY = 86_400
+# As readable on a white page as on a black one: the picture is transparent.
+_INK = "#747d8a"
 _COLUMNS = ("site_id", "stream_type", "resolution", "interval_start", "interval_end", "kw_total_avg")
 
 Key: TypeAlias = tuple[str, str, int]
@@ -134,13 +136,15 @@ def choose_site(table: pa.Table) -> str:
     return max(sorted(streams), key=worth)
 
 
-def curves(table: pa.Table, site_id: str, day: date) -> Curves:
+def curves(rows: Iterable[tuple[Key, Row]], site_id: str, day: date) -> Curves:
     """Return one day of a site as arrays."""
     midnight = _seconds(day)
     found: Curves = {}
-    for (site, stream_type, _), (start, _, kw) in landed_rows(table.filter(pc.equal(table["site_id"], site_id))):
+    for (site, stream_type, _), (start, _, kw) in rows:
+        if site != site_id:
+            continue
         curve = found.setdefault(stream_type, np.full(_DAY // RESOLUTION, np.nan))
-        if site == site_id and kw is not None:
+        if kw is not None:
             curve[(start - midnight) // RESOLUTION] = kw
     return found
 
@@ -153,25 +157,28 @@ def draw(day_curves: Curves, name: str, day: date, path: Path) -> None:
     # Independent of the user's style and of a display.
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams["font.size"] = 10.5
-        figure = Figure(figsize=(10.4, 5.4), dpi=150, layout="constrained", facecolor="white")
+        mpl.rcParams.update({"font.size": 11.5, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK})
+        mpl.rcParams.update({"xtick.color": _INK, "ytick.color": _INK})
+        figure = Figure(figsize=(9.2, 5.4), dpi=170, layout="constrained")
         axes = figure.add_subplot()
         _draw_curves(axes, day_curves)
         _dress(axes, name, day, day_curves)
-        figure.savefig(path)
+        figure.savefig(path, transparent=True)
 
 
 def _draw_curves(axes: Axes, found: Curves) -> None:
     edges = np.linspace(0, 24, _DAY // RESOLUTION + 1)
     monitor, battery, revenue = (found.get(name) for name in ("MONITOR", "CONVERTER", "INTERVAL_REVENUE"))
-    axes.axhline(0, color="#475569", linewidth=0.9, zorder=2)
+    axes.axhline(0, color=_INK, linewidth=0.9, zorder=2)
     # In the order of the legend, which fills its columns from left to right.
     if monitor is not None:
-        axes.stairs(monitor, edges, baseline=None, color="#1d4ed8", linewidth=3.4, label="Site (MONITOR)", zorder=5)
+        axes.stairs(monitor, edges, baseline=None, color="#60a5fa", linewidth=4.2, label="Site (MONITOR)", zorder=5)
     if revenue is not None:
         label = "Revenue meter (INTERVAL_REVENUE)"
-        # Within half a percent of the site's own meter, so it is drawn inside that line.
-        axes.stairs(revenue, edges, baseline=None, color="#fde047", linewidth=1.0, label=label, zorder=6)
+        # Within half a percent of the site's own meter, so it is drawn as dashes on that line.
+        axes.stairs(
+            revenue, edges, baseline=None, color="#db2777", linewidth=1.5, linestyle=(0, (4, 3)), label=label, zorder=6
+        )
     if battery is not None:
         label = "Battery (CONVERTER), charging"
         axes.stairs(np.maximum(battery, 0), edges, fill=True, color="#34d399", alpha=0.75, label=label, zorder=3)
@@ -179,7 +186,7 @@ def _draw_curves(axes: Axes, found: Curves) -> None:
         axes.stairs(np.minimum(battery, 0), edges, fill=True, color="#fb923c", alpha=0.85, label=label, zorder=3)
     if monitor is not None and battery is not None:
         label = "Without battery (MONITOR \N{MINUS SIGN} CONVERTER)"
-        axes.stairs(monitor - battery, edges, baseline=None, color="#64748b", linewidth=1.1, label=label, zorder=4)
+        axes.stairs(monitor - battery, edges, baseline=None, color="#94a3b8", linewidth=1.2, label=label, zorder=4)
 
 
 def _dress(axes: Axes, name: str, day: date, found: Curves) -> None:
@@ -189,15 +196,13 @@ def _dress(axes: Axes, name: str, day: date, found: Curves) -> None:
     axes.set_xlabel(f"{day.day} {day:%B %Y}, UTC")
     axes.set_ylabel("Mean power per quarter hour (kW)")
     axes.margins(y=0.06)
-    axes.grid(axis="y", color="#e2e8f0", linewidth=0.8)
+    axes.grid(axis="y", color=_INK, alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_title(name, loc="left", fontsize=14.5, fontweight="bold", pad=26)
-    axes.annotate(
-        _in_words(found), (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points", color="#475569"
-    )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=9.5)
+    axes.annotate(_in_words(found), (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=10.5)
 
 
 def _in_words(found: Curves) -> str:

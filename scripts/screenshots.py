@@ -1,4 +1,4 @@
-"""Create the screenshots of the documentation, with a real Airflow, the simulator and an S3 server."""
+"""Create the pictures of the documentation, with a real Airflow, the simulator and an S3 server."""
 
 from __future__ import annotations
 
@@ -189,6 +189,21 @@ def completeness_rows(days: list[date]) -> Iterator[tuple[str, str, int, date, i
                 )  # fmt: skip
 
 
+def site_day(scene: Scene) -> Image:
+    """Return the plot that the demo draws of a day of a site."""
+    import PIL.Image
+
+    from scripts import demo_report
+
+    site_id, day = "site-00004", date(2025, 7, 1)
+    fleet = scene.simulator.fleet
+    rows = demo_report.expected_rows(fleet, day, datetime.now(UTC)).items()
+    name = f"{fleet.site_name(fleet.site_index(site_id))} ({site_id})"
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        demo_report.draw(demo_report.curves(rows, site_id, day), name, day, Path(file.name))
+        return PIL.Image.open(io.BytesIO(file.read()))
+
+
 def picture_of(png: bytes) -> Image:
     """Decode a screenshot."""
     import PIL.Image
@@ -209,11 +224,12 @@ SCREENSHOTS: dict[str, Callable[[Scene], Image]] = {
     "connection-test-failed": connection_test_failed,
     "mapped-run-grid": mapped_run_grid,
     "completeness": completeness,
+    "site-day": site_day,
 }
 
 
 def main() -> int:
-    """Create all screenshots, and return the exit code."""
+    """Create all pictures, and return the exit code."""
     # The user's own settings must not appear.
     for name in [name for name in os.environ if name.startswith(("AIRFLOW", "AWS_"))]:
         del os.environ[name]
