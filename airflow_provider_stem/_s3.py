@@ -320,32 +320,41 @@ class S3Store:
         try:
             return getattr(self._client, method)(Bucket=self.bucket, **arguments)
         except ClientError as exc:
-            status, code = _status(exc), exc.response.get("Error", {}).get("Code")
-            if status in expected:
+            if _status(exc) in expected:
                 raise
-            failed = f"{method} failed: {_reason(exc)} [{self.uri(key)}]"
-            if code == "RequestTimeTooSkewed":
-                raise StemTransportError(f"The worker's clock is wrong. Correct it: {failed}") from None
-            if code in _WRONG_CREDENTIALS:
-                raise StemConfigError(
-                    f"The credentials are wrong. Correct access key and secret of connection {self._aws_conn_id!r}: "
-                    f"{failed}"
-                ) from None
-            if status == 403:
-                raise StemConfigError(
-                    f"Access denied. Check the permissions of connection {self._aws_conn_id!r}, and whether the bucket "
-                    f"requires s3_extra_args such as ServerSideEncryption: {failed}"
-                ) from None
-            if status == 400 and method == "put_object" and code not in _PASSING:
-                raise StemConfigError(
-                    f"S3 rejects the PUT. Check s3_extra_args, and region and endpoint of connection "
-                    f"{self._aws_conn_id!r}: {failed}"
-                ) from None
-            raise StemTransportError(failed) from None
+            raise self._failure(exc, method, key) from None
         except ParamValidationError as exc:
             raise StemConfigError(f"s3_extra_args is invalid. Correct it: {one_line(str(exc))}") from None
         except (BotoCoreError, HTTPError) as exc:
             raise self._unusable(exc, key) from None
+
+    def _failure(self, exc: ClientError, method: str, key: str) -> StemConfigError | StemTransportError:
+        """Return the error for a response that is not a success."""
+        status, code = _status(exc), exc.response.get("Error", {}).get("Code")
+        failed = f"{method} failed: {_reason(exc)} [{self.uri(key)}]"
+        if code == "RequestTimeTooSkewed":
+            return StemTransportError(f"The worker's clock is wrong. Correct it: {failed}")
+        if code in _WRONG_CREDENTIALS:
+            return StemConfigError(
+                f"The credentials are wrong. Correct access key and secret of connection {self._aws_conn_id!r}: "
+                f"{failed}"
+            )
+        if status == 403:
+            return StemConfigError(
+                f"Access denied. Check the permissions of connection {self._aws_conn_id!r}, and whether the bucket "
+                f"requires s3_extra_args such as ServerSideEncryption: {failed}"
+            )
+        if status == 400 and method == "put_object" and code not in _PASSING:
+            return StemConfigError(
+                f"S3 rejects the PUT. Check s3_extra_args, and region and endpoint of connection "
+                f"{self._aws_conn_id!r}: {failed}"
+            )
+        if status >= 500 and method == "put_object" and self._extra_args:
+            return StemTransportError(
+                f"S3 failed on a PUT with s3_extra_args {', '.join(self._extra_args)}. If this persists, check that "
+                f"the store supports them: {failed}"
+            )
+        return StemTransportError(failed)
 
     def _unusable(self, exc: Exception, key: str) -> StemTransportError:
         return StemTransportError(

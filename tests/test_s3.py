@@ -215,6 +215,21 @@ def test_arguments_that_s3_rejects_fail_without_retries(store, stem, lake):
     assert stem.requests == []
 
 
+@pytest.mark.parametrize("status", [500, 501])
+def test_a_store_that_fails_on_extra_arguments_is_retried_and_names_them(status, store, stem, lake):
+    store.go_wrong(
+        answer(status, b"<Error><Code>InternalError</Code><Message>no KMS</Message></Error>"),
+        lambda exchange: exchange.method == "PUT",
+    )
+    encrypted = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "a-key-id"}
+    with pytest.raises(StemTransportError, match="SSEKMSKeyId. If this persists.*no KMS") as raised:
+        land(lake, s3_extra_args=encrypted)
+    assert "a-key-id" not in str(raised.value)
+    with pytest.raises(StemTransportError, match="^put_object failed: HTTP"):
+        land(lake)
+    assert stem.requests == []
+
+
 def test_a_put_that_is_forbidden_only_for_the_object_fails_without_retries(store, stem, lake):
     store.go_wrong(DENIED, lambda exchange: exchange.method == "PUT" and ".stem-probe" not in exchange.target)
     with pytest.raises(AirflowFailException, match="Access denied"):
