@@ -123,9 +123,10 @@ def test_the_page_of_the_simulator_lists_its_settings():
 
 
 def test_the_tests_in_the_page_of_the_simulator_pass(tmp_path):
+    page = (ROOT / "docs" / "simulator.md").read_text("utf-8")
     # tests/examples runs the test of a DAG.
-    blocks = [code for code in code_blocks(ROOT / "docs" / "simulator.md", "python") if "DagBag" not in code]
-    code = "\n\n".join(blocks)
+    elsewhere = re.sub(r"^## Test a DAG$.*?(?=^## )", "", page, flags=re.MULTILINE | re.DOTALL)
+    code = "\n\n".join(code for _, name, code in FENCED.findall(elsewhere) if name == "python")
     (tmp_path / "test_page.py").write_text(code, "utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:pytest_airflow_in_a_box", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=HUNG_AFTER)
