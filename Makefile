@@ -30,7 +30,7 @@ help:  ## List the targets.
 
 venv: $(VENV)/.installed  ## Create the environment: pinned requirements and this checkout.
 
-$(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml
+$(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml airflow_provider_stem/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $(if $(UP_TO_3_12),12,99)))' \
 		|| { echo "Python 3.11 $(if $(UP_TO_3_12),or 3.12,or later) is needed: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

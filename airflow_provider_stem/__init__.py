@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = ["__version__", "get_provider_info"]
 
@@ -66,7 +66,7 @@ def get_provider_info() -> dict[str, Any]:
                 "options": {
                     name: {
                         "description": description,
-                        "version_added": "0.1.0",
+                        "version_added": "1.0.0",
                         "type": kind,
                         "example": None,
                         "default": default,
