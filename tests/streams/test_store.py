@@ -11,6 +11,8 @@ from airflow_provider_stem.streams.store import (
     ObjectChangedError,
     Update,
     Version,
+    check_bucket,
+    is_uri,
     object_uri,
     resolve_address,
     split_uri,
@@ -125,6 +127,42 @@ def test_an_address_is_a_bucket_and_a_key(s3_bucket: str | None, s3_key: str, re
 def test_two_buckets_are_an_error() -> None:
     with pytest.raises(StemConfigError, match="s3_bucket is 'lake', but s3_key 's3://other/x' names a bucket too"):
         resolve_address("lake", "s3://other/x")
+
+
+@pytest.mark.parametrize("s3_key", ["s3://", "s3:///x", "s3://my lake/x", "s3://lake?/x"])
+def test_an_address_without_a_valid_bucket_is_an_error(s3_key: str) -> None:
+    with pytest.raises(StemConfigError) as raised:
+        resolve_address(None, s3_key)
+    assert str(raised.value) == (f"Invalid s3_key {s3_key!r}. Use a key, or a full address such as 's3://my-lake/key'.")
+
+
+@pytest.mark.parametrize("bucket", ["", "my-lake", "a" * 255, "arn:aws:s3:eu-west-1:1234:accesspoint/lake"])
+def test_a_bucket_is_a_name_or_an_arn_or_not_set(bucket: str) -> None:
+    check_bucket("s3_bucket", bucket)
+
+
+@pytest.mark.parametrize("bucket", [None, 5, b"lake", " ", "my lake", "lake/a", "s3://lake", "a" * 256])
+def test_another_bucket_is_an_error(bucket: object) -> None:
+    with pytest.raises(StemConfigError) as raised:
+        check_bucket("s3_bucket", bucket)
+    assert str(raised.value) == (
+        f"Invalid s3_bucket {bucket!r}. Use only the name of a bucket, such as 'my-lake', or leave it out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("s3://lake/a/b ü", True),
+        ("lake/a", False),
+        ("s3://lake/a\nb", False),
+        ("lake\n", False),
+        ("", False),
+        (5, False),
+    ],
+)
+def test_a_uri_is_recognized(value: object, expected: bool) -> None:
+    assert is_uri(value) is expected
 
 
 @pytest.mark.parametrize("key", ["a", "a/b", "a//b", "s3://x/y", "a b/ü?#%2F"])
