@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 import json
 import logging
 import mmap
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -306,7 +308,9 @@ class TestTheUsualResponseIsReadInColumns:
         assert columnar is not None
         assert rows_of(columnar["MONITOR"]) == [(end, end / 7) for end in inside]
 
-    @pytest.mark.parametrize("rows", [[], [row(ENDS[1])], [row(ENDS[0], value=None), row(ENDS[3])]])
+    @pytest.mark.parametrize(
+        "rows", [[], [row(ENDS[1])], [row(ENDS[0], value=None)], [row(ENDS[0], value=None), row(ENDS[3])]]
+    )
     def test_with_gaps_and_nulls(self, rows: list[Any]) -> None:
         columnar = read_columnar(encoded(answer({"MONITOR": rows})), "site", ["MONITOR"], HOUR, lenient=False)
         assert columnar is not None
@@ -321,29 +325,81 @@ class TestTheUsualResponseIsReadInColumns:
 
     @pytest.mark.parametrize("block", [1, 110, 250, 1000])
     def test_in_blocks_of_any_size(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(f"{DECODING}.columnar.BLOCK", block)
+        counts, read = [], columnar_module._read_rows
+
+        def counting(rows: pa.BinaryArray, *rest: Any) -> Any:
+            counts.append(len(rows))
+            return read(rows, *rest)
+
+        monkeypatch.setattr(columnar_module, "_read_rows", counting)
+        monkeypatch.setattr(columnar_module, "BLOCK", block)
         of = window("2025-07-01", "2025-07-02")
         ends = [end for end in grid(of) if end % 7]
         body = encoded(answer({name: [row(end, value=end / 7) for end in ends] for name in STREAM_TYPES}))
         columnar = read_columnar(body, "site", STREAM_TYPES, of, lenient=False)
         assert columnar is not None
         assert exact(columnar, STREAM_TYPES) == exact(read_plain(body, "site", STREAM_TYPES, of)[0], STREAM_TYPES)
+        assert max(counts) <= 1 + block // 100
         for wrong in (b"{}", b"null", b"1", b'{"start_datetime":""}', b""):
-            damaged = body.replace(b"}]", b"}," + wrong + b"]")
-            assert read_columnar(damaged, "site", STREAM_TYPES, of, lenient=False) is None
+            for between in (b"},", b"}, "):
+                damaged = body.replace(b"}]}", between + wrong + b"]}")
+                assert read_columnar(damaged, "site", STREAM_TYPES, of, lenient=False) is None
+
+    @pytest.mark.parametrize("block", [1, 2**20])
+    def test_without_a_lookup_if_there_is_no_gap(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(columnar_module, "BLOCK", block)
+        monkeypatch.delattr(pc, "index_in")
+        body = encoded(answer({"MONITOR": [row(end) for end in (ENDS[0] - 900, *ENDS)]}))
+        columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False)
+        assert columnar is not None
+        assert ends_of(columnar["MONITOR"]) == ENDS
+
+    @pytest.mark.parametrize("rows", [[], [row(ENDS[0])], [row(end) for end in ENDS]], ids=len)
+    @pytest.mark.parametrize("place", ["before", "after"])
+    @pytest.mark.parametrize(("text", "is_read"), [(b" \t\n\r", True), (b"\v", False), (b"\f", False), (b"1", False)])
+    def test_with_no_more_than_white_space_around_the_rows(
+        self, rows: list[Any], place: str, text: bytes, is_read: bool
+    ) -> None:
+        body = encoded(answer({"MONITOR": rows}))
+        old, new = (b'"streams": [', b'"streams": [%s') if place == "before" else (b"]}]}", b"%s]}]}")
+        columnar = read_columnar(body.replace(old, new % text), "site", ["MONITOR"], HOUR, lenient=False)
+        assert (columnar is not None) is is_read
+
+    @pytest.mark.parametrize("beyond", [0, 1])
+    def test_not_with_a_long_text_outside_the_lists(self, beyond: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        outside = len(encoded(answer({"MONITOR": []})))
+        monkeypatch.setattr(columnar_module, "MAX_UNFILTERED", outside - beyond)
+        body = encoded(answer({"MONITOR": [row(end) for end in ENDS]}))
+        columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False)
+        assert (columnar is None) is bool(beyond)
 
     @pytest.mark.parametrize("key", ['a"kw_total_avg', '"start_datetime', 'x"end_datetime', "kw_total_avg "])
     def test_not_from_an_escaped_key(self, key: str) -> None:
-        rows = [{key: 1.0, **row(end, value=2.0)} for end in ENDS]
-        body = encoded(answer({"MONITOR": rows}))
-        columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
-        assert columnar is None or columnar["MONITOR"].column(1).to_pylist() == [2.0] * 4
-        assert read_plain(body, "site", ["MONITOR"], HOUR)[0]["MONITOR"].column(1).to_pylist() == [2.0] * 4
+        for place in range(3):
+            names = [*FIELDS[:place], key, *FIELDS[place:]]
+            rows = [{name: {key: 1.0, **row(end, value=2.0)}[name] for name in names} for end in ENDS]
+            body = encoded(answer({"MONITOR": rows}))
+            columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=True)
+            assert columnar is None or columnar["MONITOR"].column(1).to_pylist() == [2.0] * 4
+            assert read_plain(body, "site", ["MONITOR"], HOUR)[0]["MONITOR"].column(1).to_pylist() == [2.0] * 4
 
     @pytest.mark.parametrize("zone", ["-00:00", "+0000", "+05:30", "z", ""])
     def test_not_with_another_zone(self, zone: str) -> None:
         body = encoded(answer({"MONITOR": [row(end, zone=zone) for end in ENDS]}))
         assert read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
+
+    def test_not_with_a_time_that_is_no_text(self) -> None:
+        body = encoded(answer({"MONITOR": [row(end) for end in ENDS]}))
+        for time in (b"2025-07-01T00:00:01", b"2025-07-01T00:15:00"):
+            damaged = body.replace(time, time[:-1] + b"\xed\xa0\x80")  # a lone surrogate, which JSON permits
+            assert read_columnar(damaged, "site", ["MONITOR"], HOUR, lenient=False) is None
+
+    @pytest.mark.parametrize("order", [one for one in itertools.permutations(FIELDS) if one[0] != FIELDS[2]])
+    def test_with_the_fields_in_any_order_with_a_time_first(self, order: Sequence[str]) -> None:
+        body = encoded(answer({"MONITOR": [{name: row(end, value=end / 7)[name] for name in order} for end in ENDS]}))
+        columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False)
+        assert columnar is not None
+        assert rows_of(columnar["MONITOR"]) == [(end, end / 7) for end in ENDS]
 
     def test_with_a_zone_for_each_time(self) -> None:
         body = encoded(answer({"MONITOR": [row(end, value=end / 7) for end in ENDS]}))
@@ -352,21 +408,33 @@ class TestTheUsualResponseIsReadInColumns:
         assert columnar is not None
         assert exact(columnar, ["MONITOR"]) == exact(read_plain(body, "site", ["MONITOR"], HOUR)[0], ["MONITOR"])
 
-    def test_not_with_a_list_outside_the_entries(self) -> None:
-        payload = answer({"MONITOR": [row(end) for end in ENDS]}, other={"streams": [row(end) for end in ENDS]})
+    @pytest.mark.parametrize("entry", [{"streams": []}, {"streams": None}, {}, None])
+    def test_not_with_a_list_outside_the_entries(self, entry: Any) -> None:
+        entry = entry if entry is None else {"stream_type": "MONITOR", **entry}
+        payload = {"id": "site", "stream_types": [entry], "other": {"streams": [row(end) for end in ENDS]}}
         assert read_columnar(encoded(payload), "site", ["MONITOR"], HOUR, lenient=True) is None
 
-    def test_one_wide_row_is_left_to_the_plain_decoder(self) -> None:
-        body = encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b'"kw_total_avg"', b" " * 1000 + b'"kw_total_avg"')
-        assert read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
+    def test_with_all_fields_of_the_guide(self) -> None:
+        body = encoded(answer({"MONITOR": [row(end) for end in ENDS]}, errors=[]))
+        assert read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is not None
+
+    @pytest.mark.parametrize("width", [1000, 1001])
+    def test_one_wide_row_is_left_to_the_plain_decoder(self, width: int) -> None:
+        spaces = b" " * (width - len(encoded(row(ENDS[0]))))
+        body = encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b'"kw_total_avg"', spaces + b'"kw_total_avg"')
+        columnar = read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False)
+        assert (columnar is None) is (width > 1000)
 
     @pytest.mark.parametrize(
         "number", ["01", "+1", ".5", "1.", "-.5", "1.e5", "-01", "nan", "Infinity", "1e400", "0x1", "1,5"]
     )
-    def test_not_with_numbers_that_are_not_json(self, number: str) -> None:
-        body = encoded(answer({"MONITOR": [row(end, value=5.25) for end in ENDS]}))
-        for one in (body.replace(b"5.25", number.encode()), body.replace(b"5.25", number.encode(), 1)):
-            assert read_columnar(one, "site", ["MONITOR"], HOUR, lenient=False) is None
+    @pytest.mark.parametrize("block", [1, 2**20])
+    def test_not_with_numbers_that_are_not_json(self, number: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(columnar_module, "BLOCK", block)
+        for places in (ENDS, *([end] for end in ENDS)):
+            body = encoded(answer({"MONITOR": [row(end, value=5.25 if end in places else 1.5) for end in ENDS]}))
+            body = body.replace(b"5.25", number.encode())
+            assert read_columnar(body, "site", ["MONITOR"], HOUR, lenient=False) is None
 
     def test_a_whole_year_of_all_types(self) -> None:
         of = window("2023-01-02", "2024-01-01")
@@ -428,13 +496,43 @@ def test_a_field_in_a_string_is_not_a_field(odd: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "damaged", [b'"x":01,', b'"x":,', b'"x":1.,', b'"x":"a\nb",', b'"x":"\\q",', b'"x":nul,', b'"x":1,,']
+    "damaged",
+    [
+        b'"x":01,',
+        b'"x":,',
+        b'"x":1.,',
+        b'"x":"a\nb",',
+        b'"x":"\\q",',
+        b'"x":nul,',
+        b'"x":1,,',
+        b'"x":"\xff",',
+        b'"\xc3":1,',
+    ],
 )
 def test_a_damaged_field_is_an_error(damaged: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{DECODING}.plain.MAX_UNFILTERED", 0)
     body = encoded(answer({"MONITOR": [row(ENDS[0])]})).replace(b'"name"', damaged + b'"name"')
     with pytest.raises(UnreadableResponseError):
         decode(body)
+
+
+def test_unknown_fields_are_removed_from_a_text_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"x{number:02}" for number in range(30, 0, -1)]
+    body = encoded(answer({"MONITOR": [{**dict.fromkeys(names, 1), **row(ENDS[0])}]}))
+    # Only where fields are removed, the reported names are the first ones instead of the smallest ones.
+    for limit, reported in ((len(body), names[-20:]), (len(body) - 1, names[:20])):
+        monkeypatch.setattr(f"{DECODING}.plain.MAX_UNFILTERED", limit)
+        streams, unknown = read_plain(body, "site", ["MONITOR"], HOUR)
+        assert (rows_of(streams["MONITOR"]), unknown) == ([(ENDS[0], 1.5)], set(reported))
+
+
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_any_spelling_of_a_name_in_json_is_read(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{DECODING}.plain.MAX_UNFILTERED", limit)
+    body = encoded(answer({"MONITOR": [{"kw_total_avg": 1.5, "?": 1, **row(ENDS[0])}]}))
+    body = body.replace(b'"kw_total_avg"', rb'"kw_total\u005favg"').replace(b"?", "ü".encode() + b"\xed\xa0\x80")
+    streams, unknown = read_plain(body, "site", ["MONITOR"], HOUR)
+    assert (rows_of(streams["MONITOR"]), unknown) == ([(ENDS[0], 1.5)], {"ü"})
 
 
 def test_an_unknown_field_with_the_name_of_the_key_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -449,7 +547,8 @@ OTHER_WINDOWS: dict[str, Sequence[int]] = {
     "the day before": range(ENDS[0] - DAY, ENDS[0] - DAY + 3600, 900),
     "just before": range(ENDS[0] - 4 * 900, ENDS[0], 900),
     "just after": range(ENDS[-1] + 900, ENDS[-1] + 5 * 900, 900),
-    "one row": [ENDS[0] - 3 * 900],
+    "one row before": [ENDS[0] - 3 * 900],
+    "one row after": [ENDS[-1] + 3 * 900],
     "both sides": [ENDS[0] - DAY, ENDS[-1] + DAY],
 }
 
@@ -482,6 +581,21 @@ def test_rows_of_the_padding_are_not_in_the_window(ends: list[int]) -> None:
 def test_rows_outside_the_window_are_dropped() -> None:
     whole_day = [row(end) for end in range(ENDS[0] - DAY, ENDS[-1] + DAY, 900)]
     assert ends_of(decode(encoded(answer({"MONITOR": whole_day})))["MONITOR"]) == list(ENDS)
+
+
+@pytest.mark.parametrize("days", [[-1], [1], [-1, 1]], ids=str)
+@pytest.mark.parametrize(
+    "inside", [ENDS[:1], ENDS[-1:], ENDS[:3], ENDS[1:]], ids=["first", "last", "but last", "but first"]
+)
+def test_a_gap_does_not_make_another_window(days: list[int], inside: Sequence[int]) -> None:
+    """Rows at one end are the padding of another request only if all rows outside are beyond this end."""
+    outside = [ENDS[0] + day * DAY for day in days]
+    body = encoded(answer({"MONITOR": [row(end) for end in sorted([*inside, *outside])]}))
+    if (days, inside) in (([-1], ENDS[:1]), ([1], ENDS[-1:])):
+        with pytest.raises(StemDataError, match="another window"):
+            decode(body)
+    else:
+        assert ends_of(decode(body)["MONITOR"]) == list(inside)
 
 
 @pytest.mark.parametrize("stream_types", [[], None])
@@ -636,7 +750,8 @@ class TestAnInvalidResponseIsAnErrorThatNamesSiteAndRow:
     @pytest.mark.parametrize("field", ["start_datetime", "end_datetime"])
     def test_time(self, decoder: Callable[[], StreamsDecoder], field: str, name: str) -> None:
         body = with_row(lambda r: {**r, field: WRONG_TIMES[name]})
-        assert_rejected(decoder, body, f"{WHERE}: {field} is .*, not a time such as")
+        shown = re.escape(json.dumps(WRONG_TIMES[name]))
+        assert_rejected(decoder, body, f"{WHERE}: {field} is {shown}, not a time such as")
 
     @pytest.mark.parametrize("field", ["start_datetime", "end_datetime"])
     def test_time_that_is_missing(self, decoder: Callable[[], StreamsDecoder], field: str) -> None:
@@ -651,6 +766,10 @@ class TestAnInvalidResponseIsAnErrorThatNamesSiteAndRow:
     def test_response(self, decoder: Callable[[], StreamsDecoder], name: str) -> None:
         body, message = WRONG_ENTRIES[name]
         assert_rejected(decoder, body, f"site site.*{message}")
+
+    def test_type_that_is_none_of_two(self, decoder: Callable[[], StreamsDecoder]) -> None:
+        with pytest.raises(StemDataError, match="stream type 'OTHER', requested were MONITOR, CONVERTER$"):
+            decode(encoded(answer({"MONITOR": [], "OTHER": []})), ("MONITOR", "CONVERTER"), decoder=decoder())
 
     @pytest.mark.parametrize("values", [(1.5, 1.6), (1.5, None), (None, 0.0), (0.0, 5e-324)])
     @pytest.mark.parametrize("apart", [False, True], ids=["in one entry", "in two entries"])

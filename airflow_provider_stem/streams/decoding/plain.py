@@ -21,7 +21,7 @@ import pyarrow as pa
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.errors import StemDataError
-from airflow_provider_stem.streams.tables import INSTANT, SHOWN_ROW, STREAM_SCHEMA, Streams
+from airflow_provider_stem.streams.tables import SHOWN_ROW, STREAM_SCHEMA, Streams
 from airflow_provider_stem.streams.windows import Window, epoch, from_epoch, iso
 
 MAX_UNFILTERED = 2**20
@@ -101,19 +101,17 @@ def read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: Wi
 
 def _in_window(stream: dict[int, float | None], window: Window, place: str) -> pa.RecordBatch:
     """Return the rows in the window, sorted, given the values by interval end in epoch seconds."""
-    wanted = range(window.first_end, window.last_end + 1)
+    first, last, around = window.first_end, window.last_end, 2 * window.resolution
+    ends = sorted(end for end in stream if first <= end <= last)
     # The response may contain one interval more than requested on each side.
-    plausible = range(wanted.start - 2 * window.resolution, wanted.stop + 2 * window.resolution)
-    ends = sorted(end for end in stream if end in wanted)
-    outside = [end for end in stream if end not in plausible]
+    outside = [end for end in stream if not first - around <= end <= last + around]
     if outside and _is_of_another_window(ends, outside, window):
         raise StemDataError(
             f"{place}: the response is for another window, with a row that ends at {iso(from_epoch(outside[0]))} and "
             f"{len(ends)} of {window.intervals:,} in {window}. Try again later, or report it to Stem if it persists"
         )
-    instants = pa.array([end * 10**6 for end in ends], INSTANT)
     return pa.RecordBatch.from_arrays(
-        [instants, pa.array([stream[end] for end in ends], pa.float64())], schema=STREAM_SCHEMA
+        [[end * 10**6 for end in ends], [stream[end] for end in ends]], schema=STREAM_SCHEMA
     )
 
 
@@ -144,10 +142,14 @@ def _without_unknown(body: Body, unknown: set[str]) -> bytes:
     known = {name.encode() for name in RESPONSE_FIELDS | ENTRY_FIELDS | ROW_FIELDS}
     kept, upto = bytearray(), 0
     for found in _STRING_OR_MEMBER.finditer(body):
-        if found.start(2) < 0 or found[1] in known or b"\\" in found[1]:
+        if found[2] is None or found[1] in known or b"\\" in found[1]:
             continue
+        try:
+            found[0].decode(errors="surrogatepass")
+        except UnicodeDecodeError:
+            break  # the parser rejects what is left
         if len(unknown) < MAX_REPORTED:
-            unknown.add(found[1].decode(errors="replace"))
+            unknown.add(found[1].decode(errors="surrogatepass"))
         kept += body[upto : found.start()]
         upto = found.end()
     kept += body[upto:]
