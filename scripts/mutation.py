@@ -28,7 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,16 @@ MODULES = {
 }
 _MAX_EXAMPLES = 50
 _CPU_SECONDS = 5  # beside three times what the tests take without a mutant
-_HUNG_AFTER = 300  # seconds in which a mutant does not use up its CPU time, since it waits for something
+_HUNG_AFTER = 300  # seconds, beside 20 times the CPU time, in which a mutant does not use up its CPU time: it waits
 _SURVIVED, _KILLED, _FAILED = 0, 1, 3
+_STATUS = {
+    _SURVIVED: "survived",
+    _KILLED: "killed",
+    _FAILED: "not tested",
+    -signal.SIGALRM: "hung",
+    -signal.SIGKILL: "endless",  # by the limit of its CPU time
+    -signal.SIGXCPU: "endless",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,9 @@ class Runner:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Find out which tests call which function, then test each mutant."""
+        uses_s3 = [item for item in session.items if "s3_server" in getattr(item, "fixturenames", ())]
+        if _run(uses_s3[:1]) != _SURVIVED:  # starts the server for all mutants
+            pytest.exit("The tests fail without a mutant.", returncode=2)
         with tempfile.NamedTemporaryFile() as file:
             if _in_fork(lambda: self._calls(session.items, Path(file.name))) != _SURVIVED:
                 pytest.exit("The tests fail without a mutant.", returncode=2)
@@ -171,13 +182,13 @@ class Runner:
 
             def run(mutant: Mutant = mutant, chosen: Any = chosen, limit: float = limit) -> int:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(_HUNG_AFTER)
+                signal.alarm(int(_HUNG_AFTER + 20 * limit))
                 resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + limit),) * 2)
                 _replace([mutant.function], self.module, mutant.source)
                 return _run([item for _, item in chosen])
 
             result = _in_fork(run)
-            status = {_SURVIVED: "survived", _KILLED: "killed", _FAILED: "not tested"}.get(result, "ended or hung")
+            status = _STATUS.get(result, f"exit {result}")
             self.results[status] += 1
             if result in {_SURVIVED, _FAILED}:
                 self.survivors.append(mutant.description)
@@ -211,9 +222,10 @@ class Runner:
         return _SURVIVED
 
 
-def _run(items: list[pytest.Item], then: list[pytest.Item] | None = None) -> int:
-    for item, following in zip(items, [*items[1:], *(then or [None])], strict=False):  # type: ignore[list-item]
-        reports = runtestprotocol(item, nextitem=following, log=False)
+def _run(items: list[pytest.Item], then: Iterable[pytest.Item] = ()) -> int:
+    """Run tests, and keep the fixtures of the session: the S3 server is that of the parent process."""
+    for item, following in zip_longest(items, [*items[1:], *then]):
+        reports = runtestprotocol(item, nextitem=following or item.session, log=False)  # type: ignore[arg-type]
         if any(report.failed for report in reports):
             return _KILLED
     return _SURVIVED

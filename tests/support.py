@@ -114,7 +114,7 @@ class Lake:
     def __init__(self, server, bucket=None):
         self.server = server
         self.client = _client(server)
-        self.bucket = bucket or f"lake-{next(_NUMBERS)}"
+        self.bucket = bucket or f"lake-{os.getpid()}-{next(_NUMBERS)}"
         self.client.create_bucket(Bucket=self.bucket)
 
     def objects(self):
