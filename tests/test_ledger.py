@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_stem.errors import StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.ledger import EARLIEST, Ledger
 from airflow_provider_stem.streams.store import ObjectChangedError, Version
 from tests.support import at_most
@@ -44,7 +44,7 @@ def listing(*sites):
 def receipt_of(batch, start, end, failed=()):
     return {
         "window": {"start": f"{start}T00:00:00Z", "end": f"{end}T00:00:00Z", "resolution": 900},
-        "objects": [{"uri": f"s3://lake/a_b/900s_{batch}.parquet"}],
+        "objects": [{"uri": f"s3://lake/a_b/900s_{batch}.csv.gz"}],
         "failed_sites": [{"site_id": site, "error": "forbidden"} for site in failed],
         "failed_count": len(failed),
     }
@@ -75,7 +75,7 @@ class MemoryStore:
 
     def get(self, key, file):
         file.clear()
-        file.write(self.objects.get(key, b""))
+        file.write(self.objects[key])  # S3 denies the reading of a missing object to a role that may not list
         return self._version(key)
 
     def put(self, key, file, _read_at, replaces):
@@ -244,6 +244,13 @@ def test_a_single_day_is_missing_between_two_spans():
     assert bounds(piece) == (at(3), at(4))
 
 
+def test_the_newest_piece_comes_first():
+    ledger = ledger_in_memory()
+    batches = listing(("0", starts(MONITOR="2024-01-15")), ("1", starts(MONITOR="2025-02-03")))
+    ledger.enter(batches, [receipt_of(batch["batch"], CUT, at(4)) for batch in batches])
+    assert [piece["start"][:7] for piece in ledger.missing(batches, CUT, LOOKBACK)] == ["2025-02", "2024-04"]
+
+
 def test_sites_of_a_batch_are_read_together_if_their_gaps_overlap():
     ledger = ledger_in_memory()
     sites = [(str(n), starts(MONITOR=began)) for n, began in ((0, "2024-12-03"), (2, "2020-01-01"), (4, "2025-03-01"))]
@@ -295,6 +302,13 @@ def test_a_receipt_that_does_not_list_all_failed_sites_records_none():
     assert [site["site_id"] for site in piece["sites"]] == ["0"]
 
 
+def test_recording_the_same_again_writes_nothing(monkeypatch):
+    ledger, batches = ledger_in_memory(), listing(("0", starts(MONITOR=CUT)))
+    for _ in range(2):
+        ledger.enter(batches, [receipt_of("001-of-002", CUT, at(1))])
+        monkeypatch.setattr(ledger._store, "put", None)
+
+
 def test_a_ledger_that_changes_all_the_time_is_a_retryable_error(monkeypatch):
     ledger = ledger_in_memory()
     tries = iter(range(100))
@@ -308,9 +322,15 @@ def test_a_ledger_that_changes_all_the_time_is_a_retryable_error(monkeypatch):
         ledger.enter(listing(("0", None)), [receipt_of("001-of-002", CUT, at(1))])
 
 
+def test_the_message_of_a_missing_bucket_names_the_connection(monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", "aws://")
+    with pytest.raises(StemConfigError, match="s3_bucket is missing.*connection 'aws_default'"):
+        Ledger("", "ledger", TYPES).missing(listing(("0", {})), CUT, LOOKBACK)
+
+
 @pytest.mark.s3
 def test_the_ledger_has_an_object_for_each_batch(lake):
-    ledger = Ledger(lake.bucket, "stem/ledger", TYPES)
+    ledger = Ledger(lake.bucket, "stem/ledger", TYPES, s3_extra_args={"Metadata": {"team": "energy"}})
     batches = listing(("0", starts(MONITOR="2025-03-02")), ("1", starts(MONITOR=CUT)))
     assert ledger.missing(batches, CUT, LOOKBACK) == []
     ledger.enter(batches, [receipt_of("001-of-002", CUT, at(5))])
@@ -318,6 +338,8 @@ def test_the_ledger_has_an_object_for_each_batch(lake):
     assert {key: json.loads(content) for key, content in before.items()} == {
         "stem/ledger/001-of-002.json": {"0": {"streams": {"MONITOR": [["2025-03-02", "2025-03-06"]]}, "tries": 0}}
     }
+    (key,) = before
+    assert lake.client.head_object(Bucket=lake.bucket, Key=key)["Metadata"]["team"] == "energy"
     ledger.enter(batches, [receipt_of("001-of-002", CUT, at(5))])
     assert lake.objects() == before
     (piece,) = ledger.missing(batches, CUT, LOOKBACK)
