@@ -20,9 +20,9 @@ Rows = dict[Key, float | None]
 
 
 def batches_of(rows: Rows, cuts: list[int]) -> Iterator[pa.RecordBatch]:
-    """Iterate over rows in the landing schema, split at ``cuts``."""
+    """Iterate over rows in the landing schema, split at ``cuts``; equal cuts make an empty batch."""
     ordered = sorted(rows, key=lambda key: (key[0], key[1], key[3], key[2]))
-    edges = sorted({0, len(ordered), *(cut % (len(ordered) + 1) for cut in cuts)})
+    edges = sorted([0, len(ordered), *(cut % (len(ordered) + 1) for cut in cuts)])
     for begin, end in itertools.pairwise(edges):
         keys = ordered[begin:end]
         columns: list[Any] = [
@@ -70,10 +70,13 @@ def keys(resolutions: list[int]) -> st.SearchStrategy[Key]:
 def lakes(draw: st.DrawFn) -> tuple[Rows, Rows]:
     held = draw(st.dictionaries(keys([900, 3600]), values, max_size=40))
     read = draw(st.dictionaries(keys([3600]), values, max_size=40))
-    # Often the same rows, as a lookback reads them again.
-    again = draw(st.sampled_from([0, 1]))
-    if again:
-        read |= {key: value for key, value in held.items() if key[2] == 3600 and key not in read}
+    # Often the same keys, as a lookback reads them again: with the same values, or with some that changed.
+    again = [key for key in held if key[2] == 3600 and key not in read]
+    match draw(st.sampled_from(["other", "same", "changed"])):
+        case "same":
+            read |= {key: held[key] for key in again}
+        case "changed":
+            read |= {key: draw(st.just(held[key]) | values) for key in again}
     return held, read
 
 
