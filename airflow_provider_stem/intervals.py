@@ -88,8 +88,8 @@ def _partition_key(context: Mapping[str, Any]) -> str | None:
 
 def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -> WallTime | None:
     key = _partition_key(context)
-    start, separator, end = (key or "").partition("/")
-    if separator:
+    if key and "/" in key:
+        start, end = key.split("/", 1)
         try:
             return parse_instant("partition key", start), parse_instant("partition key", end)
         except StemConfigError:

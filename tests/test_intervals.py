@@ -54,7 +54,10 @@ def test_a_partition_key_of_two_instants_is_the_window():
     assert is_partitioned(context)
 
 
-@pytest.mark.parametrize("key", ["2025-07-01", "plant/north", "2025-07-01T00:00/2025-07-02T00:00"])
+@pytest.mark.parametrize(
+    "key",
+    ["2025-07-01", "plant/north", "2025-07-01T00:00/2025-07-02T00:00", "2025-06-01/00:00Z/2025-07-02T00:00Z"],
+)
 def test_with_another_partition_key_the_date_and_the_default_interval_apply(key):
     context = run_context(partition_key=key, partition_date=instant("2025-07-01T00:00Z"))
     got = wall_time(context, default_interval=timedelta(days=1))

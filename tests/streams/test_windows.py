@@ -560,4 +560,5 @@ def test_no_result_depends_on_the_machines_time_zone() -> None:
     assert parse_instant("start", "1000-01-01T00:00:00Z").year == 1000
     with pytest.raises(StemConfigError, match="years 1000 to 9999"):
         parse_instant("start", "0999-12-31T23:00:00Z")
+    assert window("9999-12-31T22:00", "9999-12-31T23:00").intervals == 4
     check_end(datetime.now(UTC), 900)
