@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_stem.streams.merging import Merge
@@ -80,11 +80,20 @@ def lakes(draw: st.DrawFn) -> tuple[Rows, Rows]:
     return held, read
 
 
+KEYS: list[Key] = [("a", "MONITOR", 3600, BEGIN + number * 3600) for number in range(5)]
 cuts = st.lists(st.integers(0, 100), max_size=5)
 
 
 @examples(500)
 @given(lakes(), cuts, cuts)
+@example(
+    (
+        dict(zip(KEYS, [None, None, 1.5, 0.0, 1.5], strict=True)),
+        dict(zip(KEYS, [2.0, None, None, -0.0, 1.5], strict=True)),
+    ),
+    [],
+    [],
+)
 def test_the_merge_equals_that_of_two_dictionaries(
     lake: tuple[Rows, Rows], held_cuts: list[int], cuts: list[int]
 ) -> None:
