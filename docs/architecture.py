@@ -22,9 +22,9 @@ LAYERS: Mapping[str, Sequence[str]] = {
     "Airflow side": (
         *("hooks", "assets", "failures", "intervals", "ledger", "links"),
         *("arguments", "lineage", "mapping", "s3", "schedules"),
-        *("warehouse.connections", "warehouse.lineage"),
+        *("iceberg.catalogs", "warehouse.connections", "warehouse.lineage"),
     ),
-    "Warehouse": ("warehouse", "completeness"),
+    "Warehouse": ("warehouse", "completeness", "iceberg"),
     "Streams": ("streams",),
     "API client": ("api",),
     "Common": ("", "connection_form", "disk", "errors", "text"),

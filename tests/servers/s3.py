@@ -26,6 +26,8 @@ class S3Server:
         self.url = ""
         #: Address of a page that lists the buckets, for browsers.
         self.browser_url = ""
+        #: Address of its Iceberg REST catalog.
+        self.iceberg_url = ""
         self.access_key, self.secret_key = secrets.token_hex(8), secrets.token_hex(16)
         self._server: ServerProcess | None = None
 
@@ -74,8 +76,9 @@ class S3Server:
             self._server.stop(patience=2)
 
     def _start(self, weed: str) -> ServerProcess:
-        ports = free_ports(8)
-        master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = ports
+        ports = free_ports(9)
+        master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc, iceberg = ports
+        self.iceberg_url = f"http://127.0.0.1:{iceberg}"
         self.url, self.browser_url = f"http://127.0.0.1:{s3}", f"http://127.0.0.1:{filer}/buckets/"
         server = ServerProcess(
             [
@@ -101,7 +104,7 @@ class S3Server:
                 "-s3",
                 f"-s3.port={s3}",
                 f"-s3.port.grpc={s3_grpc}",
-                "-s3.port.iceberg=0",
+                f"-s3.port.iceberg={iceberg}",
                 "-s3.port.lance=0",
                 f"-s3.localSocket={self.folder / 's3.sock'}",
             ],
