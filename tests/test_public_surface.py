@@ -20,6 +20,7 @@ MODULES = (
     "errors",
     "failures",
     "hooks",
+    "iceberg.changes",
     "intervals",
     "ledger",
     "links",
