@@ -158,7 +158,8 @@ def _optional(check: Callable[[str, Any], object]) -> Callable[[str, Any], objec
     return lambda argument, value: None if value is None else check(argument, value)
 
 
-def _check_count(argument: str, value: object) -> None:
+def check_count(argument: str, value: object) -> None:
+    """Raise ``StemConfigError`` unless a value is an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise StemConfigError(f"{argument} must be an integer >= 1, got {value!r}.")
 
@@ -235,13 +236,13 @@ def _check_progress(argument: str, value: object) -> None:
 
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "batches": _optional(_check_count),
+    "batches": _optional(check_count),
     "stream_types": lambda _, value: parse_stream_types(value),
     "resolution": lambda _, value: check_resolution(value),
     "default_interval": _optional(check_duration),
     "lookback": _optional(check_duration),
     "s3_key": _check_key_placeholders,
-    "max_workers": _check_count,
+    "max_workers": check_count,
     "min_completeness": _check_share,
     "settle": _optional(check_duration),
 }

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Container, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -30,7 +30,7 @@ from urllib3.exceptions import HTTPError
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.streams.store import DamagedObjectError, ObjectChangedError, Version, object_uri
+from airflow_provider_stem.streams.store import DamagedObjectError, ObjectChangedError, Version, object_uri, split_uri
 
 log = logging.getLogger(__name__)
 
@@ -377,6 +377,27 @@ class S3Store:
 
     def _only(self, name: str) -> dict[str, Any]:
         return {name: self._extra_args[name]} if name in self._extra_args else {}
+
+
+class S3Objects:
+    """
+    Objects of any bucket, by their URI.
+
+    :param aws_conn_id: connection of type ``aws``, or ``None`` for boto3's own credentials.
+    """
+
+    def __init__(self, aws_conn_id: str | None) -> None:
+        self._store = cache(lambda bucket: S3Store(aws_conn_id, bucket))
+
+    def get(self, uri: str, file: ScratchFile) -> Version | None:
+        """Copy an object into a file, as :meth:`S3Store.get`."""
+        bucket, key = split_uri(uri)
+        return self._store(bucket).get(key, file)
+
+    def head(self, uri: str) -> Version | None:
+        """Return an object's version, as :meth:`S3Store.head`."""
+        bucket, key = split_uri(uri)
+        return self._store(bucket).head(key)[0]
 
 
 def _version(response: Mapping[str, Any]) -> Version:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import (
@@ -25,6 +24,7 @@ from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import LandedObjectsLink
+from airflow_provider_stem.streams.batches import batch_index
 from airflow_provider_stem.streams.formats import FORMATS, FormatName, ParquetEncoding, resolve_compression
 from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
@@ -414,8 +414,7 @@ def _may_have_any(stream_start_times: Mapping[str, Any] | None, stream_types: Se
 def _in_batches(sites: Sequence[Mapping[str, Any]], batches: int) -> list[dict[str, Any]]:
     members: dict[int, list[Mapping[str, Any]]] = {}
     for site in sites:
-        digest = blake2b(site["site_id"].encode(errors="backslashreplace"), digest_size=8).digest()
-        members.setdefault(int.from_bytes(digest) % batches, []).append(site)
+        members.setdefault(batch_index(site["site_id"], batches), []).append(site)
     width = max(3, len(str(batches)))
     return [
         {"sites": members[index], "batch": f"{index + 1:0{width}d}-of-{batches:0{width}d}"} for index in sorted(members)

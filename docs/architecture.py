@@ -18,13 +18,13 @@ from pathlib import Path
 # A module imports from its own layer and from the layers below it. Names cover the modules of a package; the longest
 # name that fits decides. Modules at the root are listed without a leading underscore.
 LAYERS: Mapping[str, Sequence[str]] = {
-    "Operators": ("operators", "sensors", "triggers", "retry_policies", "warehouse.operators"),
+    "Operators": ("operators", "sensors", "triggers", "retry_policies", "warehouse.operators", "iceberg.operators"),
     "Airflow side": (
         *("hooks", "assets", "failures", "intervals", "ledger", "links"),
-        *("arguments", "lineage", "mapping", "s3", "schedules"),
-        *("iceberg.catalogs", "warehouse.connections", "warehouse.lineage"),
+        *("arguments", "lineage", "loads", "mapping", "s3", "schedules"),
+        *("warehouse.connections", "warehouse.lineage", "iceberg.catalogs", "iceberg.lineage"),
     ),
-    "Warehouse": ("warehouse", "completeness", "iceberg"),
+    "Warehouse": ("warehouse", "iceberg", "completeness"),
     "Streams": ("streams",),
     "API client": ("api",),
     "Common": ("", "connection_form", "disk", "errors", "text"),

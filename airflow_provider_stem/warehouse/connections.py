@@ -1,8 +1,7 @@
-"""Airflow connections turned into what a load needs: warehouse sessions and objects from S3. For the operators."""
+"""Airflow connections turned into warehouse sessions. For the operators."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -10,16 +9,11 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.store import split_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_provider_stem._s3 import S3Store
-    from airflow_provider_stem.streams.spool import ScratchFile
-    from airflow_provider_stem.streams.store import Version
     from airflow_provider_stem.warehouse.session import Session
-    from airflow_provider_stem.warehouse.staging import Fetch
 
 _EXTRAS = {"duckdb": "duckdb", "postgres": "postgres"}
 """The extra that installs the hook, by connection type."""
@@ -78,22 +72,3 @@ def session_factory(sql_conn_id: str, schema: str, lock_timeout: float) -> Calla
 def duckdb_database_name(path: PurePath) -> str:
     """Return the name that DuckDB gives to a file's database: the file's name up to its first dot."""
     return path.name.strip(".").partition(".")[0]
-
-
-def fetch_from_s3(aws_conn_id: str | None) -> Fetch:
-    """
-    Return a function that copies an object from S3 into a file.
-
-    :param aws_conn_id: connection of type ``aws``, or ``None`` for boto3's own credentials.
-    """
-    from airflow_provider_stem import _s3
-
-    @cache
-    def store(bucket: str) -> S3Store:
-        return _s3.S3Store(aws_conn_id, bucket)
-
-    def fetch(uri: str, file: ScratchFile) -> Version | None:
-        bucket, key = split_uri(uri)
-        return store(bucket).get(key, file)
-
-    return fetch

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.records import LandedObject
+from airflow_provider_stem.streams.staging import Fetch, StagedObject, Staging
 from airflow_provider_stem.warehouse.session import Session
-from airflow_provider_stem.warehouse.staging import Fetch, StagedObject, Staging
 
 log = logging.getLogger(__name__)
 

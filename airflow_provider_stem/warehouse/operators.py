@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import (
-    AirflowNotFoundException,
-    AirflowSkipException,
-    BaseOperator,
-)
+from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_stem._arguments import check_connection_id, check_duration, check_templated, checked, is_known
-from airflow_provider_stem._mapping import CheckedWhenParsed
-from airflow_provider_stem._text import missing_connection
-from airflow_provider_stem.assets import event_extras
-from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.failures import final_error
-from airflow_provider_stem.streams.records import LandedObject, read_objects
+from airflow_provider_stem._arguments import check_connection_id, check_duration, checked
+from airflow_provider_stem._loads import CheckedLoad, check_aws_conn_id, check_objects, final_errors, objects_of
+from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.warehouse.session import check_schema
 from airflow_provider_stem.warehouse.sites import read_records
 
@@ -29,31 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["StemObjectsToSqlOperator", "StemSitesToSqlOperator"]
 
-_RENDERED: dict[str, Callable[[str, Any], object]] = {
-    "objects": lambda _, value: None if value is None else read_objects(value),
-    "sites": lambda _, value: read_records(value),
-    "sql_conn_id": check_connection_id,
-    "schema": check_schema,
-    "aws_conn_id": lambda name, value: check_templated(**{name: value}),
-}
 
-
-class _ToSql(CheckedWhenParsed):
-    """
-    Checks of the arguments that both operators have.
-
-    Not an operator itself, since Airflow 3.3 would drop the defaults of mapped operators.
-    """
-
-    template_fields: Sequence[str]
-
-    @classmethod
-    def _check(cls, arguments: Mapping[str, Any]) -> None:
-        for name, value in arguments.items():
-            if name == "lock_timeout":
-                check_duration(name, value)
-            elif name in _RENDERED and name in cls.template_fields and is_known(value):
-                _RENDERED[name](name, value)
+class _ToSql(CheckedLoad):
+    _checks = {  # noqa: RUF012 - declared so by the base class
+        "objects": check_objects,
+        "sites": lambda _, value: read_records(value),
+        "sql_conn_id": check_connection_id,
+        "schema": check_schema,
+        "lock_timeout": check_duration,
+        "aws_conn_id": check_aws_conn_id,
+    }
 
 
 class StemObjectsToSqlOperator(_ToSql, BaseOperator):
@@ -103,19 +79,16 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, int]:
         """Fetch and verify the objects, merge their rows, and return the counts."""
-        from airflow_provider_stem.warehouse.connections import fetch_from_s3, session_factory
+        from airflow_provider_stem._s3 import S3Objects
+        from airflow_provider_stem.warehouse.connections import session_factory
         from airflow_provider_stem.warehouse.loading import load_objects
 
-        with _final_errors():
-            check_connection_id("sql_conn_id", self.sql_conn_id)
-            check_schema("schema", self.schema)
-            check_templated(aws_conn_id=self.aws_conn_id)
-            objects = self._objects(context)
-            if not objects:
-                raise AirflowSkipException("No object was landed. There is nothing to load.")
+        with final_errors():
+            self._check_rendered()
+            objects = objects_of(self.objects, context)
             counts = load_objects(
                 objects,
-                fetch_from_s3(self.aws_conn_id),
+                S3Objects(self.aws_conn_id).get,
                 session_factory(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
                 dag_id=self.dag_id,
                 run_id=context.get("run_id"),
@@ -128,18 +101,6 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         from airflow_provider_stem.warehouse.lineage import objects_lineage
 
         return objects_lineage(self._loaded, self.sql_conn_id, self.schema)
-
-    def _objects(self, context: Context) -> list[LandedObject]:
-        if self.objects is not None:
-            return read_objects(self.objects)
-        extras = [extra for extra in event_extras(context) if "objects" in extra]
-        if not extras:
-            raise StemConfigError(
-                "objects is None, and no asset event with objects triggered this run. Pass what "
-                "StemStreamsToS3Operator returned, or schedule the DAG on its asset."
-            )
-        # Events are sorted by age, so the newest object with a key is loaded last and wins.
-        return read_objects(extras)
 
 
 class StemSitesToSqlOperator(_ToSql, BaseOperator):
@@ -184,9 +145,8 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
         from airflow_provider_stem.warehouse.connections import session_factory
         from airflow_provider_stem.warehouse.sites import load_sites
 
-        with _final_errors():
-            check_connection_id("sql_conn_id", self.sql_conn_id)
-            check_schema("schema", self.schema)
+        with final_errors():
+            self._check_rendered()
             self._counts = load_sites(
                 read_records(self.sites),
                 session_factory(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
@@ -198,14 +158,3 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
         from airflow_provider_stem.warehouse.lineage import sites_lineage
 
         return sites_lineage(self._counts, self.sql_conn_id, self.schema)
-
-
-@contextmanager
-def _final_errors() -> Iterator[None]:
-    """Fail the task without retries for errors that another attempt cannot fix."""
-    try:
-        yield
-    except AirflowNotFoundException as exc:
-        raise final_error(exc, missing_connection(exc)) from exc
-    except StemConfigError as exc:
-        raise final_error(exc, str(exc)) from exc

@@ -13,9 +13,9 @@ import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.records import LandedObject, read_objects
+from airflow_provider_stem.streams.staging import Staging
 from airflow_provider_stem.streams.store import Version
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.warehouse.staging import Staging
 
 from .helpers import Bucket, at
 

@@ -1,17 +1,20 @@
 """
-Verify landed objects and store their rows on disk, before the warehouse is opened. For the load.
+Verify landed objects and store their rows on disk. For the loads into a warehouse and into an Iceberg table.
 
-An object that does not match its receipt fails the load here, before anything is written to the warehouse.
+An object that does not match its receipt fails the load here, before any of its rows is loaded.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
-from typing import BinaryIO, cast
+from itertools import repeat
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +32,9 @@ log = logging.getLogger(__name__)
 Fetch = Callable[[str, ScratchFile], Version | None]
 """Copies the object of a URI into a file, and returns its version, or ``None`` if there is no object."""
 
+Split = Callable[[Iterable[pa.RecordBatch]], Iterable[tuple[Hashable, pa.RecordBatch]]]
+"""Splits the rows of an object into parts; a part may come in several batches."""
+
 
 @dataclass(frozen=True, slots=True)
 class StagedObject:
@@ -38,14 +44,19 @@ class StagedObject:
     :param landed: its entry in the receipt.
     :param rows: number of its rows.
     :param resolution: of its rows in seconds; for an object without rows, the one in its receipt.
-    :param batches: numbers of its record batches in the :class:`Staging`.
+    :param parts: numbers of its record batches in the :class:`Staging`, by part; ``None`` is the only part without a
+        split.
+    :param sha256: SHA-256 of the bytes that were read, in hexadecimal.
+    :param read_at: when the reading of its newest rows began, UTC, by the store's clock.
     :param replaced: whether a later run has rewritten it since its receipt.
     """
 
     landed: LandedObject
     rows: int
     resolution: int | None
-    batches: range
+    parts: Mapping[Hashable, list[int]]
+    sha256: str
+    read_at: datetime
     replaced: bool
 
 
@@ -54,10 +65,13 @@ class Staging:
     Verified rows of many objects, in an anonymous temporary file, which the kernel removes however the process ends.
 
     :param fetch: copies an object into a file.
+    :param split: splits the rows of each object into parts; default: all rows are part ``None``.
     """
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, split: Split | None = None) -> None:
         self._fetch = fetch
+        self._split = split or (lambda batches: zip(repeat(None), batches))
+        self._lock = threading.Lock()
         self._file = tempfile.TemporaryFile(prefix="stem-staging-")  # noqa: SIM115
         self._writer = pa.ipc.new_file(self._file, LANDING_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
         self._written = 0
@@ -76,13 +90,16 @@ class Staging:
 
         :raises StemDataError: the object is missing, damaged, or does not match its receipt.
         """
-        first, rows, resolution = self._written, 0, landed.resolution
+        rows, resolution = 0, landed.resolution
+        parts: dict[Hashable, list[int]] = {}
         with ScratchFile() as file:
-            replaced = self._fetch_verified(landed, file)
+            version = self._fetch_verified(landed, file)
+            replaced = version.sha256 != landed.sha256
             file.seek(0)
             try:
-                for batch in _checked(read_batches(cast(BinaryIO, file)), landed):
+                for part, batch in self._split(_checked(read_batches(cast(BinaryIO, file)), landed)):
                     self._writer.write_batch(batch)
+                    parts.setdefault(part, []).append(self._written)
                     self._written += 1
                     rows += batch.num_rows
                     resolution = batch.column("resolution")[0].as_py()
@@ -93,10 +110,12 @@ class Staging:
                 f"The object has {rows:,} rows and its receipt lists {landed.rows:,}. Pass the receipt unchanged "
                 f"[{one_line(landed.uri)}]"
             )
-        return StagedObject(landed, rows, resolution, range(first, self._written), replaced=replaced)
+        # An object that was written again with the same bytes was read later than its receipt says.
+        read_at = max(landed.read_at, version.read_at or landed.read_at)
+        return StagedObject(landed, rows, resolution, parts, file.sha256, read_at, replaced=replaced)
 
-    def _fetch_verified(self, landed: LandedObject, file: ScratchFile) -> bool:
-        """Fetch an object, check it against its receipt, and return whether a later run has rewritten it."""
+    def _fetch_verified(self, landed: LandedObject, file: ScratchFile) -> Version:
+        """Fetch an object, check it against its receipt, and return its version."""
         uri = one_line(landed.uri)
         version = self._fetch(landed.uri, file)
         if version is None:
@@ -109,19 +128,21 @@ class Staging:
                 f"metadata. Land it again [{uri}]"
             )
         if version.sha256 == landed.sha256:
-            return False
+            return version
         if version.read_at is None or version.read_at <= landed.read_at:
             raise StemDataError(
                 "The object is not the one in its receipt, and was not read later. Load it with its own receipt, or "
                 f"land it again [{uri}]"
             )
         log.warning("%s was rewritten since its receipt, and is loaded in its current version", uri)
-        return True
+        return version
 
-    def batches(self, staged: StagedObject) -> Iterator[pa.RecordBatch]:
-        """Iterate over an object's rows. After the first call no object can be added."""
-        for number in staged.batches:
-            yield self._reader.get_batch(number)
+    def batches(self, staged: StagedObject, part: Any = None) -> Iterator[pa.RecordBatch]:
+        """Iterate over the rows of a part of an object; thread-safe. After the first call no object can be added."""
+        for number in staged.parts.get(part, ()):
+            with self._lock:
+                batch = self._reader.get_batch(number)
+            yield batch
 
     def close(self) -> None:
         """Close the file, which frees its disk space."""
