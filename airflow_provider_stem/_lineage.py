@@ -14,7 +14,7 @@ import pyarrow as pa
 from airflow_provider_stem import __version__
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.store import split_uri
-from airflow_provider_stem.streams.tables import LANDING_SCHEMA, SHOWN_ROW
+from airflow_provider_stem.streams.tables import LANDING_SCHEMA, SHOWN_ROW, description_of
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import InputDataset, OutputDataset, RunFacet
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from openlineage.client.generated.data_quality_assertions_dataset import Assertion
 
-    from airflow_provider_stem.streams.records import ObjectRecord, Receipt
+    from airflow_provider_stem.streams.records import LandedObject, ObjectRecord, Receipt
 
 MAX_INPUTS = 100
 """With more sites than this, there is one input per client; with more clients than this, one input for all."""
 
 RECEIPT_FACET = "stem_receipt"
+LOAD_FACET = "stem_load"
 
 PRODUCER = f"pkg:pypi/airflow-provider-stem@{__version__}"
 _FIGURES = (
@@ -145,7 +146,7 @@ def schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:
     return SchemaDatasetFacet(
         fields=[
             SchemaDatasetFacetFields(
-                name=field.name, type=str(field.type), description=_description(field), fields=None
+                name=field.name, type=str(field.type), description=description_of(_landed(field)), fields=None
             )
             for field in fields
         ],
@@ -153,12 +154,43 @@ def schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:
     )
 
 
-def _description(field: pa.Field) -> str | None:
-    """Return a column's description, unit and sign in the landing schema, or ``None``."""
-    known = LANDING_SCHEMA.field(field.name) if field.name in LANDING_SCHEMA.names else field
-    metadata = {key.decode(): value.decode() for key, value in (known.metadata or {}).items()}
-    parts = [metadata.pop("description")] if "description" in metadata else []
-    return "; ".join([*parts, *(f"{name}: {text}" for name, text in metadata.items())]) or None
+def object_loaded(landed: LandedObject, *, with_rows: bool) -> InputDataset:
+    """Return a landed object as the input of a load."""
+    from airflow.providers.common.compat.openlineage.facet import InputDataset
+    from openlineage.client.facet_v2 import data_quality_metrics_input_dataset
+
+    namespace, name = name_of_object(landed.uri)
+    metrics = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet(
+        rowCount=landed.rows, columnMetrics={}, producer=PRODUCER
+    )
+    return InputDataset(
+        namespace=namespace,
+        name=name,
+        facets={"schema": schema_facet(LANDING_SCHEMA)},
+        inputFacets={"dataQualityMetrics": metrics} if with_rows else {},
+    )
+
+
+def table_written(namespace: str, name: str, fields: Iterable[pa.Field], rows: int) -> OutputDataset:
+    """Return a table as the output of a load that has written ``rows`` of its rows."""
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset, OutputStatisticsOutputDatasetFacet
+
+    return OutputDataset(
+        namespace=namespace,
+        name=name,
+        facets={"schema": schema_facet(fields)},
+        outputFacets={"outputStatistics": OutputStatisticsOutputDatasetFacet(rowCount=rows, producer=PRODUCER)},
+    )
+
+
+def load_facets(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counts of a load as facets of the run."""
+    return {LOAD_FACET: run_facet(counts)}
+
+
+def _landed(field: pa.Field) -> pa.Field:
+    """Return the field of the landing schema with the same name, which has a description, or else the field."""
+    return LANDING_SCHEMA.field(field.name) if field.name in LANDING_SCHEMA.names else field
 
 
 def run_facet(figures: Mapping[str, Any]) -> RunFacet:

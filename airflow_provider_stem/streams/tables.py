@@ -75,6 +75,13 @@ def landing_batch(site_id: str, stream_type: str, resolution: int, stream: pa.Re
     )
 
 
+def description_of(field: pa.Field) -> str | None:
+    """Return a column's description, unit and sign, as one line of text, or ``None`` if it has none."""
+    metadata = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+    parts = [metadata.pop("description")] if "description" in metadata else []
+    return "; ".join([*parts, *(f"{name}: {text}" for name, text in metadata.items())]) or None
+
+
 def iso_texts(instants: pa.Array) -> pa.Array:
     """Return UTC instants as ISO 8601 strings in whole seconds, without a zone."""
     # Without a zone: strftime and a cast with a zone take forty times as long.

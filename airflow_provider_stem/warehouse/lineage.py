@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_stem._lineage import PRODUCER, name_of_object, run_facet, schema_facet
+from airflow_provider_stem._lineage import load_facets, object_loaded, table_written
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.warehouse.connections import duckdb_database_name
 from airflow_provider_stem.warehouse.sites import listing_schema
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.openlineage.facet import InputDataset, OutputDataset
+    from airflow.providers.common.compat.openlineage.facet import OutputDataset
     from airflow.providers.openlineage.extractors import OperatorLineage
-
-LOAD_FACET = "stem_load"
 
 _INSTANT = LANDING_SCHEMA.field("interval_end").type
 _STREAMS = [*LANDING_SCHEMA, *(pa.field(name, _INSTANT) for name in ("loaded_at", "changed_at"))]
@@ -50,9 +48,9 @@ def objects_lineage(
     written = counts["inserted"] + counts["changed"]
     return OperatorLineage(
         # The receipt of an object that was rewritten has an outdated row count; the table of loads has the right one.
-        inputs=[_input(landed, with_rows=not counts["replaced"]) for landed in objects],
+        inputs=[object_loaded(landed, with_rows=not counts["replaced"]) for landed in objects],
         outputs=[_table(sql_conn_id, schema, "streams", _STREAMS, written)],
-        run_facets=_run_facets(counts),
+        run_facets=load_facets(counts),
     )
 
 
@@ -72,40 +70,13 @@ def sites_lineage(counts: Mapping[str, int] | None, sql_conn_id: str, schema: st
         return OperatorLineage()
     written = counts["added"] + counts["changed"]
     return OperatorLineage(
-        outputs=[_table(sql_conn_id, schema, "sites", _SITES, written)], run_facets=_run_facets(counts)
-    )
-
-
-def _run_facets(counts: Mapping[str, int]) -> dict[str, Any]:
-    return {LOAD_FACET: run_facet(counts)}
-
-
-def _input(landed: LandedObject, *, with_rows: bool) -> InputDataset:
-    from airflow.providers.common.compat.openlineage.facet import InputDataset
-    from openlineage.client.facet_v2 import data_quality_metrics_input_dataset
-
-    namespace, name = name_of_object(landed.uri)
-    metrics = data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet(
-        rowCount=landed.rows, columnMetrics={}, producer=PRODUCER
-    )
-    return InputDataset(
-        namespace=namespace,
-        name=name,
-        facets={"schema": schema_facet(LANDING_SCHEMA)},
-        inputFacets={"dataQualityMetrics": metrics} if with_rows else {},
+        outputs=[_table(sql_conn_id, schema, "sites", _SITES, written)], run_facets=load_facets(counts)
     )
 
 
 def _table(sql_conn_id: str, schema: str, name: str, fields: Iterable[pa.Field], rows: int) -> OutputDataset:
-    from airflow.providers.common.compat.openlineage.facet import OutputDataset, OutputStatisticsOutputDatasetFacet
-
     namespace, database = _database(sql_conn_id)
-    return OutputDataset(
-        namespace=namespace,
-        name=f"{database}.{schema}.{name}",
-        facets={"schema": schema_facet(fields)},
-        outputFacets={"outputStatistics": OutputStatisticsOutputDatasetFacet(rowCount=rows, producer=PRODUCER)},
-    )
+    return table_written(namespace, f"{database}.{schema}.{name}", fields, rows)
 
 
 def _database(sql_conn_id: str) -> tuple[str, str]:

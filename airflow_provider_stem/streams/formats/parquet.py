@@ -34,7 +34,8 @@ _INSTANTS = ("interval_start", "interval_end")
 _VALUES = "kw_total_avg"
 # The encodings that are tried for each column. All common readers support the first two, but not the others.
 _Candidates = dict[str, tuple[str, ...]]
-_PORTABLE: _Candidates = dict.fromkeys((*_INSTANTS, _VALUES), ("PLAIN", "RLE_DICTIONARY"))
+PORTABLE: _Candidates = dict.fromkeys((*_INSTANTS, _VALUES), ("PLAIN", "RLE_DICTIONARY"))
+"""The encodings that ``portable`` allows, by column."""
 _SMALLEST: _Candidates = {
     **dict.fromkeys(_INSTANTS, ("PLAIN", "RLE_DICTIONARY", "DELTA_BINARY_PACKED")),
     _VALUES: ("PLAIN", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT"),
@@ -51,14 +52,14 @@ class Parquet(FileFormat):
         from airflow_provider_stem.streams.formats.columns import regrouped
         from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 
-        candidates = _SMALLEST if parquet_encoding == "smallest" else _PORTABLE
+        candidates = _SMALLEST if parquet_encoding == "smallest" else PORTABLE
         groups = regrouped(batches, ROW_GROUP_ROWS)
         group = next(groups, None)
         encodings = (
-            dict.fromkeys(candidates, "PLAIN") if group is None else _smallest_encodings(group, compression, candidates)
+            dict.fromkeys(candidates, "PLAIN") if group is None else smallest_encodings(group, compression, candidates)
         )
         rows = 0
-        with _writer(file, LANDING_SCHEMA, compression, encodings) as writer:
+        with parquet_writer(file, LANDING_SCHEMA, compression, encodings) as writer:
             while group is not None:
                 writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
                 rows += group.num_rows
@@ -98,7 +99,7 @@ class Parquet(FileFormat):
                 pa.default_memory_pool().release_unused()
 
 
-def _smallest_encodings(group: pa.Table, compression: str, candidates: _Candidates) -> dict[str, str]:
+def smallest_encodings(group: pa.Table, compression: str, candidates: _Candidates) -> dict[str, str]:
     """
     Return the encoding of each column that is smallest for a sample of a row group.
 
@@ -113,16 +114,22 @@ def _smallest_encodings(group: pa.Table, compression: str, candidates: _Candidat
         encodings = dict(zip(candidates, choice, strict=True))
         written: list[pyarrow.parquet.FileMetaData] = []
         sink = pa.MockOutputStream()
-        with _writer(sink, sample.schema, compression, encodings, metadata_collector=written) as writer:
+        with parquet_writer(sink, sample.schema, compression, encodings, metadata_collector=written) as writer:
             writer.write_table(sample)
         for number, (name, encoding) in enumerate(encodings.items()):
             sizes[name][encoding] = written[0].row_group(0).column(number).total_compressed_size
     return {name: min(of, key=of.__getitem__) for name, of in sizes.items()}
 
 
-def _writer(
+def parquet_writer(
     sink: Any, schema: pa.Schema, compression: str, encodings: dict[str, str], **options: Any
 ) -> pyarrow.parquet.ParquetWriter:
+    """
+    Return a writer of a Parquet file.
+
+    :param encodings: encoding by column; a dictionary for other columns.
+    :param options: more arguments of pyarrow's ``ParquetWriter``.
+    """
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetWriter(

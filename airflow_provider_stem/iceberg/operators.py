@@ -1,0 +1,118 @@
+"""Operator that loads landed objects into an Apache Iceberg table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_stem._arguments import check_connection_id, check_count, checked
+from airflow_provider_stem._loads import CheckedLoad, check_aws_conn_id, check_objects, final_errors, objects_of
+from airflow_provider_stem.errors import StemConfigError
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+__all__ = ["StemObjectsToIcebergOperator"]
+
+
+def _check_table(argument: str, value: object) -> None:
+    parts = value.split(".") if isinstance(value, str) else []
+    if len(parts) < 2 or not all(part and part == part.strip() and part.isprintable() for part in parts):
+        raise StemConfigError(
+            f"{argument} must be the name of a table with its namespace, such as 'stem.streams', got {value!r}."
+        )
+
+
+class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
+    """
+    Load landed objects into an Iceberg table in one commit: exactly those that the receipts list, all or none.
+
+    Each object is verified first. The table has each ``site_id, stream_type, resolution, interval_end`` once, with the
+    value that was read last, in whichever order objects are loaded. Loading an object again changes nothing and adds no
+    snapshot. No row is ever deleted.
+
+    :param objects: what :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator` returned, a list of that, or
+        entries of its ``objects``. Default: the objects of the asset events that triggered the run.
+    :param table: namespace and name of the table, which are created if they do not exist.
+    :param catalog_conn_id: connection to the catalog, of any type; its Extra contains pyiceberg's properties.
+    :param aws_conn_id: connection of type ``aws``, or ``None`` for boto3's own credentials.
+    :param buckets: number of buckets of site ids in a new table, 1 or more. If it divides the number of batches of
+        :class:`~airflow_provider_stem.operators.StemSiteListOperator`, a batch is one data file for each day.
+    :return: counts. Of ``objects``, ``replaced`` were rewritten since their receipt. Of ``rows``, some are
+        ``inserted``, ``changed`` or ``unchanged``; ``outdated`` ones have another value than the table, which was read
+        later. ``added_files`` and ``removed_files`` count data files. ``snapshot_id`` is the table's current snapshot,
+        or ``None`` for a table without rows.
+    :raises StemConfigError: an argument is invalid.
+    :raises AirflowFailException: from ``execute``: an argument is invalid after rendering; a connection is missing or
+        cannot be used; or the table has other columns. The task is not retried.
+    :raises AirflowSkipException: from ``execute``: no object was landed.
+    :raises StemDataError: from ``execute``: an object does not match its receipt. Nothing is loaded.
+    :raises StemTransportError: from ``execute``: S3 or the catalog cannot be used, or other tasks committed during
+        every attempt.
+    """
+
+    template_fields: Sequence[str] = ("objects", "table", "catalog_conn_id", "aws_conn_id")
+    template_fields_renderers = {"objects": "json"}  # noqa: RUF012 - declared so by the base class
+    _checks = {  # noqa: RUF012 - declared so by the base class
+        "objects": check_objects,
+        "table": _check_table,
+        "catalog_conn_id": check_connection_id,
+        "aws_conn_id": check_aws_conn_id,
+        "buckets": check_count,
+    }
+
+    @checked
+    def __init__(
+        self,
+        *,
+        objects: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        table: str = "stem.streams",
+        catalog_conn_id: str = "stem_iceberg",
+        aws_conn_id: str | None = "aws_default",
+        buckets: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.objects = objects
+        self.table = table
+        self.catalog_conn_id = catalog_conn_id
+        self.aws_conn_id = aws_conn_id
+        self.buckets = buckets
+        self._load: Any = None
+
+    def execute(self, context: Context) -> dict[str, int | None]:
+        """Fetch and verify the objects, merge their rows, and return the counts."""
+        with final_errors():
+            self._check_rendered()
+            objects = objects_of(self.objects, context)
+            try:
+                from airflow_provider_stem.iceberg.catalogs import catalog_from
+                from airflow_provider_stem.iceberg.loading import load_objects
+            except ImportError as exc:
+                raise StemConfigError(
+                    f"pyiceberg cannot be imported ({exc}). Install airflow-provider-stem[iceberg]."
+                ) from exc
+            from airflow_provider_stem._s3 import S3Objects
+
+            lake = S3Objects(self.aws_conn_id)
+            load = load_objects(
+                objects,
+                lake.get,
+                lake.head,
+                catalog_from(self.catalog_conn_id, self.aws_conn_id),
+                self.table,
+                buckets=self.buckets,
+                dag_id=self.dag_id,
+                run_id=context.get("run_id"),
+            )
+        self._load = objects, load
+        return load.counts
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
+        """Return the OpenLineage metadata of the load; empty if it did not finish."""
+        from airflow_provider_stem.iceberg.lineage import load_lineage
+
+        return load_lineage(self._load)
