@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import CommitFailedException, ForbiddenError, UnauthorizedError
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 
@@ -44,6 +44,7 @@ LOAD_ID = "stem.load-id"
 
 _SPLIT_ROWS = 2**20  # that are split into partitions at a time
 _ATTEMPTS = 20
+_UNKNOWN_OUTCOMES = 3  # commits without an answer, whose outcome is looked up in the table
 _WAIT = timedelta(seconds=0.1)  # before the second attempt; twice as long before each further one
 _LONGEST_WAIT = timedelta(seconds=5)
 _THREADS = 4
@@ -87,10 +88,10 @@ def load_objects(
         ``rows``, the sum of ``inserted``, ``changed``, ``unchanged`` and ``outdated``, as in
         :class:`~airflow_provider_stem.iceberg.merging.Counts`; ``added_files`` and ``removed_files``; ``snapshot_id``:
         the current snapshot, ``None`` for an empty table.
-    :raises StemConfigError: the table has other columns, or files that cannot be merged with, or the catalog denies the
-        commit.
+    :raises StemConfigError: the table has other columns, or files that cannot be merged with.
     :raises StemDataError: an object does not match its receipt. Nothing is loaded.
-    :raises StemTransportError: an object cannot be fetched, or the commit failed in every attempt.
+    :raises StemTransportError: an object cannot be fetched, or other tasks committed during every attempt.
+    :raises Exception: of pyiceberg: the catalog, or the store of the table's files, failed.
     """
     reopen = partial(open_table, catalog, name, buckets)
     table = reopen()
@@ -236,6 +237,7 @@ class _Load:
         spec = table.spec()
         wait = _WAIT
         failure: Exception | None = None
+        unknown = 0
         for attempt in range(_ATTEMPTS):
             if attempt:
                 time.sleep(random.uniform(0, wait.total_seconds()))  # noqa: S311
@@ -259,12 +261,11 @@ class _Load:
             except _Conflict as exc:
                 log.info("Another task has committed to the table. Planning again (%s)", exc)
                 failure = exc
-            except (ForbiddenError, UnauthorizedError) as exc:
-                raise StemConfigError(
-                    f"The catalog denies the commit. Correct the permissions: {one_line(str(exc))}"
-                ) from None
-            except Exception as exc:  # noqa: BLE001 - of any catalog
-                log.warning("The commit may have failed. Checking the table (%s)", one_line(str(exc)))
+            except Exception as exc:
+                unknown += 1
+                if unknown == _UNKNOWN_OUTCOMES:
+                    raise
+                log.warning("The commit may have failed (%s). Checking the table", type(exc).__name__)
                 failure = exc
         raise StemTransportError(
             f"The commit failed {_ATTEMPTS} times. Try again later, with fewer tasks that load at the same time: "

@@ -38,7 +38,8 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
         entries of its ``objects``. Default: the objects of the asset events that triggered the run.
     :param table: namespace and name of the table, which are created if they do not exist.
     :param catalog_conn_id: connection to the catalog, of any type; its Extra contains pyiceberg's properties.
-    :param aws_conn_id: connection of type ``aws``, or ``None`` for boto3's own credentials.
+    :param aws_conn_id: connection of type ``aws`` for the objects and, unless the catalog has its own credentials, for
+        the table; ``None`` for boto3's own credentials.
     :param buckets: number of buckets of site ids in a new table, 1 or more. If it divides the number of batches of
         :class:`~airflow_provider_stem.operators.StemSiteListOperator`, a batch is one data file for each day.
     :return: counts. Of ``objects``, ``replaced`` were rewritten since their receipt. Of ``rows``, some are
@@ -85,29 +86,27 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, int | None]:
         """Fetch and verify the objects, merge their rows, and return the counts."""
+        from airflow_provider_stem._s3 import S3Objects
+        from airflow_provider_stem.iceberg.catalogs import catalog_errors, catalog_from
+
         with final_errors():
             self._check_rendered()
             objects = objects_of(self.objects, context)
-            try:
-                from airflow_provider_stem.iceberg.catalogs import catalog_from
-                from airflow_provider_stem.iceberg.loading import load_objects
-            except ImportError as exc:
-                raise StemConfigError(
-                    f"pyiceberg cannot be imported ({exc}). Install airflow-provider-stem[iceberg]."
-                ) from exc
-            from airflow_provider_stem._s3 import S3Objects
+            catalog = catalog_from(self.catalog_conn_id, self.aws_conn_id)
+            from airflow_provider_stem.iceberg.loading import load_objects
 
             lake = S3Objects(self.aws_conn_id)
-            load = load_objects(
-                objects,
-                lake.get,
-                lake.head,
-                catalog_from(self.catalog_conn_id, self.aws_conn_id),
-                self.table,
-                buckets=self.buckets,
-                dag_id=self.dag_id,
-                run_id=context.get("run_id"),
-            )
+            with catalog_errors(self.catalog_conn_id, catalog.properties):
+                load = load_objects(
+                    objects,
+                    lake.get,
+                    lake.head,
+                    catalog,
+                    self.table,
+                    buckets=self.buckets,
+                    dag_id=self.dag_id,
+                    run_id=context.get("run_id"),
+                )
         self._load = objects, load
         return load.counts
 
