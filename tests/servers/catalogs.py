@@ -9,7 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.servers.processes import ServerProcess, free_ports, retry_on_other_ports
+import requests
+
+from tests.servers.processes import HUNG_AFTER, ServerProcess, free_ports, retry_on_other_ports
 from tests.servers.s3 import S3Server
 
 HAS_SQL = not version("sqlalchemy").startswith("1.")
@@ -82,6 +84,7 @@ def glue_catalog(glue: GlueServer, s3: S3Server) -> dict[str, Any]:
     """Return the Airflow connection of an empty Glue catalog, with its tables in a new bucket."""
     bucket = _new_name()
     s3.client().create_bucket(Bucket=bucket)
+    requests.post(f"{glue.url}/moto-api/reset", timeout=HUNG_AFTER).raise_for_status()
     extra = {"type": "glue", "glue.endpoint": glue.url, "warehouse": f"s3://{bucket}/iceberg"}
     return {"conn_type": "iceberg_catalog", "extra": extra}
 
