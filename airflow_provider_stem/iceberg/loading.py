@@ -8,8 +8,6 @@ planned again, and only what that changes is written again.
 from __future__ import annotations
 
 import logging
-import random
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -20,13 +18,13 @@ from uuid import uuid4
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.iceberg import files
+from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact
 from airflow_provider_stem.iceberg.merging import Counts, Merge, Source
 from airflow_provider_stem.iceberg.tables import open_table
 from airflow_provider_stem.streams.records import LandedObject
@@ -44,10 +42,7 @@ LOAD_ID = "stem.load-id"
 
 _EARLIEST, _LATEST = datetime(1001, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 _SPLIT_ROWS = 2**20  # that are split into partitions at a time
-_ATTEMPTS = 20
 _UNKNOWN_OUTCOMES = 3  # commits without an answer, whose outcome is looked up in the table
-_WAIT = timedelta(seconds=0.1)  # before the second attempt; twice as long before each further one
-_LONGEST_WAIT = timedelta(seconds=5)
 _THREADS = 4
 
 
@@ -213,31 +208,6 @@ class _Outcome:
     counts: Counts = field(default_factory=Counts)
 
 
-class _Conflict(Exception):  # noqa: N818 - not an error of the load
-    """Another task has committed since the load was planned."""
-
-
-class _ExactCatalog:
-    """
-    A catalog of which pyiceberg does not handle conflicts.
-
-    It would commit the plan on another snapshot than the one that it was made for. Or it would delete the manifests of
-    a commit that succeeded, if the answer was lost and a proxy repeated the request.
-    """
-
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._catalog, name)
-
-    def commit_table(self, *arguments: Any) -> Any:
-        try:
-            return self._catalog.commit_table(*arguments)
-        except CommitFailedException as exc:
-            raise _Conflict(one_line(str(exc))) from None
-
-
 class _Load:
     """
     One load.
@@ -259,13 +229,10 @@ class _Load:
     def run(self, table: Table, reopen: Callable[[], Table]) -> tuple[_Outcome, int | None]:
         """Plan and commit until no other task has committed in between. Return what was done, and the snapshot."""
         spec = table.spec()
-        wait = _WAIT
         failure: Exception | None = None
         unknown = 0
-        for attempt in range(_ATTEMPTS):
+        for attempt in attempts():
             if attempt:
-                time.sleep(random.uniform(0, wait.total_seconds()))  # noqa: S311
-                wait = min(2 * wait, _LONGEST_WAIT)
                 table = reopen()
                 # The answer to a commit may have been lost.
                 for snapshot in table.metadata.snapshots:
@@ -282,7 +249,7 @@ class _Load:
             self._attempts[attempt_id] = outcome
             try:
                 return outcome, self._commit(table, outcome, attempt_id)
-            except _Conflict as exc:
+            except Conflict as exc:
                 log.info("Another task has committed to the table. Planning again (%s)", exc)
                 failure = exc
             except Exception as exc:
@@ -292,21 +259,13 @@ class _Load:
                 log.warning("The commit may have failed (%s). Checking the table", type(exc).__name__)
                 failure = exc
         raise StemTransportError(
-            f"The commit failed {_ATTEMPTS} times. Try again later, with fewer tasks that load at the same time: "
+            f"The commit failed {ATTEMPTS} times. Try again later, with fewer tasks that load at the same time: "
             f"{one_line(str(failure))}"
         )
 
     def _commit(self, table: Table, outcome: _Outcome, attempt_id: str) -> int:
         counts = {f"stem.{name}": str(count) for name, count in asdict(outcome.counts).items()}
-        exact = Table(
-            table.name(),
-            table.metadata,
-            table.metadata_location,
-            table.io,
-            _ExactCatalog(table.catalog),  # type: ignore[arg-type]
-            table.config,
-        )
-        with exact.transaction() as transaction:
+        with exact(table).transaction() as transaction:
             update = transaction.update_snapshot({**self._properties, **counts, LOAD_ID: attempt_id})
             with update.overwrite() if outcome.removed else update.fast_append() as snapshot:
                 for file in outcome.removed:

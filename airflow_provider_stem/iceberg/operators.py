@@ -1,21 +1,26 @@
-"""Operator that loads landed objects into an Apache Iceberg table."""
+"""Operators that load landed objects into an Apache Iceberg table, and maintain it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_stem._arguments import check_connection_id, check_count, checked
+from airflow_provider_stem._arguments import check_connection_id, check_count, check_duration, checked
 from airflow_provider_stem._loads import CheckedLoad, check_aws_conn_id, check_objects, final_errors, objects_of
 from airflow_provider_stem.errors import StemConfigError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
+    from pyiceberg.catalog import Catalog
 
-__all__ = ["StemObjectsToIcebergOperator"]
+__all__ = ["StemIcebergMaintenanceOperator", "StemObjectsToIcebergOperator"]
+
+_LEAST_AGE = timedelta(days=1)
+"""How long the files of a commit that is running are safe."""
 
 
 def _check_table(argument: str, value: object) -> None:
@@ -23,6 +28,19 @@ def _check_table(argument: str, value: object) -> None:
     if len(parts) < 2 or not all(part and part == part.strip() and part.isprintable() for part in parts):
         raise StemConfigError(
             f"{argument} must be the name of a table with its namespace, such as 'stem.streams', got {value!r}."
+        )
+
+
+def _check_optional_duration(argument: str, value: object) -> None:
+    if value is not None:
+        check_duration(argument, value)
+
+
+def _check_age(argument: str, value: object) -> None:
+    _check_optional_duration(argument, value)
+    if isinstance(value, timedelta) and value < _LEAST_AGE:
+        raise StemConfigError(
+            f"{argument} must be {_LEAST_AGE.days} day or more, got {value!r}: a running load could lose its files."
         )
 
 
@@ -115,3 +133,100 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
         from airflow_provider_stem.iceberg.lineage import load_lineage
 
         return load_lineage(self._load)
+
+
+class StemIcebergMaintenanceOperator(CheckedLoad, BaseOperator):
+    """
+    Compact an Iceberg table, remove its old snapshots, and delete files that no snapshot needs. No row changes.
+
+    The steps run in this order; set the argument of one to ``None`` to leave it out. The operator may run beside loads,
+    and may be repeated after a failure. An expired snapshot can neither be read nor be compared with others, see
+    :func:`~airflow_provider_stem.iceberg.changes.changes`.
+
+    :param table: namespace and name of the table.
+    :param catalog_conn_id: connection to the catalog, as of :class:`StemObjectsToIcebergOperator`.
+    :param aws_conn_id: connection of type ``aws`` for the table, unless the catalog has its own credentials; ``None``
+        for boto3's own credentials.
+    :param compact_after: compact files whose intervals all ended at least so long ago. Choose more than the look-back,
+        so that files are not rewritten that a load replaces soon.
+    :param expire_after: remove snapshots that were committed at least so long ago, except branches and tags.
+    :param keep_snapshots: how many of the newest snapshots to keep in any case, 1 or more.
+    :param remove_after: delete files of the table that no snapshot refers to and that were written at least so long
+        ago; one day or more, because a running load has such files.
+    :return: counts: ``compacted_files`` and the ``written_files`` that replace them; ``expired_snapshots``;
+        ``removed_files`` and ``removed_bytes``; ``snapshot_id``, the table's current snapshot.
+    :raises StemConfigError: an argument is invalid.
+    :raises AirflowFailException: from ``execute``: an argument is invalid after rendering; a connection is missing or
+        cannot be used; the table does not exist; or another engine has deleted rows without rewriting their files. The
+        task is not retried.
+    :raises StemDataError: from ``execute``: the table holds a key twice, or the store lacks a file of the table.
+    :raises StemTransportError: from ``execute``: the store or the catalog cannot be used, or other tasks committed
+        during every attempt.
+    """
+
+    template_fields: Sequence[str] = ("table", "catalog_conn_id", "aws_conn_id")
+    _checks = {  # noqa: RUF012 - declared so by the base class
+        "table": _check_table,
+        "catalog_conn_id": check_connection_id,
+        "aws_conn_id": check_aws_conn_id,
+        "compact_after": _check_optional_duration,
+        "expire_after": _check_optional_duration,
+        "keep_snapshots": check_count,
+        "remove_after": _check_age,
+    }
+
+    @checked
+    def __init__(
+        self,
+        *,
+        table: str = "stem.streams",
+        catalog_conn_id: str = "stem_iceberg",
+        aws_conn_id: str | None = "aws_default",
+        compact_after: timedelta | None = timedelta(days=7),
+        expire_after: timedelta | None = timedelta(days=30),
+        keep_snapshots: int = 10,
+        remove_after: timedelta | None = timedelta(days=3),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.table = table
+        self.catalog_conn_id = catalog_conn_id
+        self.aws_conn_id = aws_conn_id
+        self.compact_after = compact_after
+        self.expire_after = expire_after
+        self.keep_snapshots = keep_snapshots
+        self.remove_after = remove_after
+
+    def execute(self, context: Context) -> dict[str, int | None]:
+        """Compact, remove snapshots, delete files, and return the counts."""
+        from airflow_provider_stem.iceberg.catalogs import catalog_errors, catalog_from
+
+        with final_errors():
+            self._check_rendered()
+            catalog = catalog_from(self.catalog_conn_id, self.aws_conn_id)
+            with catalog_errors(self.catalog_conn_id, catalog.properties):
+                return self._maintain(catalog, context)
+
+    def _maintain(self, catalog: Catalog, context: Context) -> dict[str, int | None]:
+        from pyiceberg.exceptions import NoSuchTableError
+
+        from airflow_provider_stem.iceberg.maintenance import compact, expire_snapshots, remove_unused_files
+
+        try:
+            table = catalog.load_table(self.table)
+        except NoSuchTableError:
+            raise StemConfigError(
+                f"Invalid table {self.table!r}: the catalog of {self.catalog_conn_id!r} has no such table. Correct the "
+                "name, or load objects first."
+            ) from None
+        now = datetime.now(UTC)
+        counts: dict[str, int | None] = {}
+        if self.compact_after is not None:
+            properties = {"stem.dag-id": self.dag_id, "stem.run-id": str(context.get("run_id"))}
+            counts |= compact(table, now - self.compact_after, properties)
+        if self.expire_after is not None:
+            counts["expired_snapshots"] = expire_snapshots(table, now - self.expire_after, self.keep_snapshots)
+        if self.remove_after is not None:
+            counts |= remove_unused_files(table, now - self.remove_after)
+        self.log.info("Maintained %s: %s", self.table, ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+        return {**counts, "snapshot_id": table.metadata.current_snapshot_id}
