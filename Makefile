@@ -14,7 +14,7 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 # One more than there are cores, since tests often wait for a server.
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 EXTRAS := --extra simulator --extra duckdb --extra postgres --extra iceberg
-READERS := .venv-readers .venv-readers-spark-3.3 .venv-readers-spark-3.5 .venv-readers-spark-4.1
+READERS := .venv-readers .venv-readers-iceberg .venv-readers-spark-3.3 .venv-readers-spark-3.5 .venv-readers-spark-4.1
 SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples tests/readers
 # COVERAGE=1 measures the branches that a run takes; `make coverage` reports those of all runs since the last report.
 PYTEST := $(BIN)/python$(if $(COVERAGE), -m coverage run) -m pytest
