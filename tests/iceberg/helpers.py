@@ -18,18 +18,28 @@ from tests.warehouse.helpers import Bucket
 KEY = ("site_id", "stream_type", "resolution", "interval_end")
 
 PROGRAM = """
-import json, pickle, sys
+import itertools, json, os, pickle, signal, sys, threading
 from pyiceberg.catalog import load_catalog
 from airflow_provider_stem.iceberg.loading import load_objects
 from airflow_provider_stem.streams.records import read_objects
-name, properties, table, receipts, path = json.loads(sys.argv[1])
+name, properties, table, receipts, path, last_call = json.loads(sys.argv[1])
 with open(path, "rb") as file:
     bucket = pickle.load(file)
 catalog = load_catalog(name, **properties)
 print("ready", flush=True)
 sys.stdin.readline()
+calls = itertools.count()
+
+def count(frame, event, argument):
+    if event == "call" and next(calls) == last_call:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if last_call:
+    threading.setprofile(count)
+    sys.setprofile(count)
 load = load_objects(read_objects(receipts), bucket.fetch, bucket.versions.get, catalog, table, buckets=4)
-print(json.dumps(load.counts))
+sys.setprofile(None)
+print(json.dumps({**load.counts, "calls": next(calls)}))
 """
 
 
@@ -79,11 +89,15 @@ class Target:
     def snapshots(self):
         return [snapshot.snapshot_id for snapshot in self.table.metadata.snapshots]
 
-    def start(self, tmp_path, *receipts):
-        """Start a load in a process of its own, which waits for a line on its standard input."""
+    def start(self, tmp_path, *receipts, last_call=None):
+        """
+        Start a load in a process of its own, which waits for a line on its standard input.
+
+        :param last_call: kill it at this call of a Python function.
+        """
         path = tmp_path / f"bucket-{len(list(tmp_path.iterdir()))}.pickle"
         path.write_bytes(pickle.dumps(self.bucket))
-        argument = json.dumps([self.catalog.name, self.catalog.properties, self.name, receipts, str(path)])
+        argument = json.dumps([self.catalog.name, self.catalog.properties, self.name, receipts, str(path), last_call])
         return subprocess.Popen(
             [sys.executable, "-c", PROGRAM, argument],
             env=os.environ,
