@@ -152,6 +152,18 @@ def _read_request(connection: socket.socket) -> tuple[bytes, bytes] | None:
     fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
     if b"100-continue" in fields.get(b"expect", b""):
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if b"chunked" in fields.get(b"transfer-encoding", b""):
+        begin = size = 0
+        # The last chunk is empty; its trailer ends with an empty line, as does an absent one.
+        while begin == 0 or size:
+            while (end := body.find(b"\r\n", begin)) < 0 or len(body) < end + int(body[begin:end], 16) + 4:
+                piece = connection.recv(2**16)
+                if not piece:
+                    return None
+                body += piece
+            size = int(body[begin:end], 16)
+            begin = end + size + 4
+        return head, body
     length = int(fields.get(b"content-length", b"0"))
     while len(body) < length:
         piece = connection.recv(2**16)
