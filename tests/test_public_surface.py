@@ -21,6 +21,7 @@ MODULES = (
     "failures",
     "hooks",
     "iceberg.changes",
+    "iceberg.operators",
     "intervals",
     "ledger",
     "links",
