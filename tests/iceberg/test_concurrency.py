@@ -49,7 +49,7 @@ def test_several_processes_load_revisions_and_other_batches_at_the_same_time(cat
         loads.append(target.start(tmp_path, land(target, "new", 3.0, ["site-new"])))
         expected["site-new"] = 3.0
     race(*loads)
-    found = {}
+    found: dict[str, list[float]] = {}
     for (site, *_), value in target.values().items():
         found.setdefault(site, []).append(value)
     assert found == {site: [value] * 8 for site, value in expected.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -13,7 +14,7 @@ from pyiceberg.transforms import BucketTransform, IdentityTransform, MonthTransf
 from pyiceberg.types import DoubleType, FloatType, IntegerType, NestedField, StringType, TimestamptzType
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
-from airflow_provider_stem.iceberg import files, loading
+from airflow_provider_stem.iceberg import commits, files, loading
 from airflow_provider_stem.iceberg.tables import COLUMNS
 from tests.servers.catalogs import CATALOGS
 from tests.warehouse.helpers import at
@@ -248,7 +249,7 @@ def test_an_object_that_is_landed_again_with_old_values_during_a_commit_wins(tar
     target.load(land(target, "x", [1.0]))
     restated = land(target, "x", [2.0])
     commit = loading._Load._commit
-    landed = []
+    landed: list[Any] = []
 
     def interrupted(load, *arguments):
         if not landed:
@@ -269,7 +270,8 @@ def test_an_object_that_is_landed_again_with_old_values_during_a_commit_wins(tar
 
 def around_commits(target, commits=1, before=lambda: None, after=lambda: None):
     """Do something before and after the first commits to a catalog, for example lose the answer."""
-    commit, made = target.catalog.commit_table, []
+    commit = target.catalog.commit_table
+    made: list[Any] = []
 
     def commit_table(*arguments):
         if len(made) == commits:
@@ -323,7 +325,12 @@ def test_a_commit_whose_answer_is_lost_is_found(error, target):
 def test_a_commit_that_failed_without_an_answer_is_repeated_and_no_file_is_written_again(target, monkeypatch):
     written = []
     write = files.write
-    monkeypatch.setattr(files, "write", lambda *arguments: written.append(1) or write(*arguments))
+
+    def counted(*arguments):
+        written.append(arguments)
+        return write(*arguments)
+
+    monkeypatch.setattr(files, "write", counted)
     around_commits(target, 2, before=raising(TimeoutError("lost")))
     target.load(land(target, "x", [1.0]))
     assert len(written) == 1
@@ -333,7 +340,7 @@ def test_a_commit_that_failed_without_an_answer_is_repeated_and_no_file_is_writt
 
 
 def test_a_load_gives_up_after_many_conflicts(target, monkeypatch):
-    monkeypatch.setattr(loading, "_LONGEST_WAIT", timedelta())
+    monkeypatch.setattr(commits, "_LONGEST_WAIT", timedelta())
     around_commits(target, 20, before=raising(CommitFailedException("changed")))
     with pytest.raises(StemTransportError, match="The commit failed 20 times. Try again later"):
         target.load(land(target, "x", [1.0]))
@@ -422,14 +429,14 @@ def test_a_file_with_deleted_rows_is_rejected(target, monkeypatch):
 
 
 def test_boxes_overlap_if_all_columns_do_and_unknown_bounds_overlap():
-    box = (("b", "d"), ("M", "M"), (900, 900), (10, 20))
+    box: Any = (("b", "d"), ("M", "M"), (900, 900), (10, 20))
     assert files.may_overlap(box, box)
     for column, bounds in enumerate([("e", "f"), ("N", "O"), (1800, 1800), (21, 30)]):
-        other = [*box[:column], bounds, *box[column + 1 :]]
+        other = (*box[:column], bounds, *box[column + 1 :])
         assert not files.may_overlap(box, other)
         assert not files.may_overlap(other, box)
         for unknown in [(None, None), (None, bounds[1]), (box[column][0], None)]:
-            assert files.may_overlap(box, [*box[:column], unknown, *box[column + 1 :]])
+            assert files.may_overlap(box, (*box[:column], unknown, *box[column + 1 :]))
 
 
 def test_the_bounds_of_a_file_are_those_of_its_rows(target):
@@ -437,5 +444,5 @@ def test_the_bounds_of_a_file_are_those_of_its_rows(target):
     [task] = target.table.scan().plan_files()
     box = files.box_of_file(target.table, task.file)
     assert box == files.box_of_rows(files.read(target.table, task))
-    without = SimpleNamespace(lower_bounds=None, upper_bounds=None)
+    without: Any = SimpleNamespace(lower_bounds=None, upper_bounds=None)
     assert files.box_of_file(target.table, without) == ((None, None),) * 4

@@ -99,7 +99,7 @@ def test_requests_to_s3_depend_on_the_objects_that_changed(
         def requests(*receipts, **arguments):
             proxy.behave()
             counts = loaded(receipts, **arguments)
-            made = Counter()
+            made: Counter[tuple[str, str]] = Counter()
             for target in proxy.targets:
                 method, _, path = target.partition(" ")
                 kind = "object" if path.startswith(f"/{lake.bucket}/") else "data" if "/data/" in path else "metadata"
