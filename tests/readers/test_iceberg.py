@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.iceberg.helpers import Target
-from tests.readers.read import as_rows
+from tests.readers.read import COLUMNS, as_rows
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-readers-iceberg" / "bin" / "python"
@@ -40,15 +40,12 @@ def request_of_readers(catalog, lake):
         "snapshots": [before, after["snapshot_id"]],
     }
     right = [
-        as_rows(table.scan(snapshot_id=one, selected_fields=READ).to_arrow().to_pydict())
+        as_rows(table.scan(snapshot_id=one, selected_fields=COLUMNS).to_arrow().to_pydict())
         for one in request["snapshots"]
     ]
     assert [len(rows) for rows in right] == [576, 576]
     assert right[0] != right[1]
     return request, right
-
-
-READ = ("site_id", "stream_type", "resolution", "interval_start", "interval_end", "kw_total_avg")
 
 
 @pytest.mark.parametrize("catalog", ["rest"], indirect=True)
