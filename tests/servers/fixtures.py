@@ -43,7 +43,7 @@ def glue_server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite" if HAS_SQL else "rest"])
 def catalog(request, lake, tmp_path, monkeypatch):
     """
     An empty Iceberg catalog in the S3 server. It is the connection ``stem_iceberg``.
