@@ -213,7 +213,7 @@ def test_of_two_objects_that_were_read_at_the_same_time_the_greater_uri_wins_in_
     other = Target("stem.other", target.bucket)
     for one, order in [(target, receipts), (other, receipts[::-1])]:
         for receipt in order:
-            one.load(receipt)
+            one.load(receipt, head=lambda _: None)  # also if the objects are no longer in the lake
         assert list(one.values().values()) == [2.0]
 
 
