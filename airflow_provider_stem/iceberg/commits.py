@@ -57,6 +57,6 @@ def attempts() -> Iterator[int]:
     wait = _WAIT
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(random.uniform(0, wait.total_seconds()))  # nosec B311 # noqa: S311
+            time.sleep(random.uniform(0, wait.total_seconds()))  # noqa: S311  # nosec B311
             wait = min(2 * wait, _LONGEST_WAIT)
         yield attempt

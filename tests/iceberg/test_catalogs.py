@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pyarrow as pa
 import pytest
@@ -51,22 +51,14 @@ def test_a_table_of_each_catalog_is_written_and_read(catalog):
 
 @pytest.mark.parametrize("catalog", ["sqlite", "postgres"], indirect=True)
 def test_several_tasks_open_a_new_catalog_at_the_same_time(catalog):
-    program = (
-        "import sys\nfrom airflow_provider_stem.iceberg.catalogs import catalog_from\nprint(flush=True)\n"
-        "sys.stdin.readline()\ncatalog_from('stem_iceberg', 'aws_default').list_namespaces()"
-    )
-    tasks: list[Any] = [
-        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    for task in tasks:
-        task.stdout.readline()
-    for task in tasks:
-        task.stdin.write("\n")
-        task.stdin.flush()
-    for task in tasks:
-        task.communicate(timeout=HUNG_AFTER)
-    assert [task.returncode for task in tasks] == [0] * 4
+    at_once = Barrier(8)
+
+    def task(_):
+        at_once.wait(HUNG_AFTER)
+        return catalog_from("stem_iceberg", "aws_default").list_namespaces()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(task, range(8))) == [[]] * 8
 
 
 @needs_sql
