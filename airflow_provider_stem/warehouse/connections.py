@@ -34,8 +34,8 @@ def session_factory(sql_conn_id: str, schema: str, lock_timeout: float) -> Calla
     if conn_type not in _EXTRAS:
         raise StemConfigError(
             f"Invalid sql_conn_id {sql_conn_id!r}: its type is {conn_type!r}. Use a connection of type "
-            f"{' or '.join(map(repr, _EXTRAS))}. For Redshift, Snowflake, BigQuery and Athena, run the SQL of "
-            "airflow_provider_stem.warehouse.sql with their own operators."
+            f"{' or '.join(map(repr, _EXTRAS))}. For other engines, load an Iceberg table with "
+            "StemObjectsToIcebergOperator."
         )
     try:
         hook = connection.get_hook()  # type: ignore[no-untyped-call]

@@ -1,17 +1,14 @@
-"""The example DAGs of warehouses. One is run by Airflow, from the API to the warehouse; the others are parsed."""
+"""The example DAG of a warehouse, run by Airflow, from the API to the warehouse."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from airflow_provider_stem.warehouse.sql import statements
 from tests.servers.processes import HUNG_AFTER
 from tests.support import Lake, expected_rows
 from tests.warehouse.conftest import engine
@@ -70,23 +67,3 @@ def test_the_example_loads_all_rows_of_the_api(engine, s3_server, stem_simulator
     assert engine.rows("SELECT count(*), min(dag_id) FROM stem.sites, stem.loads") == [(12, "stem_warehouse")]
     [complete] = engine.rows("SELECT count(*) FROM stem.completeness WHERE received = expected AND expected = 96")
     assert complete == (len(expected) // 96,)
-
-
-@pytest.mark.parametrize("dialect", ["athena", "bigquery", "redshift", "snowflake"])
-def test_an_example_of_another_engine_can_be_parsed(dialect):
-    """It is not executed. Its tasks and params are those that the SQL refers to."""
-    path = EXAMPLES / f"stem_warehouse_{dialect}.py"
-    compile(path.read_text(), path, "exec")
-    for module in re.findall(r"^from (airflow\.providers\.\S+) import", path.read_text(), re.MULTILINE):
-        pytest.importorskip(module)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    pulled = set(re.findall(r"task_ids='(\w+)'", "".join(statements(dialect, "load"))))
-    assert pulled <= set(module.dag.task_dict)
-    assert {f"params.{name}" for name in module.dag.params} >= set(
-        re.findall(r"params\.\w+", "".join(statements(dialect, "load")))
-    )
-    assert "Not executed in the tests" in (module.__doc__ or "")

@@ -287,7 +287,7 @@ def test_importing_the_operators_does_not_import_what_only_a_task_needs():
         "before = set(sys.modules)\nimport airflow_provider_stem.warehouse.operators\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    heavy = {"boto3", "botocore", "pyarrow", "pandas", "numpy", "duckdb", "psycopg", "psycopg2", "sqlglot"}
+    heavy = {"boto3", "botocore", "pyarrow", "pandas", "numpy", "duckdb", "psycopg", "psycopg2"}
     assert "airflow_provider_stem.warehouse.operators" in loaded
     assert not {name for name in loaded if name.partition(".")[0] in heavy}
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import pytest
-import sqlglot
 
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
-from airflow_provider_stem.warehouse.sql import SCHEMA, statements
 
 from .helpers import Bucket, at
 
@@ -145,46 +141,3 @@ def test_the_columns_of_completeness(engine, bucket):
     assert [name for (name,) in names] == [
         "site_id", "stream_type", "resolution", "day", "expected", "received", "late", "status",
     ]  # fmt: skip
-
-
-# --- the other dialects -----------------------------------------------------------------------------------------------
-
-TRANSLATED = [
-    (dialect, view)
-    for dialect in ("athena", "bigquery", "redshift", "snowflake")
-    for view in ("energy", "demand_peaks", "completeness")
-    if (dialect, view) != ("snowflake", "completeness")  # sqlglot cannot translate its FLATTEN
-]
-
-
-@pytest.mark.skipif(version("sqlglot").startswith("26."), reason="sqlglot 26 does not translate all functions")
-@pytest.mark.parametrize(("dialect", "view"), TRANSLATED)
-@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
-def test_a_view_of_another_dialect_is_equivalent(dialect, view, engine, bucket):
-    """Its engine is not available. Translated to DuckDB, it returns the same rows as DuckDB's own view."""
-    list_sites(
-        engine,
-        a={MONITOR: "2020-01-01T00:00:01Z", CONVERTER: "2025-07-02T12:07:01Z"},
-        b={MONITOR: "2020-01-01T00:00:01Z"},
-        c={MONITOR: None},
-    )
-    first = {("site-a", MONITOR): [1.0, -2.0, None] * 32, ("site-b", MONITOR): [3.0] * 94}
-    later = {("site-a", MONITOR): [1.5] * 49, ("site-a", CONVERTER): [..., ...] + [-1.0] * 47}
-    bucket.load(engine, bucket.land("1", first, "01T00:00", "02T00:00"), at=at("02T00:10"))
-    bucket.load(engine, bucket.land("2", later, "02T11:45", "03T00:00"), at=at("04T00:01"))
-    own = engine.rows(f"SELECT * FROM stem.{view}")
-    [tree] = [
-        tree
-        for tree in (
-            sqlglot.parse_one(one.replace(SCHEMA, "stem"), read=dialect) for one in statements(dialect, "views")
-        )
-        if tree.this.name == view
-    ]
-    translated = engine.rows(tree.expression.sql("duckdb"))
-    assert len(own) >= 2
-    assert sorted(map(_as_text, translated)) == sorted(map(_as_text, own))
-
-
-def _as_text(row):
-    # Athena's times have no time zone, and a truncated time may be a date or a timestamp.
-    return tuple(str(value).removesuffix("+00:00").removesuffix("T00:00:00") for value in row)

@@ -1,7 +1,7 @@
--- The statements that load site records, in the order in which they run. DuckDB and PostgreSQL share them.
+-- The statements that load site records, in the order in which they run.
 CREATE TEMPORARY TABLE stem_listed (
-    site_id {{ text }}, name {{ text }}, client_id {{ text }}
-{%- for type in types %}, {{ since_column(type) }} {{ instant }}{% endfor %}
+    site_id VARCHAR, name VARCHAR, client_id VARCHAR
+{%- for type in types %}, {{ since_column(type) }} TIMESTAMP WITH TIME ZONE{% endfor %}
 
 );
 
@@ -11,7 +11,7 @@ JOIN {{ schema }}.sites AS known ON known.site_id = listed.site_id;
 
 -- Close the version of a site that changed. A version lasts at least a microsecond, even if the clocks of workers differ.
 UPDATE {{ schema }}.sites AS known
-SET valid_to = GREATEST(CAST(? AS {{ instant }}), known.valid_from + INTERVAL '1 microsecond')
+SET valid_to = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.valid_from + INTERVAL '1 microsecond')
 FROM stem_listed AS listed
 WHERE known.site_id = listed.site_id AND known.valid_to IS NULL AND (
     known.name IS DISTINCT FROM listed.name
@@ -33,7 +33,7 @@ SELECT listed.site_id, listed.name, listed.client_id,
 {% for type in types %}
     listed.{{ since_column(type) }},
 {% endfor %}
-    GREATEST(CAST(? AS {{ instant }}), closed.valid_to), NULL, CAST(? AS {{ instant }})
+    GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), closed.valid_to), NULL, CAST(? AS TIMESTAMP WITH TIME ZONE)
 FROM stem_listed AS listed
 LEFT JOIN (
     SELECT site_id, max(valid_to) AS valid_to, count(*) - count(valid_to) AS open_versions
@@ -42,7 +42,7 @@ LEFT JOIN (
 WHERE coalesce(closed.open_versions, 0) = 0;
 
 UPDATE {{ schema }}.sites AS known
-SET last_listed_at = GREATEST(CAST(? AS {{ instant }}), known.last_listed_at)
+SET last_listed_at = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.last_listed_at)
 FROM stem_listed AS listed
 WHERE known.site_id = listed.site_id AND known.valid_to IS NULL;
 

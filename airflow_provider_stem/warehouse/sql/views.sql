@@ -1,6 +1,5 @@
-{% if not executed %}
--- Not executed in the tests: parsed only, and its columns compared with those of DuckDB and PostgreSQL.
-{% endif %}
+{% macro utc_day(instant) %}CAST({{ instant }} AT TIME ZONE 'UTC' AS DATE){% endmacro %}
+{% macro utc_month(instant) %}CAST(date_trunc('month', {{ instant }} AT TIME ZONE 'UTC') AS DATE){% endmacro %}
 -- Energy in kWh by direction, from the sign of the power. It is null, not zero, where the power is unknown.
 CREATE OR REPLACE VIEW {{ schema }}.energy AS
 WITH power AS (
@@ -41,12 +40,32 @@ WHERE place = 1;
 -- Expected and received intervals of each stream, for each day that was loaded. Days are UTC days, and an interval
 -- belongs to the day in which it begins. A row is late if it was first loaded after the end of the following day.
 CREATE OR REPLACE VIEW {{ schema }}.completeness AS
-{{ with_windows }} AS (
+WITH windows AS (
     SELECT DISTINCT resolution, window_start, window_end
     FROM {{ schema }}.loads
     WHERE resolution IS NOT NULL AND window_start < window_end
 ),
-{{ starts }},
+starts AS (
+{% if engine == "duckdb" %}
+    SELECT DISTINCT resolution,
+        unnest(
+            generate_series(
+                window_start,
+                window_end - resolution * INTERVAL '1 second',
+                resolution * INTERVAL '1 second'
+            )
+        ) AS interval_start
+    FROM windows
+{% else %}
+    SELECT DISTINCT windows.resolution, steps.interval_start
+    FROM windows
+    CROSS JOIN LATERAL generate_series(
+        windows.window_start,
+        windows.window_end - windows.resolution * INTERVAL '1 second',
+        windows.resolution * INTERVAL '1 second'
+    ) AS steps (interval_start)
+{% endif %}
+),
 covered AS (
     SELECT resolution, interval_start, {{ utc_day('interval_start') }} AS day
     FROM starts
@@ -73,13 +92,13 @@ candidates AS (
     SELECT known.site_id, known.stream_type, kinds.resolution
     FROM known
     JOIN (SELECT DISTINCT stream_type, resolution FROM loaded) AS kinds ON kinds.stream_type = known.stream_type
-    {{ union }}
+    UNION
     SELECT site_id, stream_type, resolution FROM loaded
 ),
 firsts AS (
     -- The first interval that begins at or after the stream's start.
     SELECT candidates.site_id, candidates.stream_type, candidates.resolution,
-        {{ first_start }} AS first_start
+        to_timestamp(ceil(extract(EPOCH FROM known.since) / candidates.resolution) * candidates.resolution) AS first_start
     FROM candidates
     LEFT JOIN known ON known.site_id = candidates.site_id AND known.stream_type = candidates.stream_type
 ),
@@ -98,7 +117,7 @@ first_days AS (
 ),
 arrivals AS (
     SELECT stored.site_id, stored.stream_type, stored.resolution, covered.day, count(*) AS received,
-        count(CASE WHEN {{ late }} THEN 1 END) AS late
+        count(CASE WHEN stored.loaded_at AT TIME ZONE 'UTC' > covered.day + INTERVAL '2 days' THEN 1 END) AS late
     FROM {{ schema }}.streams AS stored
     JOIN covered
         ON covered.resolution = stored.resolution AND covered.interval_start = stored.interval_start
