@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -60,13 +61,18 @@ class DuckDBSession(Session):
         [(count,)] = self.execute(sql, *parameters)
         return int(count)
 
-    def append(self, table: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Insert rows into a temporary table, directly from Arrow memory."""
-        for batch in batches:
-            self._connection.from_arrow(pa.Table.from_batches([batch])).insert_into(table)
+    def append(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Insert rows directly from Arrow memory."""
+        columns = ", ".join(schema.names)
+        self._connection.register("stem_rows", pa.RecordBatchReader.from_batches(schema, batches))
+        self.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM stem_rows")  # noqa: S608 - names of this package
+        self._connection.unregister("stem_rows")
 
     def lock(self, table: str) -> None:
         """Do nothing, since only one load at a time can have the file open."""
+
+    def prepare(self, start: datetime, end: datetime) -> None:
+        """Do nothing, since the table of streams has no partitions."""
 
     def begin(self) -> None:
         """Begin a transaction."""

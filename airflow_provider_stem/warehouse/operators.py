@@ -12,7 +12,7 @@ from airflow_provider_stem._arguments import check_connection_id, check_duration
 from airflow_provider_stem._loads import CheckedLoad, check_aws_conn_id, check_objects, final_errors, objects_of
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.warehouse.session import check_schema
-from airflow_provider_stem.warehouse.sites import read_records
+from airflow_provider_stem.warehouse.sites import check_time_zone, read_records
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -25,6 +25,7 @@ class _ToSql(CheckedLoad):
     _checks = {  # noqa: RUF012 - declared so by the base class
         "objects": check_objects,
         "sites": lambda _, value: read_records(value),
+        "time_zone": check_time_zone,
         "sql_conn_id": check_connection_id,
         "schema": check_schema,
         "lock_timeout": check_duration,
@@ -110,6 +111,8 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
     A site that a listing lacks is neither deleted nor closed; ``last_listed_at`` is the time of its last listing.
 
     :param sites: what :class:`~airflow_provider_stem.operators.StemSiteListOperator` returned: records, or batches.
+    :param time_zone: zone of the sites, such as ``"America/Los_Angeles"``, or a dict of zones by site id, for the
+        views by local day and month. Default: sites keep the zone that they have; UTC where there is none.
     :param sql_conn_id: connection of type ``duckdb`` or ``postgres``.
     :param schema: schema of the tables and views, which are created if they do not exist.
     :param lock_timeout: how long to wait for other writers of the warehouse.
@@ -120,7 +123,7 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
     :raises StemTransportError: from ``execute``: the DuckDB file cannot be used, or the warehouse stayed locked.
     """
 
-    template_fields: Sequence[str] = ("sites", "sql_conn_id", "schema")
+    template_fields: Sequence[str] = ("sites", "time_zone", "sql_conn_id", "schema")
     template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - declared so by the base class
 
     @checked
@@ -128,6 +131,7 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
         self,
         *,
         sites: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        time_zone: str | Mapping[str, str] | None = None,
         sql_conn_id: str,
         schema: str = "stem",
         lock_timeout: timedelta = timedelta(minutes=10),
@@ -135,6 +139,7 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.sites = sites
+        self.time_zone = time_zone
         self.sql_conn_id = sql_conn_id
         self.schema = schema
         self.lock_timeout = lock_timeout
@@ -150,6 +155,7 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
             self._counts = load_sites(
                 read_records(self.sites),
                 session_factory(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
+                time_zone=self.time_zone,
             )
         return self._counts
 

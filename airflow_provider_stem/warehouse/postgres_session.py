@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 
-from airflow_provider_stem.errors import StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
+from airflow_provider_stem.warehouse.postgres_copy import binary_copy
 from airflow_provider_stem.warehouse.session import Session
+from airflow_provider_stem.warehouse.sql import SCHEMA
 
 _LOCK_NOT_AVAILABLE = "55P03"
+
+
+# An interval belongs to the month in which it begins: one that ends at midnight on the first to the month before.
+_AFTER = timedelta(microseconds=1)
+_SELECT_PARTITION = """
+SELECT parent.relkind = 'p', child.oid IS NOT NULL, pg_inherits.inhrelid IS NOT NULL
+FROM pg_namespace
+JOIN pg_class AS parent ON parent.relnamespace = pg_namespace.oid AND parent.relname = 'streams'
+LEFT JOIN pg_class AS child ON child.relnamespace = pg_namespace.oid AND child.relname = ?
+LEFT JOIN pg_inherits ON pg_inherits.inhrelid = child.oid AND pg_inherits.inhparent = parent.oid
+WHERE pg_namespace.nspname = ?
+"""
+
+
+class _Pieces:
+    """A file for psycopg 2, which reads a few kilobytes at a time."""
+
+    def __init__(self, pieces: Iterator[memoryview]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes; none at the end."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._rest = piece
+        read, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(read)
 
 
 class PostgresSession(Session):
@@ -52,20 +83,49 @@ class PostgresSession(Session):
             self._run(cursor, sql, parameters)
             return int(cursor.rowcount)
 
-    def append(self, table: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Insert rows into a temporary table with COPY. Floats are written as the shortest text that round-trips."""
-        copy = f"COPY {table} FROM STDIN WITH (FORMAT csv, ENCODING 'UTF8')"
+    def append(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Insert rows with COPY, and renew the planner's statistics if the table is a temporary one."""
+        target = self.with_schema(table)
+        copy = f"COPY {target} ({', '.join(schema.names)}) FROM STDIN WITH (FORMAT binary)"
         with self._connection.cursor() as cursor:
-            for batch in batches:
-                text = io.BytesIO()
-                pyarrow.csv.write_csv(batch, text, pyarrow.csv.WriteOptions(include_header=False))
-                if hasattr(cursor, "copy_expert"):
-                    text.seek(0)
-                    cursor.copy_expert(copy, text)
-                else:
-                    with cursor.copy(copy) as target:
-                        target.write(text.getbuffer())
-            cursor.execute(f"ANALYZE {table}")
+            rows = binary_copy(batches)
+            if hasattr(cursor, "copy_expert"):
+                cursor.copy_expert(copy, _Pieces(rows))
+            else:
+                with cursor.copy(copy) as sink:
+                    for piece in rows:
+                        sink.write(piece)
+            if target == table:
+                cursor.execute(f"ANALYZE {table}")
+
+    def prepare(self, start: datetime, end: datetime) -> None:
+        """
+        Create the partitions of the months of a period, if the table of streams is partitioned and they do not exist.
+
+        :raises StemConfigError: a table with the partition's name is not a partition.
+        """
+        month = start.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        while month < end:
+            following = (month + timedelta(days=31)).replace(day=1)
+            self._create_partition(f"streams_{month:%Y_%m}", month + _AFTER, following + _AFTER)
+            month = following
+
+    def _create_partition(self, name: str, first: datetime, end: datetime) -> None:
+        [(is_partitioned, is_table, is_partition)] = self.execute(_SELECT_PARTITION, name, self.schema)
+        if not is_partitioned or is_partition:
+            return
+        if is_table:
+            raise StemConfigError(
+                f"Table {self.schema}.{name} exists, but is not a partition of {self.schema}.streams. Attach it, "
+                "rename it, or drop it."
+            )
+        # To create it as a partition would wait for all readers. To attach it does not.
+        partition = f'{SCHEMA}."{name}"'
+        self.execute(f"CREATE TABLE {partition} (LIKE {SCHEMA}.streams INCLUDING ALL)")
+        self.execute(
+            f"ALTER TABLE {SCHEMA}.streams ATTACH PARTITION {partition} "
+            f"FOR VALUES FROM ('{first.isoformat()}') TO ('{end.isoformat()}')"
+        )
 
     def lock(self, table: str) -> None:
         """

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_stem.errors import StemConfigError
@@ -14,7 +15,10 @@ from airflow_provider_stem.warehouse.sql import SCHEMA, statements
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RELATIONS = ("streams", "loads", "sites", "energy", "demand_peaks", "completeness")
+RELATIONS = (
+    *("streams", "restatements", "loaded_streams", "stream_days", "covered_days", "loads", "sites"),
+    *("energy", "demand_peaks", "daily_demand_peaks", "completeness"),
+)
 
 _SELECT_RELATIONS = """
 SELECT pg_class.relname
@@ -48,12 +52,16 @@ class Session(ABC):
         """Run a statement and return the number of rows that it inserted or updated."""
 
     @abstractmethod
-    def append(self, table: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Insert rows into a temporary table, in bulk."""
+    def append(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Insert rows into the columns of a table that the schema names, in bulk."""
 
     @abstractmethod
     def lock(self, table: str) -> None:
         """Lock a table against other writers until the transaction ends. Readers are not blocked."""
+
+    @abstractmethod
+    def prepare(self, start: datetime, end: datetime) -> None:
+        """Create what the table of streams needs for intervals of a period."""
 
     @abstractmethod
     def begin(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import NoneType
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 
 SiteRow = dict[str, Any]
 
-_COLUMNS = ("site_id", "name", "client_id", *map(since_column, STREAM_TYPES))
+_COLUMNS = ("site_id", "name", "client_id", "time_zone", *map(since_column, STREAM_TYPES))
 
 
 def read_records(argument: Any) -> list[SiteRow]:
@@ -52,28 +54,67 @@ def read_records(argument: Any) -> list[SiteRow]:
     return [rows[site_id] for site_id in sorted(rows)]
 
 
+def check_time_zone(argument: str, value: object) -> None:
+    """
+    Raise unless a value is ``None``, a time zone, or time zones by site id.
+
+    :raises StemConfigError: a name is not a time zone of the IANA database.
+    """
+    if not isinstance(value, (str, Mapping, NoneType)):
+        raise StemConfigError(
+            f"Invalid {argument} {value!r:.100}. Use a name such as 'America/Los_Angeles', or a dict of names by site "
+            "id."
+        )
+    names = value if isinstance(value, Mapping) else {None: value} if value is not None else {}
+    for site_id, name in names.items():
+        if not _is_time_zone(name):
+            of_site = "" if site_id is None else f" of site {site_id!r:.100}"
+            raise StemConfigError(
+                f"Invalid {argument} {name!r:.100}{of_site}: not a time zone. Use a name such as 'America/Los_Angeles' "
+                "or 'UTC'."
+            )
+
+
+def _is_time_zone(name: object) -> bool:
+    # zoneinfo also reads these files, which are no names that a database has.
+    if not isinstance(name, str) or name in {"localtime", "posixrules", "Factory"}:
+        return False
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        return False
+    return True
+
+
 def load_sites(
-    rows: Sequence[SiteRow], connect: Callable[[], Session], *, listed_at: datetime | None = None
+    rows: Sequence[SiteRow],
+    connect: Callable[[], Session],
+    *,
+    time_zone: str | Mapping[str, str] | None = None,
+    listed_at: datetime | None = None,
 ) -> dict[str, int]:
     """
     Update the table of sites to a listing, and return counts. A site that the listing lacks is not changed.
 
     :param rows: what :func:`read_records` returned.
     :param connect: opens the warehouse.
+    :param time_zone: of all sites, or by site id; the others keep theirs.
     :param listed_at: time of the listing, with a time zone, from which changes are valid; default: now.
     :return: ``sites``, and how many of them were ``added``, ``changed`` or ``unchanged``.
     :raises StemTransportError: the warehouse stayed locked.
     """
     import pyarrow as pa
 
-    [listing] = pa.Table.from_pylist(list(rows), listing_schema()).combine_chunks().to_batches()
+    zones = {row["site_id"]: time_zone for row in rows} if isinstance(time_zone, str) else time_zone or {}
+    records = [{**row, "time_zone": zones.get(row["site_id"])} for row in rows]
+    [listing] = pa.Table.from_pylist(records, listing_schema()).combine_chunks().to_batches()
     with connect() as session:
         with session.transaction():
             session.create_missing()
         with session.transaction():
             stage, count_known, close, open_new, mark_listed, drop = statements(session.engine, "sites")
             session.execute(stage)
-            session.append("stem_listed", [listing])
+            session.append("stem_listed", listing_schema(), [listing])
             session.lock("sites")
             now = listed_at or datetime.now(UTC)
             [(known,)] = session.execute(count_known)

@@ -66,13 +66,13 @@ class Bucket:
         file.write(self.bodies[uri])
         return self.versions[uri]
 
-    def load(self, engine, *receipts, at=None, fetch=None, schema="stem"):
+    def load(self, engine, *receipts, at=None, fetch=None, schema="stem", run_id="run"):
         return load_objects(
             read_objects(receipts),
             fetch or self.fetch,
             engine.session(schema),
             dag_id="dag",
-            run_id="run",
+            run_id=run_id,
             loaded_at=at and at.astimezone(UTC),
         )
 

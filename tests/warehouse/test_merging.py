@@ -27,16 +27,20 @@ one_object = st.tuples(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
 )
-@given(loads=st.lists(st.lists(one_object, min_size=1, max_size=3), min_size=1, max_size=4))
-def test_the_table_and_the_counts_equal_those_of_a_dictionary(engine, loads):
-    bucket, schema = Bucket(), f"s{next(SCHEMAS)}"
+@given(
+    loads=st.lists(st.lists(one_object, min_size=1, max_size=3), min_size=1, max_size=4),
+    minutes=st.lists(st.sampled_from([-1440, -20, 0, 20]), min_size=4, max_size=4),
+)
+def test_the_table_and_the_counts_equal_those_of_a_dictionary(engine, loads, minutes):
+    bucket, schema, clocks = Bucket(), f"s{next(SCHEMAS)}", iter(minutes)
     known: dict[tuple[Any, ...], float | None] = {}
+    states = [dict(known)]
     for number, objects in enumerate(loads):
         expected = dict.fromkeys(counts(0, 0, 0, 0, 0, 0), 0)
         receipts = []
         for place, (start, resolution, streams) in enumerate(objects):
             step = timedelta(seconds=resolution)
-            first = at("01T00:00") + start * step
+            first = at("01T23:00") + start * step
             start_at, end_at = (f"{edge:%dT%H:%M}" for edge in (first, first + 4 * step))
             receipts.append(bucket.land(f"{number}-{place}", streams, start_at, end_at, resolution))
             rows = {
@@ -54,8 +58,54 @@ def test_the_table_and_the_counts_equal_those_of_a_dictionary(engine, loads):
             )  # fmt: skip
             expected = {name: expected[name] + counted[name] for name in expected}
             known |= {key: value for key, value in rows.items() if key not in same}
-        assert bucket.load(engine, *receipts, schema=schema) == expected
+        # Clocks of workers differ: a later load may have an earlier time.
+        loaded_at = at("03T00:10") + timedelta(minutes=next(clocks))
+        assert bucket.load(engine, *receipts, at=loaded_at, schema=schema, run_id=str(number)) == expected
+        states.append(dict(known))
     found = engine.rows(f"SELECT site_id, stream_type, resolution, interval_end, kw_total_avg FROM {schema}.streams")
     assert sorted(found, key=str) == sorted(
         ((*key[:3], key[3].isoformat(), value) for key, value in known.items()), key=str
     )
+    check_history(engine, schema, states)
+    check_days(engine, schema)
+
+
+def check_history(engine, schema, states):
+    """Undo the restatements of one run after another: each earlier state must appear."""
+    key = "site_id, stream_type, resolution, interval_end"
+    current = {row[:4]: row[4] for row in engine.rows(f"SELECT {key}, kw_total_avg FROM {schema}.streams")}
+    changed_at = {row[:4]: row[4] for row in engine.rows(f"SELECT {key}, changed_at FROM {schema}.streams")}
+    restatements = engine.rows(
+        f"SELECT {key}, old_kw, new_kw, changed_at, uri, dag_id, run_id FROM {schema}.restatements"
+    )
+    assert len({(*row[:4], row[6]) for row in restatements}) == len(restatements)
+    last = {row[:4]: row[6] for row in sorted(restatements, key=lambda row: row[6])}
+    assert {one: changed_at[one] for one in last} == last
+    for number in reversed(range(len(states) - 1)):
+        run = sorted((row for row in restatements if row[9] == str(number)), key=lambda row: row[6], reverse=True)
+        for *parts, old, new, _, uri, dag_id, _ in run:
+            assert current[tuple(parts)] == new != old
+            assert (uri.rpartition("/")[2].split("-")[0], dag_id) == (str(number), "dag")
+            current[tuple(parts)] = old
+        # Rows that the run added were not there before.
+        state = {(*one[:3], one[3].isoformat()): value for one, value in states[number].items()}
+        current = {one: value for one, value in current.items() if one in state}
+        assert current == state
+
+
+def check_days(engine, schema):
+    """Compare the maintained days with a count of the rows."""
+    key = "site_id, stream_type, resolution"
+    late = "count(CASE WHEN loaded_at > date_trunc('day', interval_start) + INTERVAL '2 days' THEN 1 END)"
+    by_hand = engine.rows(
+        f"SELECT {key}, CAST(date_trunc('day', interval_start) AS DATE), count(*), {late} FROM {schema}.streams "
+        "GROUP BY 1, 2, 3, 4"
+    )
+    maintained = [
+        (*row[:4], sum(map(int.bit_count, row[4:6])), sum(map(int.bit_count, row[6:])))
+        for row in engine.rows(
+            f"SELECT {key}, day, received_am, received_pm, late_am, late_pm FROM {schema}.stream_days"
+        )
+    ]
+    assert sorted(maintained) == sorted(by_hand)
+    assert sorted(engine.rows(f"SELECT {key} FROM {schema}.loaded_streams")) == sorted({row[:3] for row in by_hand})

@@ -225,6 +225,14 @@ OPERATORS = {
         [
             *COMMON,
             Wrong("sites", [None, 17, "site-a", True], "Pass what StemSiteListOperator returned"),
+            Wrong("time_zone", ["", "PST8", "Nowhere/City", "../etc/passwd", "localtime"], "Use a name such as"),
+            Wrong(
+                "time_zone",
+                [{"site-a": None}, {"site-a": "utc+1"}, {"site-a": 5}],
+                "Use a name such as",
+                shows="site 'site-a'",
+            ),
+            Wrong("time_zone", [5, True, ["UTC"]], "or a dict of names by site id"),
             Wrong("sites", [["site-a"], [17], {"site_id": "a"}], "Pass records as returned by StemSiteListOperator"),
         ],
     ),

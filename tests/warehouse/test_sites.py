@@ -6,6 +6,7 @@ import pytest
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
+from airflow_provider_stem.warehouse.sql import SCHEMA
 
 from .helpers import at
 
@@ -74,6 +75,35 @@ def test_no_version_ends_before_it_begins_even_if_a_clock_goes_back(engine):
         ("two", "2025-07-02T00:00:00.000001+00:00", "2025-07-02T00:00:00.000002+00:00"),
         ("three", "2025-07-02T00:00:00.000002+00:00", None),
     ]
+
+
+def test_a_time_zone_is_kept_until_another_one_is_set(engine):
+    def zones():
+        return engine.rows("SELECT site_id, name, time_zone FROM stem.sites WHERE valid_to IS NULL ORDER BY 1")
+
+    def list_(day, *records, **arguments):
+        load_sites(read_records(records), engine.session(), listed_at=at(day), **arguments)
+
+    list_(FIRST, A, B, time_zone={"site-a": "America/Los_Angeles", "site-x": "UTC"})
+    assert zones() == [("site-a", "Plant", "America/Los_Angeles"), ("site-b", None, None)]
+    list_(SECOND, {**A, "name": "Works"}, B)
+    assert zones() == [("site-a", "Works", "America/Los_Angeles"), ("site-b", None, None)]
+    with engine.session()() as session, session.transaction():
+        session.execute(f"UPDATE {SCHEMA}.sites SET time_zone = 'Europe/Berlin' WHERE site_id = 'site-b'")
+    list_(THIRD, A, {**B, "name": "Depot"})
+    assert zones() == [("site-a", "Plant", "America/Los_Angeles"), ("site-b", "Depot", "Europe/Berlin")]
+    list_(FOURTH, {**A, "name": "Mill"}, B, time_zone="Asia/Tokyo")
+    assert zones() == [("site-a", "Mill", "Asia/Tokyo"), ("site-b", None, "Asia/Tokyo")]
+
+
+def test_an_unknown_time_zone_cannot_be_stored(engine):
+    """It would break the views."""
+    list_one = engine.session()
+    load_sites(read_records([A]), list_one)
+    connection = engine.connect()
+    with pytest.raises(Exception, match="(?i)time ?zone"):
+        connection.cursor().execute("UPDATE stem.sites SET time_zone = 'Nowhere/City'")
+    connection.close()
 
 
 def test_batches_are_read_like_records():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 import pytest
 
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
+from airflow_provider_stem.warehouse.sql import SCHEMA
 
 from .helpers import Bucket, at
 
@@ -72,6 +75,89 @@ def test_demand_peaks(engine, bucket):
         ("site-b", "2025-07-01", -3.0, "2025-07-31T23:45:00+00:00"),
         ("site-b", "2025-08-01", -1.0, "2025-08-01T00:00:00+00:00"),
     ]
+
+
+ZONES = {"site-a": "America/Los_Angeles", "site-b": "Asia/Kathmandu"}  # UTC-7 in July, and UTC+5:45
+
+
+def test_energy_and_peaks_of_local_days_and_months(engine, bucket):
+    records = [
+        {"site_id": f"site-{name}", "name": name, "client_id": "c", "stream_start_times": None} for name in "abc"
+    ]
+    load_sites(read_records(records), engine.session(), time_zone=ZONES)
+    # Six hours from 1 August 5:00 UTC: 22:00 in Los Angeles, 10:45 in Kathmandu. Midnight in Los Angeles is 7:00 UTC.
+    powers = [float(number) for number in range(24)]
+    receipt = bucket.land("1", {(f"site-{name}", MONITOR): powers for name in "abc"}, "31T05:00", "31T11:00")
+    bucket.load(engine, receipt)
+    assert engine.rows("SELECT site_id, month, peak_kw FROM stem.demand_peaks ORDER BY 1, 2") == [
+        (f"site-{name}", "2025-07-01", 23.0) for name in "abc"
+    ]
+    # 8 quarters (0 to 7 kW) belong to 30 July in Los Angeles, all others to the 31st.
+    assert engine.rows("SELECT site_id, day, peak_kw FROM stem.daily_demand_peaks ORDER BY 1, 2") == [
+        ("site-a", "2025-07-30", 7.0),
+        *((f"site-{name}", "2025-07-31", 23.0) for name in "abc"),
+    ]
+    energy = "SELECT site_id, {0}, sum(import_kwh) FROM stem.energy GROUP BY site_id, {0} ORDER BY 1, 2"
+    assert engine.rows(energy.format("day")) == [
+        ("site-a", "2025-07-30", 28 / 4),
+        ("site-a", "2025-07-31", (276 - 28) / 4),
+        ("site-b", "2025-07-31", 276 / 4),
+        ("site-c", "2025-07-31", 276 / 4),
+    ]
+    # Kathmandu's 1 August begins on 31 July 18:15 UTC.
+    bucket.load(engine, bucket.land("2", {("site-b", MONITOR): [1.0, 50.0, 60.0]}, "31T17:45", "31T18:30"))
+    assert engine.rows("SELECT month, peak_kw FROM stem.demand_peaks WHERE site_id = 'site-b' ORDER BY 1") == [
+        ("2025-07-01", 50.0),
+        ("2025-08-01", 60.0),
+    ]
+    assert engine.rows(energy.format("month")) == [
+        ("site-a", "2025-07-01", 69.0),
+        ("site-b", "2025-07-01", 69.0 + 51 / 4),
+        ("site-b", "2025-08-01", 15.0),
+        ("site-c", "2025-07-01", 69.0),
+    ]
+
+
+def test_local_days_have_23_or_25_hours_when_clocks_change(engine, bucket):
+    record = {"site_id": "site-a", "name": "a", "client_id": "c", "stream_start_times": None}
+    load_sites(read_records([record]), engine.session(), time_zone="Europe/Berlin")
+    for day, hours in [("2025-03-30", 23), ("2025-10-26", 25)]:
+        begin = datetime.fromisoformat(f"{day}T00:00+00:00") - timedelta(days=1)
+        with engine.session()() as session, session.transaction():
+            session.prepare(begin, begin + timedelta(days=3))
+            for start in (begin + timedelta(hours=hour) for hour in range(72)):
+                values = start, start + timedelta(hours=1), start, start
+                session.execute(
+                    f"INSERT INTO {SCHEMA}.streams VALUES ('site-a', 'MONITOR', 3600, ?, ?, 1.0, ?, ?)", *values
+                )
+        assert engine.rows(f"SELECT sum(import_kwh) FROM stem.energy WHERE day = DATE '{day}'") == [(float(hours),)]
+
+
+def test_a_site_that_is_no_longer_listed_is_expected_up_to_the_last_day_of_its_listing(engine, bucket):
+    since = {MONITOR: "2020-01-01T00:00:01Z"}
+    records = {
+        name: {"site_id": f"site-{name}", "name": name, "client_id": "c", "stream_start_times": since} for name in "ab"
+    }
+    hours = {(f"site-{name}", MONITOR): [1.0] * 24 for name in "ab"}
+    for day in (1, 2, 3):
+        bucket.load(engine, bucket.land(f"{day}", hours, f"0{day}T00:00", f"0{day + 1}T00:00", 3600), at=at("04T00:10"))
+
+    def status(name):
+        sql = "SELECT expected, received, status FROM stem.completeness WHERE site_id = 'site-{}' ORDER BY day"
+        return engine.rows(sql.format(name))
+
+    def list_(when, *names):
+        load_sites(read_records([records[name] for name in names]), engine.session(), listed_at=at(when))
+
+    list_("02T06:00", "a", "b")
+    # Nothing was listed later: nothing was removed.
+    assert status("a") == status("b") == 2 * [(24, 24, "late")] + [(24, 24, "complete")]
+    list_("02T07:00", "b")
+    list_("03T06:00", "b")
+    assert status("a") == 2 * [(24, 24, "late")] + [(0, 0, "not expected")]
+    assert status("b") == 2 * [(24, 24, "late")] + [(24, 24, "complete")]
+    list_("03T07:00", "a")
+    assert status("a") == status("b")
 
 
 def test_completeness(engine, bucket):

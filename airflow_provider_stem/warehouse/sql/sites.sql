@@ -1,6 +1,6 @@
 -- The statements that load site records, in the order in which they run.
 CREATE TEMPORARY TABLE stem_listed (
-    site_id VARCHAR, name VARCHAR, client_id VARCHAR
+    site_id VARCHAR, name VARCHAR, client_id VARCHAR, time_zone VARCHAR
 {%- for type in types %}, {{ since_column(type) }} TIMESTAMP WITH TIME ZONE{% endfor %}
 
 );
@@ -27,22 +27,25 @@ INSERT INTO {{ schema }}.sites (
 {% for type in types %}
     {{ since_column(type) }},
 {% endfor %}
-    valid_from, valid_to, last_listed_at
+    valid_from, valid_to, last_listed_at, time_zone
 )
 SELECT listed.site_id, listed.name, listed.client_id,
 {% for type in types %}
     listed.{{ since_column(type) }},
 {% endfor %}
-    GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), closed.valid_to), NULL, CAST(? AS TIMESTAMP WITH TIME ZONE)
+    GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), closed.valid_to), NULL, CAST(? AS TIMESTAMP WITH TIME ZONE),
+    coalesce(listed.time_zone, former.time_zone)
 FROM stem_listed AS listed
 LEFT JOIN (
     SELECT site_id, max(valid_to) AS valid_to, count(*) - count(valid_to) AS open_versions
     FROM {{ schema }}.sites GROUP BY site_id
 ) AS closed ON closed.site_id = listed.site_id
+LEFT JOIN {{ schema }}.sites AS former ON former.site_id = listed.site_id AND former.valid_to = closed.valid_to
 WHERE coalesce(closed.open_versions, 0) = 0;
 
 UPDATE {{ schema }}.sites AS known
-SET last_listed_at = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.last_listed_at)
+SET last_listed_at = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.last_listed_at),
+    time_zone = coalesce(listed.time_zone, known.time_zone)
 FROM stem_listed AS listed
 WHERE known.site_id = listed.site_id AND known.valid_to IS NULL;
 

@@ -1,6 +1,8 @@
 {% macro utc_day(instant) %}CAST({{ instant }} AT TIME ZONE 'UTC' AS DATE){% endmacro %}
-{% macro utc_month(instant) %}CAST(date_trunc('month', {{ instant }} AT TIME ZONE 'UTC') AS DATE){% endmacro %}
--- Energy in kWh by direction, from the sign of the power. It is null, not zero, where the power is unknown.
+{% macro local_time(instant) %}{{ instant }} AT TIME ZONE coalesce(zones.time_zone, 'UTC'){% endmacro %}
+{% macro zones() %}(SELECT site_id, time_zone FROM {{ schema }}.sites WHERE valid_to IS NULL) AS zones{% endmacro %}
+-- Energy in kWh by direction, from the sign of the power. It is null, not zero, where the power is unknown. day and month
+-- are those of the site's time zone in which the interval begins; month is its first day.
 CREATE OR REPLACE VIEW {{ schema }}.energy AS
 WITH power AS (
     SELECT site_id, resolution, interval_start, interval_end,
@@ -11,77 +13,55 @@ WITH power AS (
     WHERE stream_type IN ({% for type, one in types.items() if one.energy %}'{{ type }}'{{ ", " if not loop.last }}{% endfor %})
     GROUP BY site_id, resolution, interval_start, interval_end
 )
-SELECT site_id, resolution, interval_start, interval_end,
+SELECT power.site_id, resolution, interval_start, interval_end,
 {% for type, one in types.items() if one.energy %}
 {% set kw = type | lower ~ "_kw" %}
     CASE WHEN {{ kw }} > 0 THEN {{ kw }} * resolution / 3600.0 WHEN {{ kw }} <= 0 THEN 0.0 END AS {{ one.energy[0] }},
     CASE WHEN {{ kw }} < 0 THEN -{{ kw }} * resolution / 3600.0 WHEN {{ kw }} >= 0 THEN 0.0 END AS {{ one.energy[1] }},
 {% endfor %}
-    monitor_kw - converter_kw AS load_kw
-FROM power;
+    monitor_kw - converter_kw AS load_kw,
+    CAST({{ local_time("interval_start") }} AS DATE) AS day,
+    CAST(date_trunc('month', {{ local_time("interval_start") }}) AS DATE) AS month
+FROM power
+LEFT JOIN {{ zones() }} ON zones.site_id = power.site_id;
 
--- The highest 15-minute average of the site meter in each month, and the first interval with that value.
--- Months are UTC months. An interval belongs to the month in which it begins.
-CREATE OR REPLACE VIEW {{ schema }}.demand_peaks AS
-WITH ranked AS (
-    SELECT site_id, interval_start, interval_end, kw_total_avg,
-        {{ utc_month('interval_start') }} AS month,
-        row_number() OVER (
-            PARTITION BY site_id, {{ utc_month('interval_start') }}
-            ORDER BY kw_total_avg DESC, interval_end
-        ) AS place
-    FROM {{ schema }}.streams
+{% for view, period in (("demand_peaks", "month"), ("daily_demand_peaks", "day")) %}
+-- The highest 15-minute average of the site meter in each {{ period }} of the site's time zone, and the first interval with
+-- that value. An interval belongs to the {{ period }} in which it begins.
+CREATE OR REPLACE VIEW {{ schema }}.{{ view }} AS
+WITH local_times AS (
+    SELECT stored.site_id, interval_start, interval_end, kw_total_avg,
+        CAST(date_trunc('{{ period }}', {{ local_time("interval_start") }}) AS DATE) AS {{ period }}
+    FROM {{ schema }}.streams AS stored
+    LEFT JOIN {{ zones() }} ON zones.site_id = stored.site_id
     WHERE stream_type = 'MONITOR' AND resolution = 900 AND kw_total_avg IS NOT NULL
+),
+ranked AS (
+    SELECT local_times.*,
+        row_number() OVER (PARTITION BY site_id, {{ period }} ORDER BY kw_total_avg DESC, interval_end) AS place
+    FROM local_times
 )
-SELECT site_id, month, kw_total_avg AS peak_kw, interval_start, interval_end
+SELECT site_id, {{ period }}, kw_total_avg AS peak_kw, interval_start, interval_end
 FROM ranked
 WHERE place = 1;
 
+{% endfor %}
+{% macro bits(am, pm) %}
+{%- if engine == "postgres" -%}
+bit_count(CAST({{ am }} AS BIT(64))) + bit_count(CAST({{ pm }} AS BIT(64)))
+{%- else -%}
+CAST(bit_count({{ am }}) + bit_count({{ pm }}) AS BIGINT)
+{%- endif -%}
+{% endmacro %}
 -- Expected and received intervals of each stream, for each day that was loaded. Days are UTC days, and an interval
 -- belongs to the day in which it begins. A row is late if it was first loaded after the end of the following day.
 CREATE OR REPLACE VIEW {{ schema }}.completeness AS
-WITH windows AS (
-    SELECT DISTINCT resolution, window_start, window_end
-    FROM {{ schema }}.loads
-    WHERE resolution IS NOT NULL AND window_start < window_end
-),
-starts AS (
-{% if engine == "duckdb" %}
-    SELECT DISTINCT resolution,
-        unnest(
-            generate_series(
-                window_start,
-                window_end - resolution * INTERVAL '1 second',
-                resolution * INTERVAL '1 second'
-            )
-        ) AS interval_start
-    FROM windows
-{% else %}
-    SELECT DISTINCT windows.resolution, steps.interval_start
-    FROM windows
-    CROSS JOIN LATERAL generate_series(
-        windows.window_start,
-        windows.window_end - windows.resolution * INTERVAL '1 second',
-        windows.resolution * INTERVAL '1 second'
-    ) AS steps (interval_start)
-{% endif %}
-),
-covered AS (
-    SELECT resolution, interval_start, {{ utc_day('interval_start') }} AS day
-    FROM starts
-),
-days AS (
-    SELECT resolution, day, count(*) AS intervals
-    FROM covered
-    GROUP BY resolution, day
-),
-loaded AS (
-    SELECT DISTINCT site_id, stream_type, resolution
-    FROM {{ schema }}.streams
-),
-known AS (
+WITH known AS (
+    -- A site that the last listing lacks is expected to deliver up to the last day on which it was listed.
 {% for type in types %}
-    SELECT site_id, '{{ type }}' AS stream_type, {{ since_column(type) }} AS since
+    SELECT site_id, '{{ type }}' AS stream_type, {{ since_column(type) }} AS since,
+        CASE WHEN last_listed_at < (SELECT max(last_listed_at) FROM {{ schema }}.sites)
+            THEN {{ utc_day("last_listed_at") }} END AS last_day
     FROM {{ schema }}.sites WHERE valid_to IS NULL
 {% if not loop.last %}
     UNION ALL
@@ -91,58 +71,89 @@ known AS (
 candidates AS (
     SELECT known.site_id, known.stream_type, kinds.resolution
     FROM known
-    JOIN (SELECT DISTINCT stream_type, resolution FROM loaded) AS kinds ON kinds.stream_type = known.stream_type
+    JOIN (SELECT DISTINCT stream_type, resolution FROM {{ schema }}.loaded_streams) AS kinds
+        ON kinds.stream_type = known.stream_type
     UNION
-    SELECT site_id, stream_type, resolution FROM loaded
+    SELECT site_id, stream_type, resolution FROM {{ schema }}.loaded_streams
 ),
 firsts AS (
-    -- The first interval that begins at or after the stream's start.
-    SELECT candidates.site_id, candidates.stream_type, candidates.resolution,
-        to_timestamp(ceil(extract(EPOCH FROM known.since) / candidates.resolution) * candidates.resolution) AS first_start
+    -- The first interval that begins at or after the stream's start, in seconds since 1970.
+    SELECT candidates.site_id, candidates.stream_type, candidates.resolution, known.last_day,
+        CAST(ceil(extract(EPOCH FROM known.since) / candidates.resolution) AS BIGINT) * candidates.resolution AS first
     FROM candidates
     LEFT JOIN known ON known.site_id = candidates.site_id AND known.stream_type = candidates.stream_type
 ),
-streams_due AS (
-    SELECT site_id, stream_type, resolution, first_start,
-        {{ utc_day('first_start') }} AS first_day
+first_slots AS (
+    -- The number of intervals of the first day before the first one.
+    SELECT site_id, stream_type, resolution, last_day,
+        DATE '1970-01-01' + CAST(floor(first / 86400.0) AS INTEGER) AS first_day,
+        CAST((first - CAST(floor(first / 86400.0) AS BIGINT) * 86400) / resolution AS INTEGER) AS slot,
+        CAST(43200 / resolution AS INTEGER) AS half
     FROM firsts
 ),
-first_days AS (
-    SELECT streams_due.site_id, streams_due.stream_type, streams_due.resolution, count(*) AS intervals
-    FROM streams_due
-    JOIN covered
-        ON covered.resolution = streams_due.resolution AND covered.day = streams_due.first_day
-        AND covered.interval_start >= streams_due.first_start
-    GROUP BY streams_due.site_id, streams_due.stream_type, streams_due.resolution
+due AS {{ "MATERIALIZED" if engine == "postgres" }} (
+    SELECT site_id, stream_type, resolution, first_day, last_day,
+        -- The bits from the first interval on; 2^48 - 1 has all.
+        CASE WHEN slot < half THEN 281474976710656 - (CAST(1 AS BIGINT) << slot) ELSE 0 END AS first_am,
+        281474976710656 - (CAST(1 AS BIGINT) << GREATEST(slot - half, 0)) AS first_pm
+    FROM first_slots
 ),
-arrivals AS (
-    SELECT stored.site_id, stored.stream_type, stored.resolution, covered.day, count(*) AS received,
-        count(CASE WHEN stored.loaded_at AT TIME ZONE 'UTC' > covered.day + INTERVAL '2 days' THEN 1 END) AS late
-    FROM {{ schema }}.streams AS stored
-    JOIN covered
-        ON covered.resolution = stored.resolution AND covered.interval_start = stored.interval_start
-    JOIN streams_due
-        ON streams_due.site_id = stored.site_id AND streams_due.stream_type = stored.stream_type
-        AND streams_due.resolution = stored.resolution AND stored.interval_start >= streams_due.first_start
-    GROUP BY stored.site_id, stored.stream_type, stored.resolution, covered.day
+{% if engine == "postgres" %}
+days AS (
+    -- One day after the other: so a condition on the day limits what is read.
+    SELECT covered.day, covered.covered_am, covered.covered_pm, of_day.*
+    FROM {{ schema }}.covered_days AS covered
+    CROSS JOIN LATERAL (
+        SELECT due.*, arrived.received_am, arrived.received_pm, arrived.late_am, arrived.late_pm
+        FROM due
+        LEFT JOIN (
+            SELECT * FROM {{ schema }}.stream_days
+            WHERE stream_days.day = covered.day AND stream_days.resolution = covered.resolution
+        ) AS arrived
+            ON arrived.site_id = due.site_id AND arrived.stream_type = due.stream_type
+        WHERE due.resolution = covered.resolution
+        OFFSET 0
+    ) AS of_day
+),
+{% else %}
+days AS (
+    -- Not a join with stream_days: so a condition on the day limits what is read of it.
+    SELECT site_id, stream_type, resolution, day, min(first_day) AS first_day, min(last_day) AS last_day,
+        max(first_am) AS first_am, max(first_pm) AS first_pm, max(covered_am) AS covered_am,
+        max(covered_pm) AS covered_pm, max(received_am) AS received_am, max(received_pm) AS received_pm,
+        max(late_am) AS late_am, max(late_pm) AS late_pm
+    FROM (
+        SELECT due.site_id, due.stream_type, due.resolution, covered.day, due.first_day, due.last_day, due.first_am,
+            due.first_pm, covered.covered_am, covered.covered_pm, 0 AS received_am, 0 AS received_pm, 0 AS late_am,
+            0 AS late_pm
+        FROM due
+        JOIN {{ schema }}.covered_days AS covered ON covered.resolution = due.resolution
+        UNION ALL
+        SELECT site_id, stream_type, resolution, day, NULL, NULL, NULL, NULL, NULL, NULL, received_am, received_pm,
+            late_am, late_pm
+        FROM {{ schema }}.stream_days
+    ) AS halves
+    GROUP BY site_id, stream_type, resolution, day
+),
+{% endif %}
+masked AS (
+    SELECT days.*,
+        CASE
+            WHEN first_day IS NULL OR day < first_day OR day > last_day THEN 0
+            WHEN day = first_day THEN first_am ELSE 281474976710655
+        END AS due_am,
+        CASE
+            WHEN first_day IS NULL OR day < first_day OR day > last_day THEN 0
+            WHEN day = first_day THEN first_pm ELSE 281474976710655
+        END AS due_pm
+    FROM days
 ),
 counted AS (
-    SELECT streams_due.site_id, streams_due.stream_type, streams_due.resolution, days.day,
-        CASE
-            WHEN streams_due.first_day IS NULL OR days.day < streams_due.first_day THEN 0
-            WHEN days.day > streams_due.first_day THEN days.intervals
-            ELSE coalesce(first_days.intervals, 0)
-        END AS expected,
-        coalesce(arrivals.received, 0) AS received,
-        coalesce(arrivals.late, 0) AS late
-    FROM streams_due
-    JOIN days ON days.resolution = streams_due.resolution
-    LEFT JOIN first_days
-        ON first_days.site_id = streams_due.site_id AND first_days.stream_type = streams_due.stream_type
-        AND first_days.resolution = streams_due.resolution
-    LEFT JOIN arrivals
-        ON arrivals.site_id = streams_due.site_id AND arrivals.stream_type = streams_due.stream_type
-        AND arrivals.resolution = streams_due.resolution AND arrivals.day = days.day
+    SELECT site_id, stream_type, resolution, day,
+        {{ bits("covered_am & due_am", "covered_pm & due_pm") }} AS expected,
+        coalesce({{ bits("received_am & due_am", "received_pm & due_pm") }}, 0) AS received,
+        coalesce({{ bits("late_am & due_am", "late_pm & due_pm") }}, 0) AS late
+    FROM masked
 )
 SELECT site_id, stream_type, resolution, day, expected, received, late,
     CASE
