@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _EXTRAS = {"duckdb": "duckdb", "postgres": "postgres"}
 """The extra that installs the hook, by connection type."""
 
+_DUCKDB_RESERVED = ("system", "temp")
+
 
 def session_factory(sql_conn_id: str, schema: str, lock_timeout: float) -> Callable[[], Session]:
     """
@@ -58,6 +60,10 @@ def session_factory(sql_conn_id: str, schema: str, lock_timeout: float) -> Calla
         raise StemConfigError(
             f"Invalid sql_conn_id {sql_conn_id!r}: an in-memory DuckDB is lost when the task ends. Set Host to the "
             "path of a file."
+        )
+    if conn_type == "duckdb" and schema.lower() in _DUCKDB_RESERVED:
+        raise StemConfigError(
+            f"Invalid schema {schema!r}: DuckDB reserves this name for a database. Use another, such as 'stem'."
         )
     # DuckDB cannot resolve "stem.streams" where both the database and the schema are called "stem".
     path = PurePath(connection.host or "")

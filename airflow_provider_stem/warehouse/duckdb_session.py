@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.warehouse.session import Session
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ log = logging.getLogger(__name__)
 # The file's own lock excludes other processes only. Of two loads in one process, the later commit would fail.
 _PROCESS_LOCK = threading.Lock()
 _LONGEST_PAUSE = 1.0
+_FINAL = (duckdb.ProgrammingError, duckdb.DataError, duckdb.IntegrityError, duckdb.NotSupportedError)
+_NO_RETRY = re.compile(
+    "No such file or directory|Is a directory|Permission denied|Read-only file system|read-only mode"
+    "|not a valid DuckDB database file|database file with version number"
+)
 
 
 class DuckDBSession(Session):
@@ -33,6 +39,7 @@ class DuckDBSession(Session):
     :param connect: opens the connection.
     :param schema: schema of the tables and views.
     :param lock_timeout: seconds to wait for other loads.
+    :raises StemConfigError: the file cannot be opened, and a retry would not help.
     :raises StemTransportError: the file cannot be opened, or another load has it open for longer than
         ``lock_timeout``.
     """
@@ -53,8 +60,20 @@ class DuckDBSession(Session):
             raise
 
     def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Run a statement and return its rows."""
-        return self._connection.execute(self.with_schema(sql), list(parameters)).fetchall()
+        """
+        Run a statement and return its rows.
+
+        :raises StemConfigError: the database is read-only, or has other tables.
+        """
+        try:
+            return self._connection.execute(self.with_schema(sql), list(parameters)).fetchall()
+        except _FINAL as exc:
+            remedy = (
+                "Remove read_only from the connection's Extra, or the option from its Host"
+                if "read-only" in str(exc)
+                else "Compare the tables with those of an empty schema, or use another schema"
+            )
+            raise StemConfigError(f"DuckDB rejects the load: {one_line(str(exc))}. {remedy}.") from exc
 
     def change(self, sql: str, *parameters: Any) -> int:
         """Run a statement and return the number of rows that it inserted or updated."""
@@ -73,6 +92,14 @@ class DuckDBSession(Session):
 
     def prepare(self, start: datetime, end: datetime) -> None:
         """Do nothing, since the table of streams has no partitions."""
+
+    def columns(self) -> list[tuple[str, str, str]]:
+        """Return the columns of the schema's tables: table, column, and type with its parameters."""
+        sql = (
+            "SELECT table_name, column_name, data_type FROM duckdb_columns() "
+            "WHERE lower(schema_name) = lower(?) AND database_name = current_database()"
+        )
+        return [(table, column, kind) for table, column, kind in self.execute(sql, self.schema)]
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -107,9 +134,10 @@ def _open(connect: Callable[[], DuckDBPyConnection], deadline: float, lock_timeo
         except duckdb.IOException as exc:
             # The whole phrase, since the message also contains the file's path.
             if "Could not set lock on file" not in str(exc):
-                raise StemTransportError(
-                    f"The DuckDB file cannot be opened ({one_line(str(exc))}). Set the connection's Host to a path in "
-                    "an existing folder that the worker can write."
+                error = StemConfigError if _NO_RETRY.search(str(exc)) else StemTransportError
+                raise error(
+                    f"The DuckDB file cannot be opened ({one_line(str(exc))}). Set the connection's Host to the path "
+                    "of a DuckDB file in an existing folder that the worker can write."
                 ) from exc
             if time.monotonic() + pause > deadline:
                 raise StemTransportError(

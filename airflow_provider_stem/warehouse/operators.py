@@ -49,8 +49,8 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
     :return: counts. Of ``objects``, ``replaced`` were rewritten since their receipt. Of ``rows``, some are
         ``inserted``, ``changed`` or ``unchanged``. ``absent`` rows are in the warehouse but no longer in the object.
     :raises StemConfigError: an argument is invalid.
-    :raises AirflowFailException: from ``execute``: an argument is invalid after rendering, or a connection is missing
-        or cannot be used. The task is not retried.
+    :raises AirflowFailException: from ``execute``: an argument is invalid after rendering, a connection is missing or
+        wrong, or the warehouse lacks a privilege or a column. The task is not retried.
     :raises AirflowSkipException: from ``execute``: no object was landed.
     :raises StemDataError: from ``execute``: an object does not match its receipt. Nothing is loaded.
     :raises StemTransportError: from ``execute``: S3 or the DuckDB file cannot be used, or the warehouse stayed locked.
@@ -118,8 +118,8 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
     :param lock_timeout: how long to wait for other writers of the warehouse.
     :return: counts: ``sites``, and how many of them were ``added``, ``changed`` or ``unchanged``.
     :raises StemConfigError: an argument is invalid.
-    :raises AirflowFailException: from ``execute``: an argument is invalid after rendering, or the connection is missing
-        or cannot be used. The task is not retried.
+    :raises AirflowFailException: from ``execute``: an argument is invalid after rendering, the connection is missing or
+        wrong, or the warehouse lacks a privilege or a column. The task is not retried.
     :raises StemTransportError: from ``execute``: the DuckDB file cannot be used, or the warehouse stayed locked.
     """
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.warehouse.postgres_copy import binary_copy
 from airflow_provider_stem.warehouse.session import Session
 from airflow_provider_stem.warehouse.sql import SCHEMA
 
 _LOCK_NOT_AVAILABLE = "55P03"
+_INSUFFICIENT_PRIVILEGE = "42501"
+_READ_ONLY = "25006"
+# Features, data, constraints, authorization, databases, schemas, and names and types in statements.
+_FINAL_CLASSES = ("0A", "22", "23", "28", "3D", "3F", "42")
+# Another session has just written the same key, or created the same table.
+_RACES = ("23505", "42P06", "42P07", "42710")
+# psycopg 2 has no codes for errors of the connection.
+_NO_RETRY = re.compile(
+    "password authentication failed|no password supplied|(database|role) .* does not exist|no pg_hba.conf entry"
+    "|permission denied for database|is not permitted to log in"
+)
+_SELECT_COLUMNS = """
+SELECT pg_class.relname, pg_attribute.attname, format_type(pg_attribute.atttypid, pg_attribute.atttypmod)
+FROM pg_attribute
+JOIN pg_class ON pg_class.oid = pg_attribute.attrelid
+JOIN pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+WHERE pg_namespace.nspname = ? AND pg_attribute.attnum > 0 AND NOT pg_attribute.attisdropped
+"""
 
 
 # An interval belongs to the month in which it begins: one that ends at midnight on the first to the month before.
@@ -53,13 +74,16 @@ class PostgresSession(Session):
     :param connect: opens the connection.
     :param schema: schema of the tables and views.
     :param lock_timeout: seconds to wait for other writers.
+    :raises StemConfigError: the server rejects the connection, and a retry would not help. Each call that runs a
+        statement raises it for the same reason.
     """
 
     engine = "postgres"
 
     def __init__(self, connect: Callable[[], Any], schema: str, lock_timeout: float) -> None:
         super().__init__(schema, lock_timeout)
-        self._connection = connect()
+        with self._errors():
+            self._connection = connect()
 
     def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """
@@ -67,8 +91,8 @@ class PostgresSession(Session):
 
         :raises StemTransportError: the wait for a lock exceeded ``lock_timeout``.
         """
-        with self._connection.cursor() as cursor:
-            self._run(cursor, sql, parameters)
+        with self._errors(), self._connection.cursor() as cursor:
+            cursor.execute(self.with_schema(sql).replace("?", "%s"), parameters or None)
             rows = cursor.fetchall() if cursor.description else []
         # A connection may be configured with cursors whose rows are dicts.
         return [tuple(row.values() if isinstance(row, Mapping) else row) for row in rows]
@@ -79,15 +103,15 @@ class PostgresSession(Session):
 
         :raises StemTransportError: the wait for a lock exceeded ``lock_timeout``.
         """
-        with self._connection.cursor() as cursor:
-            self._run(cursor, sql, parameters)
+        with self._errors(), self._connection.cursor() as cursor:
+            cursor.execute(self.with_schema(sql).replace("?", "%s"), parameters or None)
             return int(cursor.rowcount)
 
     def append(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """Insert rows with COPY, and renew the planner's statistics if the table is a temporary one."""
         target = self.with_schema(table)
         copy = f"COPY {target} ({', '.join(schema.names)}) FROM STDIN WITH (FORMAT binary)"
-        with self._connection.cursor() as cursor:
+        with self._errors(), self._connection.cursor() as cursor:
             rows = binary_copy(batches)
             if hasattr(cursor, "copy_expert"):
                 cursor.copy_expert(copy, _Pieces(rows))
@@ -147,7 +171,8 @@ class PostgresSession(Session):
     def end(self, *, commit: bool) -> None:
         """End the transaction."""
         if commit:
-            self._connection.commit()
+            with self._errors():
+                self._connection.commit()
         elif not self._connection.closed:
             self._connection.rollback()
 
@@ -163,12 +188,34 @@ class PostgresSession(Session):
         if not self.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", self.schema):
             self.execute("CREATE SCHEMA {{ params.schema }}")
 
-    def _run(self, cursor: Any, sql: str, parameters: tuple[Any, ...]) -> None:
+    def columns(self) -> list[tuple[str, str, str]]:
+        """Return the columns of the schema's tables: table, column, and type with its parameters."""
+        return [(table, column, kind) for table, column, kind in self.execute(_SELECT_COLUMNS, self.schema)]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            cursor.execute(self.with_schema(sql).replace("?", "%s"), parameters or None)
+            yield
         except Exception as exc:
-            if getattr(exc, "sqlstate", getattr(exc, "pgcode", None)) == _LOCK_NOT_AVAILABLE:
+            code = getattr(exc, "sqlstate", getattr(exc, "pgcode", None)) or ""
+            text = one_line(str(exc).partition("\n")[0])
+            if code == _LOCK_NOT_AVAILABLE:
                 raise StemTransportError(
                     f"Another session has locked schema {self.schema!r} for {self._lock_timeout:g} s. Try again later."
                 ) from None
-            raise
+            if code == _INSUFFICIENT_PRIVILEGE:
+                remedy = (
+                    "Grant TEMPORARY on the database to the role of the connection"
+                    if "temporary" in text
+                    else "Grant the role of the connection USAGE and CREATE on the schema, and SELECT, INSERT and "
+                    "UPDATE on its tables; only the owner of table streams can create its partitions"
+                )
+            elif code == _READ_ONLY:
+                remedy = "Use a connection to the primary server, with a role that may write"
+            elif not code and _NO_RETRY.search(text):
+                remedy = "Correct Login, Password and Schema (the database) of the connection"
+            elif code[:2] in _FINAL_CLASSES and code not in _RACES:
+                remedy = "Compare the tables with those of an empty schema, or use another schema"
+            else:
+                raise
+            raise StemConfigError(f"PostgreSQL rejects the load: {text}. {remedy}.") from exc

@@ -25,7 +25,9 @@ SELECT pg_class.relname
 FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_namespace.nspname = ?
 """
-_RESERVED = ("information_schema", "system", "temp")
+# Other names of the types in tables.sql.
+_TYPE_NAMES = {"CHARACTER VARYING": "VARCHAR", "TEXT": "VARCHAR", "DOUBLE": "DOUBLE PRECISION"}
+_COLUMN = re.compile(r"^    ([a-z_]+) ([A-Z ]+?)(?: NOT NULL)?,?$", re.MULTILINE)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -79,6 +81,10 @@ class Session(ABC):
     def create_schema(self) -> None:
         """Create the schema if it does not exist, safely also from concurrent sessions."""
 
+    @abstractmethod
+    def columns(self) -> list[tuple[str, str, str]]:
+        """Return the columns of the schema's tables: table, column, and type with its parameters."""
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Run the block in a transaction: commit at its end, roll back if it raises."""
@@ -91,14 +97,31 @@ class Session(ABC):
         self.end(commit=True)
 
     def create_missing(self) -> None:
-        """Create missing tables and views. A role without the privilege to create can load if none is missing."""
+        """
+        Create missing tables and views. A role without the privilege to create can load if none is missing.
+
+        :raises StemConfigError: a column of a table is missing or has another type.
+        """
         # The information schema lists only what the role has privileges on.
         existing = self.execute(_SELECT_RELATIONS, self.schema)
-        if set(RELATIONS) <= {name for (name,) in existing}:
-            return
-        self.create_schema()
-        for script in ("tables", "views"):
-            for statement in statements(self.engine, script):
+        is_complete = set(RELATIONS) <= {name for (name,) in existing}
+        tables = statements(self.engine, "tables")
+        if not is_complete:
+            self.create_schema()
+            for statement in tables:
+                self.execute(statement)
+        found = {(table, column): kind for table, column, kind in self.columns()}
+        for statement in tables:
+            table = statement.partition("(")[0].rpartition(".")[2].strip()
+            for column, kind in _COLUMN.findall(statement):
+                stored = found.get((table, column))
+                name = f"Column {column} of table {self.schema}.{table}"
+                if stored is None:
+                    raise StemConfigError(f"{name} is missing. Add it with type {kind}, or use another schema.")
+                if _TYPE_NAMES.get(stored.upper(), stored.upper()) != kind:
+                    raise StemConfigError(f"{name} has type {stored}. Change it to {kind}, or use another schema.")
+        if not is_complete:
+            for statement in statements(self.engine, "views"):
                 self.execute(statement)
 
     def with_schema(self, sql: str) -> str:
@@ -123,7 +146,7 @@ def check_schema(argument: str, value: object) -> None:
             f"Invalid {argument} {value!r}: not a plain name. Use up to 63 letters, digits and underscores, not "
             "beginning with a digit, such as 'stem'."
         )
-    if value.lower() in _RESERVED or value.lower().startswith("pg_"):
+    if value.lower() == "information_schema" or value.lower().startswith("pg_"):
         raise StemConfigError(
             f"Invalid {argument} {value!r}: a database reserves this name. Use another, such as 'stem'."
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from airflow_provider_stem.errors import StemDataError, StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
 from airflow_provider_stem.warehouse.sql import SCHEMA, statements
 from tests.servers.processes import HUNG_AFTER
 from tests.support import until
@@ -279,7 +279,9 @@ def test_a_file_that_cannot_be_opened_is_not_mistaken_for_a_locked_one(engine, b
     receipt = bucket.land("one", {A: [1.0]}, "01T00:00", "01T01:00")
     path = tmp_path / "blockstorage" / "lock" / "telemetry.duckdb"
     engine.connect = lambda: duckdb.connect(str(path))
-    with pytest.raises(StemTransportError, match="Host to a path in an existing folder that the worker can write"):
+    with pytest.raises(
+        StemConfigError, match="Host to the path of a DuckDB file in an existing folder that the worker"
+    ):
         bucket.load(engine, receipt)
 
 
@@ -319,3 +321,95 @@ def test_a_role_without_the_privilege_to_create_can_load_into_existing_tables(en
         with session, session.transaction():
             session.execute("DROP OWNED BY loader")
             session.execute("DROP ROLE loader")
+
+
+PARTITIONS = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'stem.streams'::regclass"
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_rows_are_partitioned_by_the_month_in_which_an_interval_begins(engine, bucket):
+    parts = "SELECT tableoid::regclass::text, interval_end FROM stem.streams ORDER BY 2"
+    # Its period begins in June, and its rows in July.
+    june = bucket.land("june", {A: [1.0, 2.0]}, "01T00:00", "01T00:30")
+    june["objects"][0]["start"] = "2025-06-30T23:30:00Z"
+    last = bucket.land("july", {A: [1.0, 2.0]}, "31T23:30", "31T23:45")
+    last["objects"][0]["end"] = "2025-08-01T00:00:00Z"
+    bucket.load(engine, june, last)
+    assert engine.rows(parts) == [
+        ("stem.streams_2025_07", f"2025-{end}:00+00:00")
+        for end in ("07-01T00:15", "07-01T00:30", "07-31T23:45", "08-01T00:00")
+    ]
+    assert engine.rows(f"{PARTITIONS} ORDER BY 1") == [("stem.streams_2025_06",), ("stem.streams_2025_07",)]
+    # A month is removed with its partition, and created again by an object of that month.
+    session = engine.session()()
+    with session, session.transaction():
+        session.execute("ALTER TABLE stem.streams DETACH PARTITION stem.streams_2025_07")
+    with pytest.raises(StemConfigError, match="streams_2025_07 exists, but is not a partition.* Attach it"):
+        bucket.load(engine, last)
+    session = engine.session()()
+    with session, session.transaction():
+        session.execute("DROP TABLE stem.streams_2025_07")
+    assert bucket.load(engine, last) == counts(1, 2, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_a_table_of_streams_without_partitions_is_loaded_as_it_is(engine, bucket):
+    """For example a hypertable of TimescaleDB."""
+    create, *_ = statements(engine.name, "tables")
+    with engine.session()() as session, session.transaction():
+        session.create_schema()
+        session.execute(create.replace(" PARTITION BY RANGE (interval_end)", ""))
+    receipt = bucket.land("one", {A: [1.0, None]}, "01T00:00", "01T01:00")
+    assert bucket.load(engine, receipt) == counts(1, 2, 2, 0, 0, 0)
+    assert engine.rows(PARTITIONS) == []
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize("action", ["RETURN NULL", "NEW.kw_total_avg := NULL; RETURN NEW"])
+def test_rows_that_the_database_changes_or_drops_are_an_error(action, engine, bucket):
+    receipt = bucket.land("one", {A: [1.0, 2.0]}, "01T00:00", "01T01:00")
+    with engine.session()() as session, session.transaction():
+        session.create_missing()
+        session.execute(f"CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {action}; END$$")
+        session.execute("CREATE TRIGGER meddle BEFORE INSERT ON stem.streams FOR EACH ROW EXECUTE FUNCTION meddle()")
+    with pytest.raises(StemDataError, match=r"of 2 rows with 2 values [02] with 0 were added.*s3://lake/one\]"):
+        bucket.load(engine, receipt)
+    assert engine.rows("SELECT count(*) FROM stem.streams") == [(0,)]
+
+
+def test_objects_of_one_period_are_merged_together_and_counted_separately(engine, bucket):
+    """The second load has a new stream, a changed, an unchanged and a missing row in different objects."""
+    names = [f"site-{number}" for number in range(6)]
+    first = [bucket.land(name, {(name, "MONITOR"): [1.0, 2.0]}, "01T00:00", "01T00:30") for name in names[:5]]
+    assert bucket.load(engine, *first) == counts(5, 10, 10, 0, 0, 0)
+    values = [[1.0, 2.0], [1.5, 2.0], [1.0], [..., 2.5], [1.0, None], [7.0, 8.0]]
+    second = [
+        bucket.land(name, {(name, "MONITOR"): row}, "01T00:00", "01T00:30")
+        for name, row in zip(names, values, strict=True)
+    ]
+    assert bucket.load(engine, *second, run_id="second") == counts(6, 10, 2, 3, 5, 2)
+    assert engine.rows(
+        "SELECT uri, row_count, inserted, changed, unchanged, absent FROM stem.loads WHERE run_id = 'second' ORDER BY 1"
+    ) == [
+        (f"s3://lake/{name}", *row)
+        for name, row in zip(
+            names, [(2, 0, 0, 2, 0), (2, 0, 1, 1, 0), (1, 0, 0, 1, 1), (1, 0, 1, 0, 1), (2, 0, 1, 1, 0), (2, 2, 0, 0, 0)],
+            strict=True,
+        )
+    ]  # fmt: skip
+    assert engine.rows("SELECT site_id, old_kw, new_kw, uri FROM stem.restatements ORDER BY 1") == [
+        ("site-1", 1.0, 1.5, "s3://lake/site-1"),
+        ("site-3", 2.0, 2.5, "s3://lake/site-3"),
+        ("site-4", 2.0, None, "s3://lake/site-4"),
+    ]
+
+
+def test_a_value_that_two_objects_of_a_load_change_has_two_restatements(engine, bucket):
+    receipts = [bucket.land(str(value), {A: [value]}, "01T00:00", "01T00:15") for value in (1.0, 2.0, 1.0)]
+    receipts[2] = bucket.land("1.0 again", {A: [1.0]}, "01T00:00", "01T00:15")
+    bucket.load(engine, *receipts, at=at("02T00:00"))
+    assert engine.rows("SELECT old_kw, new_kw, changed_at FROM stem.restatements ORDER BY changed_at") == [
+        (1.0, 2.0, "2025-07-02T00:00:00.000001+00:00"),
+        (2.0, 1.0, "2025-07-02T00:00:00.000002+00:00"),
+    ]
+    assert engine.rows("SELECT changed_at FROM stem.streams") == [("2025-07-02T00:00:00.000002+00:00",)]

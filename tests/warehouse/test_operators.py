@@ -188,6 +188,14 @@ def test_a_connection_that_cannot_be_loaded_into_fails_the_task(connection, mess
         loaded(RECEIPT)
 
 
+@pytest.mark.parametrize("schema", ["temp", "System"])
+def test_names_that_only_duckdb_reserves_fail_the_task_there(schema, lake, tmp_path, monkeypatch):
+    connection = {"conn_type": "duckdb", "host": str(tmp_path / "telemetry.duckdb")}
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
+    with pytest.raises(AirflowFailException, match=f"^Invalid schema '{schema}': DuckDB reserves .* Use another"):
+        loaded(RECEIPT, schema=schema)
+
+
 @pytest.mark.parametrize("name", ["stem.duckdb", "STEM.db", "stem", "stem.v2.duckdb", ".stem"])
 def test_duckdb_cannot_distinguish_a_file_from_a_schema_of_the_same_name(name, tmp_path):
     """This is why such a file is rejected."""
@@ -207,7 +215,7 @@ def test_a_missing_connection_fails_the_task(lake):
 COMMON = [
     Wrong("sql_conn_id", CONNECTIONS, "must be the id of a connection"),
     Wrong("schema", ["", "a b", "1st", "a.b", "x" * 64, None, 17, True], "Use up to 63 letters"),
-    Wrong("schema", ["temp", "System", "information_schema", "pg_catalog"], "Use another, such as 'stem'"),
+    Wrong("schema", ["information_schema", "Information_Schema", "pg_catalog", "PG_x"], "Use another, such as 'stem'"),
     Wrong("lock_timeout", DURATIONS, "must be a timedelta above zero"),
 ]
 OPERATORS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -131,15 +132,33 @@ def test_an_object_without_a_digest_and_a_missing_object_are_rejected():
             staging.add(landed)
 
 
+def test_an_object_of_another_program_is_rejected_also_if_its_rows_fit():
+    """Its rows are those of the receipt, but it has no digest."""
+    body = parquet([row(1)])
+
+    def fetch(_, file):
+        file.write(body)
+        return Version("", None, LANDED_AT)
+
+    landed = LandedObject("s3://lake/x", 1, len(body), digest_of(body), LANDED_AT, at("01T00:00"), at("02T00:00"))
+    with Staging(fetch) as staging, pytest.raises(StemDataError, match="has no SHA-256"):
+        staging.add(landed)
+
+
 def test_a_receipt_with_another_number_of_rows_is_rejected():
     with pytest.raises(StemDataError, match="has 1 rows and its receipt lists 2"):
         staged(parquet([row(1)]), 2)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_values_that_are_not_finite_are_rejected(value):
-    with pytest.raises(StemDataError, match="not a finite number"):
-        staged(parquet([row(1), row(2, value=value)]), 2)
+    number = float(value)
+    times = "2025-07-01T00:00:00Z,2025-07-01T00:15:00Z"
+    text = f"{','.join(LANDING_SCHEMA.names)}\nsite-a,MONITOR,900,{times},{value}\n"
+    lines = json.dumps(dict(zip(LANDING_SCHEMA.names, ["a", "MONITOR", 900, *times.split(","), number], strict=True)))
+    for body, rows in [(parquet([row(1), row(2, value=number)]), 2), (text.encode(), 1), (f"{lines}\n".encode(), 1)]:
+        with pytest.raises(StemDataError, match="The object is invalid"):
+            staged(body, rows)
 
 
 def test_other_columns_than_the_landing_schemas_are_rejected():

@@ -111,9 +111,10 @@ days AS (
             WHERE stream_days.day = covered.day AND stream_days.resolution = covered.resolution
         ) AS arrived
             ON arrived.site_id = due.site_id AND arrived.stream_type = due.stream_type
-        WHERE due.resolution = covered.resolution
         OFFSET 0
     ) AS of_day
+    -- Not within the subquery, where the planner would expect few rows and look each of them up.
+    WHERE of_day.resolution = covered.resolution
 ),
 {% else %}
 days AS (
