@@ -68,12 +68,12 @@ class DuckDBSession(Session):
         try:
             return self._connection.execute(self.with_schema(sql), list(parameters)).fetchall()
         except _FINAL as exc:
-            remedy = (
-                "Remove read_only from the connection's Extra, or the option from its Host"
-                if "read-only" in str(exc)
-                else "Compare the tables with those of an empty schema, or use another schema"
-            )
-            raise StemConfigError(f"DuckDB rejects the load: {one_line(str(exc))}. {remedy}.") from exc
+            if "read-only" in str(exc):
+                raise StemConfigError("The DuckDB file is open for reading only. Remove read_only.") from exc
+            raise StemConfigError(
+                f"DuckDB rejects the load: {one_line(str(exc))}. Compare the tables with those of an empty schema, or "
+                "use another schema."
+            ) from exc
 
     def change(self, sql: str, *parameters: Any) -> int:
         """Run a statement and return the number of rows that it inserted or updated."""
@@ -134,11 +134,11 @@ def _open(connect: Callable[[], DuckDBPyConnection], deadline: float, lock_timeo
         except duckdb.IOException as exc:
             # The whole phrase, since the message also contains the file's path.
             if "Could not set lock on file" not in str(exc):
-                error = StemConfigError if _NO_RETRY.search(str(exc)) else StemTransportError
-                raise error(
+                message = (
                     f"The DuckDB file cannot be opened ({one_line(str(exc))}). Set the connection's Host to the path "
                     "of a DuckDB file in an existing folder that the worker can write."
-                ) from exc
+                )
+                raise (StemConfigError if _NO_RETRY.search(str(exc)) else StemTransportError)(message) from exc
             if time.monotonic() + pause > deadline:
                 raise StemTransportError(
                     f"Another process has had the DuckDB file open for {lock_timeout:g} s. End it, or try again later; "

@@ -203,19 +203,30 @@ class PostgresSession(Session):
                 raise StemTransportError(
                     f"Another session has locked schema {self.schema!r} for {self._lock_timeout:g} s. Try again later."
                 ) from None
-            if code == _INSUFFICIENT_PRIVILEGE:
-                remedy = (
-                    "Grant TEMPORARY on the database to the role of the connection"
-                    if "temporary" in text
-                    else "Grant the role of the connection USAGE and CREATE on the schema, and SELECT, INSERT and "
-                    "UPDATE on its tables; only the owner of table streams can create its partitions"
-                )
-            elif code == _READ_ONLY:
-                remedy = "Use a connection to the primary server, with a role that may write"
-            elif not code and _NO_RETRY.search(text):
-                remedy = "Correct Login, Password and Schema (the database) of the connection"
-            elif code[:2] in _FINAL_CLASSES and code not in _RACES:
-                remedy = "Compare the tables with those of an empty schema, or use another schema"
-            else:
+            fix = _fix(code, text)
+            if not fix:
                 raise
-            raise StemConfigError(f"PostgreSQL rejects the load: {text}. {remedy}.") from exc
+            raise StemConfigError(f"PostgreSQL rejects the load: {text}. {fix}.") from exc
+
+
+def _fix(code: str, text: str) -> str:
+    """
+    Return what to do about an error, or an empty string if a retry may help.
+
+    :param code: its SQLSTATE, if it has one.
+    :param text: the first line of its message.
+    """
+    if code == _INSUFFICIENT_PRIVILEGE and "temporary" in text:
+        return "Grant TEMPORARY on the database to the role of the connection"
+    if code == _INSUFFICIENT_PRIVILEGE:
+        return (
+            "Grant the role of the connection USAGE and CREATE on the schema, and SELECT, INSERT and UPDATE on its "
+            "tables; only the owner of table streams can create its partitions"
+        )
+    if code == _READ_ONLY:
+        return "Use a connection to the primary server, with a role that may write"
+    if not code and _NO_RETRY.search(text):
+        return "Correct Login, Password and Schema (the database) of the connection"
+    if code[:2] in _FINAL_CLASSES and code not in _RACES:
+        return "Compare the tables with those of an empty schema, or use another schema"
+    return ""

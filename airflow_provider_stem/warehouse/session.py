@@ -115,11 +115,16 @@ class Session(ABC):
             table = statement.partition("(")[0].rpartition(".")[2].strip()
             for column, kind in _COLUMN.findall(statement):
                 stored = found.get((table, column))
-                name = f"Column {column} of table {self.schema}.{table}"
                 if stored is None:
-                    raise StemConfigError(f"{name} is missing. Add it with type {kind}, or use another schema.")
+                    raise StemConfigError(
+                        f"Table {self.schema}.{table} has no column {column}. Add it with type {kind}, or use another "
+                        "schema."
+                    )
                 if _TYPE_NAMES.get(stored.upper(), stored.upper()) != kind:
-                    raise StemConfigError(f"{name} has type {stored}. Change it to {kind}, or use another schema.")
+                    raise StemConfigError(
+                        f"Column {column} of table {self.schema}.{table} has type {stored}. Change it to {kind}, or "
+                        "use another schema."
+                    )
         if not is_complete:
             for statement in statements(self.engine, "views"):
                 self.execute(statement)

@@ -68,10 +68,9 @@ def check_time_zone(argument: str, value: object) -> None:
     names = value if isinstance(value, Mapping) else {None: value} if value is not None else {}
     for site_id, name in names.items():
         if not _is_time_zone(name):
-            of_site = "" if site_id is None else f" of site {site_id!r:.100}"
             raise StemConfigError(
-                f"Invalid {argument} {name!r:.100}{of_site}: not a time zone. Use a name such as 'America/Los_Angeles' "
-                "or 'UTC'."
+                f"Invalid {argument} {name!r:.100}{'' if site_id is None else f' of site {site_id!r:.100}'}: no such "
+                "time zone. Use a name such as 'America/Los_Angeles' or 'UTC'."
             )
 
 

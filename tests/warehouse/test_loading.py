@@ -393,7 +393,8 @@ def test_objects_of_one_period_are_merged_together_and_counted_separately(engine
     ) == [
         (f"s3://lake/{name}", *row)
         for name, row in zip(
-            names, [(2, 0, 0, 2, 0), (2, 0, 1, 1, 0), (1, 0, 0, 1, 1), (1, 0, 1, 0, 1), (2, 0, 1, 1, 0), (2, 2, 0, 0, 0)],
+            names,
+            [(2, 0, 0, 2, 0), (2, 0, 1, 1, 0), (1, 0, 0, 1, 1), (1, 0, 1, 0, 1), (2, 0, 1, 1, 0), (2, 2, 0, 0, 0)],
             strict=True,
         )
     ]  # fmt: skip

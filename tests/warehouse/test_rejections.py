@@ -115,7 +115,7 @@ def test_a_duckdb_file_that_cannot_be_written_is_an_error(engine, bucket, receip
     bucket.load(engine, receipt)
     engine.connect = lambda: duckdb.connect(engine.address, read_only=True)
     later = bucket.land("later", {A: [1.5]}, "01T00:00", "01T01:00")
-    with pytest.raises(StemConfigError, match="read-only mode.* Remove read_only from the connection's Extra"):
+    with pytest.raises(StemConfigError, match="open for reading only. Remove read_only"):
         bucket.load(engine, later)
     (tmp_path / "other").write_bytes(b"no database" * 1000)
     engine.connect = lambda: duckdb.connect(str(tmp_path / "other"))
@@ -134,14 +134,17 @@ def test_a_duckdb_file_that_cannot_be_written_is_an_error(engine, bucket, receip
         ),
         ("ALTER COLUMN kw_total_avg TYPE real", "kw_total_avg of table stem.streams has type (real|FLOAT). Change it"),
         ("ALTER COLUMN resolution TYPE bigint", "resolution of .* has type (?i:bigint). Change it to INTEGER"),
-        ("DROP COLUMN loaded_at", "loaded_at of .* is missing. Add it with type TIMESTAMP WITH TIME ZONE"),
+        (
+            "DROP COLUMN loaded_at",
+            "Table stem.streams has no column loaded_at. Add it with type TIMESTAMP WITH TIME ZONE",
+        ),
     ],
 )
 def test_a_column_that_is_missing_or_has_another_type_is_an_error(change, message, engine, bucket, receipt):
     bucket.load(engine, receipt)
     run(engine, *(f"DROP VIEW {SCHEMA}.{view}" for view in ("energy", "demand_peaks", "daily_demand_peaks")))
     run(engine, f"ALTER TABLE {SCHEMA}.streams {change}")
-    with pytest.raises(StemConfigError, match=f"^Column {message}"):
+    with pytest.raises(StemConfigError, match=message):
         bucket.load(engine, receipt)
 
 
