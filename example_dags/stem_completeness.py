@@ -1,8 +1,8 @@
 """
 Publish the completeness of the last days every morning, as one HTML page in S3.
 
-Reads the view ``stem.completeness`` with the connection ``stem_warehouse``, which can be of any type that has an SQL
-hook in Airflow, and writes the page with ``aws_default``. The page is self-contained: open it in a browser.
+Reads the view ``stem.completeness`` with the connection ``stem_warehouse``, of DuckDB or PostgreSQL, and writes the
+page with ``aws_default``. The page is self-contained: open it in a browser.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ with DAG(
         params = context["params"]
         warehouse: Any = BaseHook.get_hook("stem_warehouse")
         made = datetime.now(UTC)
-        days = [made.date() - timedelta(days=back) for back in range(params["days"], 0, -1)]
+        first, last = (made.date() - timedelta(days=back) for back in (params["days"], 1))
 
         def rows() -> Iterator[Any]:
-            # One day at a time, since the result of a query is held in memory.
-            for day in days:
+            # Ten days at a time, since the result of a query is held in memory.
+            for start in range(params["days"], 0, -10):
+                since, until = made.date() - timedelta(days=start), made.date() - timedelta(days=max(start - 9, 1))
                 yield from warehouse.get_records(
-                    f"SELECT {', '.join(COLUMNS)} FROM stem.completeness WHERE day = DATE '{day}'"  # noqa: S608 - no foreign values
+                    f"SELECT {', '.join(COLUMNS)} FROM stem.completeness "  # noqa: S608 - no foreign values
+                    f"WHERE day BETWEEN DATE '{since}' AND DATE '{until}'"
                 )
 
         with TemporaryFile() as page:
-            summary = write_page(rows(), page, first_day=days[0], last_day=days[-1], made=made)
+            summary = write_page(rows(), page, first_day=first, last_day=last, made=made)
             size = page.tell()
             page.seek(0)
             s3 = S3Hook(extra_args={"ContentType": CONTENT_TYPE})

@@ -15,7 +15,6 @@ from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
-import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +22,9 @@ from hypothesis import strategies as st
 from airflow_provider_stem.completeness import COLUMNS, CONTENT_TYPE, STATUSES, Summary, write_page
 from airflow_provider_stem.errors import StemConfigError
 from tests.support import printed_by
+from tests.warehouse.conftest import engine
+
+__all__ = ["engine"]
 
 ROOT = Path(__file__).parent.parent
 FIRST, LAST = date(2025, 7, 1), date(2025, 7, 10)
@@ -320,28 +322,34 @@ def publish():
 
 
 @pytest.mark.s3
-def test_the_example_publishes_the_last_days_of_the_view(publish, lake, tmp_path, monkeypatch):
+@pytest.mark.parametrize("days", [3, 13])
+def test_the_example_publishes_the_last_days_of_the_view(days, engine, publish, lake, monkeypatch):
     today = datetime.now(UTC).date()
     covered = [
-        (site, stream_type, 900, today - timedelta(back), 96, 96 - back * n, n, "missing" if back * n else "complete")
+        (site, stream_type, 900, today - timedelta(back), 96, 96 - short * n, n, "missing" if short * n else "complete")
         for n, site in enumerate(["whole", "o'clock", "</script>"])
         for stream_type in ("CONVERTER", "MONITOR")
-        for back in range(3, 0, -1)
+        for short, back in enumerate((1, 2, days), 1)
     ]
-    others = [("old", "MONITOR", 900, today - timedelta(back), 96, 0, 0, "missing") for back in (0, 4)]
-    with duckdb.connect(str(tmp_path / "warehouse.duckdb")) as warehouse:
-        warehouse.execute("CREATE SCHEMA stem")
-        warehouse.execute(
-            "CREATE TABLE stem.days (status text, late bigint, received hugeint, expected bigint, day date, "
-            "resolution integer, stream_type text, site_id text)"
-        )
-        warehouse.executemany(
-            "INSERT INTO stem.days VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [r[::-1] for r in covered + others]
-        )
-        warehouse.execute("CREATE VIEW stem.completeness AS SELECT * FROM stem.days")
-    connection = {"conn_type": "duckdb", "host": str(tmp_path / "warehouse.duckdb")}
-    monkeypatch.setenv("AIRFLOW_CONN_STEM_WAREHOUSE", json.dumps(connection))
-    params = {"bucket": lake.bucket, "key": "stem/completeness.html", "days": 3}
+    others = [("old", "MONITOR", 900, today - timedelta(back), 96, 0, 0, "missing") for back in (0, days + 1)]
+    values = ", ".join(f"{(*row[:3], str(row[3]), *row[4:])}" for row in covered + others).replace(
+        '"o\'clock"', "'o''clock'"
+    )
+    names = "site_id, stream_type, resolution, day, expected, received, late, status"
+    warehouse = engine.connect()
+    cursor = warehouse.cursor()
+    cursor.execute("CREATE SCHEMA stem")
+    # Some databases return the sum of integers as a decimal. The columns are in another order.
+    cursor.execute(
+        "CREATE TABLE stem.days (status text, late bigint, received decimal(20, 0), expected bigint, day date, "
+        "resolution integer, stream_type text, site_id text)"
+    )
+    cursor.execute(f"INSERT INTO stem.days ({names}) VALUES {values}")
+    cursor.execute("CREATE VIEW stem.completeness AS SELECT * FROM stem.days")
+    warehouse.commit()
+    warehouse.close()
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_WAREHOUSE", engine.connection)
+    params = {"bucket": lake.bucket, "key": "stem/completeness.html", "days": days}
 
     lake.client.put_object(Bucket=lake.bucket, Key="stem/completeness.html", Body=b"of yesterday")
     published = publish(params=params)
