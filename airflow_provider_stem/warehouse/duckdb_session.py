@@ -6,7 +6,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +66,8 @@ class DuckDBSession(Session):
 
         :raises StemConfigError: the database is read-only, or has other tables.
         """
-        try:
+        with _errors():
             return self._connection.execute(self.with_schema(sql), list(parameters)).fetchall()
-        except _FINAL as exc:
-            if "read-only" in str(exc):
-                raise StemConfigError("The DuckDB file is open for reading only. Remove read_only.") from exc
-            raise StemConfigError(
-                f"DuckDB rejects the load: {one_line(str(exc))}. Compare the tables with those of an empty schema, or "
-                "use another schema."
-            ) from exc
 
     def change(self, sql: str, *parameters: Any) -> int:
         """Run a statement and return the number of rows that it inserted or updated."""
@@ -86,6 +80,21 @@ class DuckDBSession(Session):
         self._connection.register("stem_rows", pa.RecordBatchReader.from_batches(schema, batches))
         self.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM stem_rows")  # noqa: S608 - names of this package
         self._connection.unregister("stem_rows")
+
+    def stage(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Provide rows as a view of Arrow memory. DuckDB would free a table only at the end of the transaction."""
+        self._connection.register(table, pa.Table.from_batches(batches, schema))
+
+    def stage_query(self, table: str, sql: str, *parameters: Any) -> int:
+        """Provide the rows of a query as a view of Arrow memory, and return their number."""
+        with _errors():
+            rows = self._connection.sql(self.with_schema(sql), params=list(parameters)).to_arrow_table()
+        self._connection.register(table, rows)
+        return int(rows.num_rows)
+
+    def drop(self, table: str) -> None:
+        """Drop a view of Arrow memory."""
+        self._connection.unregister(table)
 
     def lock(self, table: str) -> None:
         """Do nothing, since only one load at a time can have the file open."""
@@ -122,6 +131,19 @@ class DuckDBSession(Session):
     def create_schema(self) -> None:
         """Create the schema if it does not exist."""
         self.execute("CREATE SCHEMA IF NOT EXISTS {{ params.schema }}")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except _FINAL as exc:
+        if "read-only" in str(exc):
+            raise StemConfigError("The DuckDB file is open for reading only. Remove read_only.") from exc
+        raise StemConfigError(
+            f"DuckDB rejects the load: {one_line(str(exc))}. Compare the tables with those of an empty schema, or "
+            "use another schema."
+        ) from exc
 
 
 def _open(connect: Callable[[], DuckDBPyConnection], deadline: float, lock_timeout: float) -> DuckDBPyConnection:

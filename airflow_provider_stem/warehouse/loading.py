@@ -153,8 +153,8 @@ class _Merge:
         self._session, self._staging, self._group, self._run = session, staging, group, run
         self._period = group.start, group.end
         (
-            self._create_days, self._create_known, self._read_known, self._count_stored, self._create_staged,
-            self._comparison, self._find_changed, self._change, self._restate, self._add,
+            self._read_known, self._count_stored, self._comparison, self._find_changed, self._change, self._restate,
+            self._add,
         ) = statements(session.engine, "load")  # fmt: skip
 
     def run(self) -> dict[int, Counts]:
@@ -162,14 +162,12 @@ class _Merge:
         session = self._session
         session.prepare(*self._period)
         days = pa.concat_tables(self._group.days)
-        session.execute(self._create_days)
-        session.append("stem_days", DAYS_SCHEMA, days.to_batches())
-        session.execute(self._create_known)
-        is_new = not session.change(self._read_known, self._group.resolution, *self._period)
+        session.stage("stem_days", DAYS_SCHEMA, days.to_batches())
+        is_new = not session.stage_query("stem_known", self._read_known, self._group.resolution, *self._period)
         counts = self._append() if is_new else self._merge()
         update_days(session, days, self._run.now)
         for table in ("stem_days", "stem_known"):
-            session.execute(f"DROP TABLE {table}")
+            session.drop(table)
         return counts
 
     def _append(self) -> dict[int, Counts]:
@@ -199,25 +197,23 @@ class _Merge:
     def _merge(self) -> dict[int, Counts]:
         """Compare the rows with those of the table, and write what differs."""
         session, run = self._session, self._run
-        session.execute(self._create_staged)
-        session.append("stem_staged", _STAGED, self._numbered())
+        session.stage("stem_staged", _STAGED, self._numbered())
         before = self._compare()
         differing = sum(changed for _, _, changed, _ in before.values())
         changes = 0
         if differing:
-            session.execute(self._find_changed, run.now)
+            session.stage_query("stem_changed", self._find_changed, run.now)
             changes = session.change(self._change, *self._period)
             for number, one in self._group.objects.items():
                 session.execute(self._restate, one.landed.uri, run.dag_id, run.run_id, number)
-            session.execute("DROP TABLE stem_changed")
+            session.drop("stem_changed")
         missing = sum(one.rows - before[number][1] for number, one in self._group.objects.items())
         additions = session.change(self._add, run.now, run.now) if missing > 0 else 0
         after = before
         # These rows are used for billing, so what was written is verified before it is committed.
         if changes or additions:
-            session.execute("DROP TABLE stem_known")
-            session.execute(self._create_known)
-            session.change(self._read_known, self._group.resolution, *self._period)
+            session.drop("stem_known")
+            session.stage_query("stem_known", self._read_known, self._group.resolution, *self._period)
             after = self._compare()
         counted = {}
         for number, one in self._group.objects.items():
@@ -232,7 +228,7 @@ class _Merge:
                 )
             # All rows of the object lie in its period.
             counted[number] = _counts(one.rows, one.rows - known, changed, in_period - known)
-        session.execute("DROP TABLE stem_staged")
+        session.drop("stem_staged")
         return counted
 
     def _numbered(self) -> Iterator[pa.RecordBatch]:

@@ -12,10 +12,19 @@ import pyarrow as pa
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
+from airflow_provider_stem.streams.tables import INSTANT
 from airflow_provider_stem.warehouse.postgres_copy import binary_copy
 from airflow_provider_stem.warehouse.session import Session
 from airflow_provider_stem.warehouse.sql import SCHEMA
 
+_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float64(): "DOUBLE PRECISION",
+    pa.date32(): "DATE",
+    INSTANT: "TIMESTAMP WITH TIME ZONE",
+}
 _LOCK_NOT_AVAILABLE = "55P03"
 _INSUFFICIENT_PRIVILEGE = "42501"
 _READ_ONLY = "25006"
@@ -108,9 +117,8 @@ class PostgresSession(Session):
             return int(cursor.rowcount)
 
     def append(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-        """Insert rows with COPY, and renew the planner's statistics if the table is a temporary one."""
-        target = self.with_schema(table)
-        copy = f"COPY {target} ({', '.join(schema.names)}) FROM STDIN WITH (FORMAT binary)"
+        """Insert rows with COPY."""
+        copy = f"COPY {self.with_schema(table)} ({', '.join(schema.names)}) FROM STDIN WITH (FORMAT binary)"
         with self._errors(), self._connection.cursor() as cursor:
             rows = binary_copy(batches)
             if hasattr(cursor, "copy_expert"):
@@ -119,8 +127,21 @@ class PostgresSession(Session):
                 with cursor.copy(copy) as sink:
                     for piece in rows:
                         sink.write(piece)
-            if target == table:
-                cursor.execute(f"ANALYZE {table}")
+
+    def stage(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Provide rows as a temporary table with the planner's statistics."""
+        columns = ", ".join(f"{field.name} {_TYPES[field.type]}" for field in schema)
+        self.execute(f"CREATE TEMPORARY TABLE {table} ({columns})")
+        self.append(table, schema, batches)
+        self.execute(f"ANALYZE {table}")
+
+    def stage_query(self, table: str, sql: str, *parameters: Any) -> int:
+        """Provide the rows of a query as a temporary table, and return their number."""
+        return self.change(f"CREATE TEMPORARY TABLE {table} AS {sql}", *parameters)
+
+    def drop(self, table: str) -> None:
+        """Drop a temporary table."""
+        self.execute(f"DROP TABLE {table}")
 
     def prepare(self, start: datetime, end: datetime) -> None:
         """

@@ -58,6 +58,18 @@ class Session(ABC):
         """Insert rows into the columns of a table that the schema names, in bulk."""
 
     @abstractmethod
+    def stage(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Provide rows as a temporary table, until it is dropped."""
+
+    @abstractmethod
+    def stage_query(self, table: str, sql: str, *parameters: Any) -> int:
+        """Provide the rows of a query as a temporary table, until it is dropped, and return their number."""
+
+    @abstractmethod
+    def drop(self, table: str) -> None:
+        """Drop a temporary table."""
+
+    @abstractmethod
     def lock(self, table: str) -> None:
         """Lock a table against other writers until the transaction ends. Readers are not blocked."""
 

@@ -111,16 +111,15 @@ def load_sites(
         with session.transaction():
             session.create_missing()
         with session.transaction():
-            stage, count_known, close, open_new, mark_listed, drop = statements(session.engine, "sites")
-            session.execute(stage)
-            session.append("stem_listed", listing_schema(), [listing])
+            count_known, close, open_new, mark_listed = statements(session.engine, "sites")
+            session.stage("stem_listed", listing_schema(), [listing])
             session.lock("sites")
             now = listed_at or datetime.now(UTC)
             [(known,)] = session.execute(count_known)
             changed = session.change(close, now)
             session.execute(open_new, now, now)
             session.execute(mark_listed, now)
-            session.execute(drop)
+            session.drop("stem_listed")
     counts = {"sites": len(rows), "added": len(rows) - known, "changed": changed, "unchanged": known - changed}
     log.info("Loaded %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return counts

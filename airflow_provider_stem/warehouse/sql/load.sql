@@ -16,27 +16,12 @@ JOIN {{ schema }}.streams AS stored ON stored.site_id = loaded.site_id AND store
 WHERE stored.resolution = ? AND stored.interval_end > ? AND stored.interval_end <= ?
 {% endif %}
 {% endmacro %}
-CREATE TEMPORARY TABLE stem_days (
-    object INTEGER, site_id VARCHAR, stream_type VARCHAR, resolution INTEGER, day DATE, am BIGINT, pm BIGINT
-);
-
-CREATE TEMPORARY TABLE stem_known (
-    object INTEGER, site_id VARCHAR, stream_type VARCHAR, interval_end TIMESTAMP WITH TIME ZONE,
-    kw_total_avg DOUBLE PRECISION, changed_at TIMESTAMP WITH TIME ZONE
-);
-
-INSERT INTO stem_known
 SELECT loaded.object, stored.site_id, stored.stream_type, stored.interval_end, stored.kw_total_avg, stored.changed_at
 {{ stored("stored.*") }};
 
 SELECT loaded.object, count(*), count(stored.kw_total_avg)
 {{ stored("stored.kw_total_avg") }}
 GROUP BY loaded.object;
-
-CREATE TEMPORARY TABLE stem_staged (
-    object INTEGER, site_id VARCHAR, stream_type VARCHAR, resolution INTEGER,
-    interval_start TIMESTAMP WITH TIME ZONE, interval_end TIMESTAMP WITH TIME ZONE, kw_total_avg DOUBLE PRECISION
-);
 
 SELECT staged.object, count(*) AS compared, count(known.site_id) AS known,
     count(CASE WHEN known.kw_total_avg IS DISTINCT FROM staged.kw_total_avg THEN known.site_id END) AS changed,
@@ -51,7 +36,6 @@ GROUP BY staged.object;
 
 -- The values of one key are ordered by changed_at, even if two objects of a load have them, or the clocks of workers
 -- differ.
-CREATE TEMPORARY TABLE stem_changed AS
 SELECT staged.*, known.kw_total_avg AS old_kw,
     GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.changed_at + INTERVAL '1 microsecond') AS changed_at
 FROM stem_staged AS staged

@@ -1,10 +1,4 @@
 -- The statements that load site records, in the order in which they run.
-CREATE TEMPORARY TABLE stem_listed (
-    site_id VARCHAR, name VARCHAR, client_id VARCHAR, time_zone VARCHAR
-{%- for type in types %}, {{ since_column(type) }} TIMESTAMP WITH TIME ZONE{% endfor %}
-
-);
-
 SELECT count(DISTINCT listed.site_id) AS known
 FROM stem_listed AS listed
 JOIN {{ schema }}.sites AS known ON known.site_id = listed.site_id;
@@ -48,5 +42,3 @@ SET last_listed_at = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.last_li
     time_zone = coalesce(listed.time_zone, known.time_zone)
 FROM stem_listed AS listed
 WHERE known.site_id = listed.site_id AND known.valid_to IS NULL;
-
-DROP TABLE stem_listed;
