@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # The file's own lock excludes other processes only. Of two loads in one process, the later commit would fail.
 _PROCESS_LOCK = threading.Lock()
 _LONGEST_PAUSE = 1.0
+_STAGED = ("stem_days", "stem_known", "stem_staged", "stem_changed", "stem_listed")
 _FINAL = (duckdb.ProgrammingError, duckdb.DataError, duckdb.IntegrityError, duckdb.NotSupportedError)
 _NO_RETRY = re.compile(
     "No such file or directory|Is a directory|Permission denied|Read-only file system|read-only mode"
@@ -49,6 +50,7 @@ class DuckDBSession(Session):
 
     def __init__(self, connect: Callable[[], DuckDBPyConnection], schema: str, lock_timeout: float) -> None:
         super().__init__(schema, lock_timeout)
+        self._staged: dict[str, pa.Table] = {}
         deadline = time.monotonic() + lock_timeout
         if not _PROCESS_LOCK.acquire(timeout=lock_timeout):
             raise StemTransportError(
@@ -66,8 +68,8 @@ class DuckDBSession(Session):
 
         :raises StemConfigError: the database is read-only, or has other tables.
         """
-        with _errors():
-            return self._connection.execute(self.with_schema(sql), list(parameters)).fetchall()
+        rows: list[tuple[Any, ...]] = self._run(sql, parameters)
+        return rows
 
     def change(self, sql: str, *parameters: Any) -> int:
         """Run a statement and return the number of rows that it inserted or updated."""
@@ -82,19 +84,27 @@ class DuckDBSession(Session):
         self._connection.unregister("stem_rows")
 
     def stage(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-        """Provide rows as a view of Arrow memory. DuckDB would free a table only at the end of the transaction."""
-        self._connection.register(table, pa.Table.from_batches(batches, schema))
+        """Provide rows as an Arrow table."""
+        self._staged[table] = pa.Table.from_batches(batches, schema)
 
     def stage_query(self, table: str, sql: str, *parameters: Any) -> int:
-        """Provide the rows of a query as a view of Arrow memory, and return their number."""
-        with _errors():
-            rows = self._connection.sql(self.with_schema(sql), params=list(parameters)).to_arrow_table()
-        self._connection.register(table, rows)
-        return int(rows.num_rows)
+        """Provide the rows of a query as an Arrow table, and return their number."""
+        self._staged[table] = self._run(sql, parameters, as_arrow=True)
+        return int(self._staged[table].num_rows)
 
     def drop(self, table: str) -> None:
-        """Drop a view of Arrow memory."""
-        self._connection.unregister(table)
+        """Free a staged table."""
+        del self._staged[table]
+
+    def _run(self, sql: str, parameters: tuple[Any, ...], *, as_arrow: bool = False) -> Any:
+        # DuckDB finds the staged tables by the names of local variables. It would hold registered ones, like those of
+        # its own that are dropped, until the transaction ends.
+        stem_days, stem_known, stem_staged, stem_changed, stem_listed = map(self._staged.get, _STAGED)  # noqa: RUF059
+        text = self.with_schema(sql)
+        with _errors():
+            if as_arrow:
+                return self._connection.sql(text, params=list(parameters)).to_arrow_table()
+            return self._connection.execute(text, list(parameters)).fetchall()
 
     def lock(self, table: str) -> None:
         """Do nothing, since only one load at a time can have the file open."""
