@@ -80,7 +80,7 @@ class DuckDBSession(Session):
         """Insert rows directly from Arrow memory."""
         columns = ", ".join(schema.names)
         self._connection.register("stem_rows", pa.RecordBatchReader.from_batches(schema, batches))
-        self.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM stem_rows")  # noqa: S608 - names of this package
+        self.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM stem_rows")  # nosec B608 # noqa: S608 - names of this package
         self._connection.unregister("stem_rows")
 
     def stage(self, table: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
