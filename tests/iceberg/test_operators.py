@@ -113,8 +113,9 @@ def test_requests_to_s3_depend_on_the_objects_that_changed(
         _, again = requests(*receipts)
         assert counts_of(again, ("HEAD", "object"), ("GET", "object")) == (8, 0)
         assert sum(count for (_, kind), count in again.items() if kind == "data") == 0
-        # The table's metadata, its list of manifests and one manifest, each with a HEAD.
-        assert sum(count for (_, kind), count in again.items() if kind == "metadata") == 6
+        # A HEAD and a GET each: list of manifests, manifest, and the metadata of the table unless the catalog sends it.
+        files_read = 2 if catalog["conn_type"] == "iceberg" else 3
+        assert sum(count for (_, kind), count in again.items() if kind == "metadata") == 2 * files_read
         # One object is landed again with another value.
         [restated] = receipts[0]["objects"]
         sim = stem_simulator_factory(sites=8, seed=99)
