@@ -65,7 +65,7 @@ def test_a_load_that_is_killed_at_a_random_moment_is_done_or_not_and_can_be_repe
 
     target.load(*restate(-2.0))
     [whole] = race(target.start(tmp_path, *restate(-1.0), last_call=10**9))
-    before, rounds = -1.0, 30 if IS_FULL else 2
+    before, rounds = -1.0, 8 if IS_FULL else 2
     for value in map(float, range(rounds)):
         receipts = restate(value)
         # More than half of the calls are made before the commit, so moments near the end are drawn as often.

@@ -269,7 +269,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("steps", range(1, 61, 3) if IS_FULL else (2, 7, 60))
+@pytest.mark.parametrize("steps", range(1, 61, 12) if IS_FULL else (2, 7, 60))
 def test_maintenance_that_is_killed_is_completed_by_the_next_one(target, lake, steps):
     rows = target.rows()
     killed = subprocess.run(
