@@ -93,6 +93,12 @@ class PostgresSession(Session):
         super().__init__(schema, lock_timeout)
         with self._errors():
             self._connection = connect()
+            # COPY's binary format has text in the client's encoding, which a role or a database may set to another.
+            if hasattr(self._connection, "set_client_encoding"):  # psycopg 2
+                self._connection.set_client_encoding("UTF8")
+            else:
+                self._connection.execute("SET client_encoding TO 'UTF8'")
+                self._connection.commit()
 
     def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """

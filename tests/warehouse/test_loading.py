@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import duckdb
+import psycopg2  # type: ignore[import-untyped]
 import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
@@ -38,6 +39,19 @@ VALUES = "SELECT site_id, interval_end, kw_total_avg FROM stem.streams ORDER BY 
 @pytest.fixture
 def bucket():
     return Bucket()
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_ids_are_stored_as_they_are_whatever_the_client_encoding_is(engine, bucket, encoding):
+    ids = ["site-é", "现场-☀"]
+    landed = bucket.land("hour", {(one, "MONITOR"): [1.0, 2.0, 3.0, 4.0] for one in ids}, "01T00:00", "01T01:00")
+    connect = engine.connect
+    engine.connect = lambda: psycopg2.connect(engine.address, client_encoding=encoding)
+    assert bucket.load(engine, landed, at=at("01T02:00")) == counts(1, 8, 8, 0, 0, 0)
+    assert bucket.load(engine, landed, at=at("01T03:00")) == counts(1, 8, 0, 0, 8, 0)
+    engine.connect = connect
+    assert engine.rows("SELECT DISTINCT site_id FROM stem.streams ORDER BY 1") == [(one,) for one in sorted(ids)]
 
 
 def test_loading_again_changes_nothing_and_restated_values_replace_older_ones(engine, bucket):
