@@ -12,7 +12,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.iceberg import files
 from airflow_provider_stem.iceberg.tables import KEY
 from airflow_provider_stem.streams.tables import INSTANT
@@ -108,6 +108,8 @@ class Merge:
 
         :param parts: number of each of these partitions among those of the object, and how many rows it has there.
         :param rows: its rows in these partitions, in the landing schema.
+        :raises StemConfigError: a live file has rows that another engine has deleted.
+        :raises StemDataError: the table holds a key of these rows twice.
         """
         self._sources[source.uri] = source, parts
         rows = self._with_source(source, rows)
@@ -116,6 +118,7 @@ class Merge:
         is_new = pa.repeat(True, rows.num_rows)
         united: list[tuple[Piece, pa.Table]] = []
         is_changed = False
+        held_rows = 0
         for piece in self._pieces:
             if not files.may_overlap(piece.box, box):
                 continue
@@ -125,12 +128,18 @@ class Merge:
                 continue
             held_keys, keys = _keys(piece.rows, rows)
             position = pc.index_in(held_keys, keys)
+            held_rows += len(position) - position.null_count
             if position.null_count < len(position):
                 is_new = pc.and_(is_new, pc.invert(pc.is_in(keys, held_keys)))
                 union, has_changed = self._union(piece.rows, rows.take(position), source)
                 united.append((piece, union))
                 is_changed = is_changed or has_changed
         inserted = rows.filter(is_new)
+        if held_rows != rows.num_rows - inserted.num_rows:
+            raise StemDataError(
+                f"{'.'.join(self.table.name())} holds a key twice. Find the program that writes it besides this "
+                "package's operators, and remove the duplicates."
+            )
         self.counts.inserted += inserted.num_rows
         if is_changed or inserted.num_rows:
             replaced = [piece for piece, _ in united]

@@ -425,6 +425,16 @@ def test_a_file_with_deleted_rows_is_rejected(target, monkeypatch):
         target.load(land(target, "x", [2.0]))
 
 
+def test_rows_that_another_program_has_doubled_are_an_error(target):
+    target.load(land(target, "x", [1.0, 2.0]))
+    target.table.append(target.table.scan().to_arrow())
+    before = target.snapshots()
+    for values in ([1.0, 2.0, 3.0], [1.0, 5.0], [1.0]):
+        with pytest.raises(StemDataError, match="stem.streams holds a key twice"):
+            target.load(land(target, "y", values))
+    assert target.snapshots() == before
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
