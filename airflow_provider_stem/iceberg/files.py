@@ -112,9 +112,15 @@ def write(table: Table, partition: Partition, rows: pa.Table, name: str) -> Data
     :param rows: rows of this partition, as in :func:`rows_schema`.
     :param name: name of the file, which is never used again.
     """
-    ids = {field.name: field.field_id for field in table.schema().fields}
+    # Fields with parts, which others may have added, need the ids of their parts too.
+    with_ids = schema_to_pyarrow(table.schema())
     schema = pa.schema(
-        [one.with_metadata({**(one.metadata or {}), "PARQUET:field_id": str(ids[one.name])}) for one in rows.schema]
+        [
+            one.with_metadata({**(one.metadata or {}), **with_ids.field(one.name).metadata})
+            if one.name in COLUMNS.names
+            else with_ids.field(one.name)
+            for one in rows.schema
+        ]
     )
     rows = rows.sort_by(_ORDER).cast(schema)
     sink = pa.BufferOutputStream()

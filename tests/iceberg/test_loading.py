@@ -7,11 +7,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
 from pyiceberg.schema import Schema
 from pyiceberg.transforms import BucketTransform, IdentityTransform, MonthTransform
-from pyiceberg.types import DoubleType, FloatType, IntegerType, NestedField, StringType, TimestamptzType
+from pyiceberg.types import (
+    DoubleType,
+    FloatType,
+    IntegerType,
+    ListType,
+    MapType,
+    NestedField,
+    StringType,
+    StructType,
+    TimestamptzType,
+)
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
 from airflow_provider_stem.iceberg import commits, files, loading
@@ -423,6 +434,33 @@ def test_a_file_with_deleted_rows_is_rejected(target, monkeypatch):
     monkeypatch.setattr(loading, "_live", with_deletes)
     with pytest.raises(StemConfigError, match="has files with deleted rows.*rewrite_data_files"):
         target.load(land(target, "x", [2.0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (MapType(10, StringType(), 11, DoubleType(), value_required=False), [("a", 1.0), ("b", None)]),
+        (ListType(10, StringType(), element_required=False), ["a", None]),
+        (StructType(NestedField(10, "x", DoubleType(), required=False)), {"x": 1.0}),
+    ],
+    ids=["map", "list", "struct"],
+)
+def test_columns_with_parts_keep_their_values(kind, value, target):
+    target.load(land(target, "x", [1.0]))
+    with target.table.update_schema() as update:
+        update.add_column("tags", kind)
+    target.load(land(target, "y", [2.0], sites=("site-b",)))
+    table = target.table
+    rows = table.scan().to_arrow()
+    assert rows["tags"].to_pylist() == [None, None]
+    is_b = pc.equal(rows["site_id"], "site-b")
+    tags = pa.array([value if one else None for one in is_b.to_pylist()], rows.schema.field("tags").type)
+    table.overwrite(rows.set_column(rows.schema.get_field_index("tags"), rows.schema.field("tags"), tags))
+    # The rows are read, merged and written with the other column.
+    assert target.load(land(target, "y", [3.0, 4.0], sites=("site-b",)))["changed"] == 1
+    rows = target.table.scan().to_arrow().sort_by([("site_id", "ascending"), ("interval_end", "ascending")])
+    assert rows["kw_total_avg"].to_pylist() == [1.0, 3.0, 4.0]
+    assert rows["tags"].to_pylist() == [None, value, None]
 
 
 def test_rows_that_another_program_has_doubled_are_an_error(target):
