@@ -166,7 +166,7 @@ def test_airflow_runs_both_dags(loading, tmp_path):
         **os.environ,
         "AIRFLOW_HOME": str(tmp_path),
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder),
-        "STEM_BATCHES": "2",
+        "STEM_BATCHES": "3",  # of which one has no site
     }
     loading.sim.now = None
     due = f"{START + 3 * DAY}T00:00:00+00:00"
