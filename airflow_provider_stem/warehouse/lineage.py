@@ -15,17 +15,16 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_stem._lineage import load_facets, object_loaded, table_written
 from airflow_provider_stem.streams.records import LandedObject
-from airflow_provider_stem.streams.tables import LANDING_SCHEMA
+from airflow_provider_stem.streams.tables import INSTANT
 from airflow_provider_stem.warehouse.connections import duckdb_database_name
+from airflow_provider_stem.warehouse.loading import STREAMS_SCHEMA
 from airflow_provider_stem.warehouse.sites import listing_schema
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import OutputDataset
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-_INSTANT = LANDING_SCHEMA.field("interval_end").type
-_STREAMS = [*LANDING_SCHEMA, *(pa.field(name, _INSTANT) for name in ("loaded_at", "changed_at"))]
-_SITES = [*listing_schema(), *(pa.field(name, _INSTANT) for name in ("valid_from", "valid_to", "last_listed_at"))]
+_SITES = [*listing_schema(), *(pa.field(name, INSTANT) for name in ("valid_from", "valid_to", "last_listed_at"))]
 
 
 def objects_lineage(
@@ -49,7 +48,7 @@ def objects_lineage(
     return OperatorLineage(
         # The receipt of an object that was rewritten has an outdated row count; the table of loads has the right one.
         inputs=[object_loaded(landed, with_rows=not counts["replaced"]) for landed in objects],
-        outputs=[_table(sql_conn_id, schema, "streams", _STREAMS, written)],
+        outputs=[_table(sql_conn_id, schema, "streams", STREAMS_SCHEMA, written)],
         run_facets=load_facets(counts),
     )
 

@@ -29,6 +29,10 @@ _COUNTED = ("rows", "inserted", "changed", "unchanged", "absent")
 _GROUP_ROWS = 500_000
 """Rows that are merged together, unless one object has more."""
 
+STREAMS_SCHEMA = pa.schema([*LANDING_SCHEMA, pa.field("loaded_at", INSTANT), pa.field("changed_at", INSTANT)])
+"""The columns of the table ``streams``."""
+
+_STAGED = pa.schema([pa.field("object", pa.int32()), *LANDING_SCHEMA])
 _LOG = """
 INSERT INTO {{ params.schema }}.loads (
     uri, row_count, inserted, changed, unchanged, absent, resolution, window_start, window_end,
@@ -181,9 +185,9 @@ class _Merge:
                 for batch in self._staging.batches(one):
                     values[number] += batch.num_rows - batch.column("kw_total_avg").null_count
                     times = [pa.repeat(now, batch.num_rows)] * 2
-                    yield pa.RecordBatch.from_arrays([*batch.columns, *times], schema=_STREAMS)
+                    yield pa.RecordBatch.from_arrays([*batch.columns, *times], schema=STREAMS_SCHEMA)
 
-        self._session.append(f"{SCHEMA}.streams", _STREAMS, rows())
+        self._session.append(f"{SCHEMA}.streams", STREAMS_SCHEMA, rows())
         stored = self._session.execute(self._count_stored, self._group.resolution, *self._period)
         found = {number: counts for number, *counts in stored}
         for number, one in self._group.objects.items():
@@ -249,10 +253,6 @@ class _Merge:
             f"The table of streams holds duplicate keys, or another program writes it without a lock: {found}. Stop "
             f"that program, or remove the duplicates, and load again [{one_line(one.landed.uri)}]"
         )
-
-
-_STREAMS = pa.schema([*LANDING_SCHEMA, pa.field("loaded_at", INSTANT), pa.field("changed_at", INSTANT)])
-_STAGED = pa.schema([pa.field("object", pa.int32()), *LANDING_SCHEMA])
 
 
 def _counts(rows: int, inserted: int, changed: int = 0, absent: int = 0) -> Counts:

@@ -17,6 +17,7 @@ from tests.faults.proxy import FaultyProxy
 from tests.servers.catalogs import CATALOGS
 from tests.support import expected_rows, printed_by, run_context
 from tests.test_bad_input import CONNECTIONS, COUNTS, Wrong, assert_explains, each, own_arguments
+from tests.warehouse.helpers import RECEIPT
 
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
 DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
@@ -141,22 +142,6 @@ def test_a_damaged_object_fails_and_leaves_the_table_as_it_is(catalog, lake, ste
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
-
-RECEIPT = {
-    "objects": [
-        {
-            "uri": "s3://lake/x",
-            "rows": 1,
-            "bytes": 9,
-            "sha256": "0" * 64,
-            "read_at": DAY[1],
-            "start": DAY[0],
-            "end": DAY[1],
-        }
-    ],
-    "window": {"resolution": 900},
-    "rows": 1,
-}
 
 
 def test_a_missing_connection_fails_the_task(lake):

@@ -87,3 +87,21 @@ def counts(objects, rows, inserted, changed, unchanged, absent, replaced=0):
         "unchanged": unchanged,
         "absent": absent,
     }
+
+
+RECEIPT = {
+    "objects": [
+        {
+            "uri": "s3://lake/x",
+            "rows": 1,
+            "bytes": 9,
+            "sha256": "0" * 64,
+            "read_at": "2025-07-02T00:00Z",
+            "start": "2025-07-01T00:00Z",
+            "end": "2025-07-02T00:00Z",
+        }
+    ],
+    "window": {"resolution": 900},
+    "rows": 1,
+}
+"""A receipt of an object that is not in any store."""

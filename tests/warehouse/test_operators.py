@@ -20,7 +20,7 @@ from tests.faults.proxy import FaultyProxy, altered, reset_within
 from tests.support import expected_rows, printed_by, run_context
 from tests.test_bad_input import CONNECTIONS, DURATIONS, Wrong, assert_explains, each, own_arguments
 
-from .helpers import counts
+from .helpers import RECEIPT, counts
 
 TYPES = ("CONVERTER", "INTERVAL_REVENUE", "MONITOR")
 DAY = ("2025-07-01T00:00Z", "2025-07-02T00:00Z")
@@ -149,22 +149,6 @@ def test_a_rewritten_object_is_loaded_and_a_damaged_or_missing_one_is_an_error(e
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
-
-RECEIPT = {
-    "objects": [
-        {
-            "uri": "s3://lake/x",
-            "rows": 1,
-            "bytes": 9,
-            "sha256": "0" * 64,
-            "read_at": DAY[1],
-            "start": DAY[0],
-            "end": DAY[1],
-        }
-    ],
-    "window": {"resolution": 900},
-    "rows": 1,
-}
 
 
 @pytest.mark.parametrize(
