@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import NoSuchTableError, ServerError, TableAlreadyExistsError
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import BucketTransform, DayTransform, IdentityTransform
 from pyiceberg.types import DoubleType, IcebergType, IntegerType, NestedField, StringType, TimestamptzType
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.tables import INSTANT, LANDING_SCHEMA, description_of
@@ -40,6 +41,7 @@ _TYPES: dict[pa.DataType, IcebergType] = {
     pa.float64(): DoubleType(),
     INSTANT: TimestamptzType(),
 }
+_ATTEMPTS = 6
 _PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
     # By default the bounds of strings are cut off, so that files with similar long ids would seem to overlap.
@@ -50,6 +52,13 @@ _PROPERTIES = {
 }
 
 
+# A REST catalog may fail while another task creates the same namespace or table.
+@retry(
+    retry=retry_if_exception_type(ServerError),
+    stop=stop_after_attempt(_ATTEMPTS),
+    wait=wait_random_exponential(0.1, max=5),
+    reraise=True,
+)
 def open_table(catalog: Catalog, name: str, buckets: int) -> Table:
     """
     Return a table, which is created if it does not exist, also by several tasks at once.

@@ -10,9 +10,11 @@ from threading import Barrier
 import pyarrow as pa
 import pytest
 from pyiceberg.catalog.rest import RestCatalog
+from pyiceberg.exceptions import ServerError
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.iceberg.catalogs import catalog_errors, catalog_from
+from airflow_provider_stem.iceberg.tables import open_table
 from tests.servers.catalogs import CATALOGS, HAS_SQL, WITHOUT_SQL, sql_catalog
 from tests.servers.processes import HUNG_AFTER, free_ports
 
@@ -180,6 +182,21 @@ def test_a_catalog_that_does_not_answer_is_tried_again_later(uri, monkeypatch):
         connect(monkeypatch, extra={"uri": uri.format(*free_ports(1)), "warehouse": "/x"})
     assert "The catalog of connection 'stem_iceberg' failed: " in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+def test_a_server_that_fails_while_a_table_is_created_is_asked_again(catalog, lake, monkeypatch):
+    """Another task is creating the same namespace: some REST catalogs then fail for a moment."""
+    opened = catalog_from("stem_iceberg", "aws_default")
+    create, failures = opened.create_namespace, iter(range(2))
+
+    def fail_twice(*arguments):
+        if next(failures, None) is not None:
+            raise ServerError("InternalServerError: failed to check namespace")
+        create(*arguments)
+
+    monkeypatch.setattr(opened, "create_namespace", fail_twice)
+    assert open_table(opened, "stem.streams", 4).name() == ("stem", "streams")
+    assert next(failures, None) is None
 
 
 def test_wrong_credentials_of_the_store_are_refused(catalog, lake, monkeypatch):
