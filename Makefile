@@ -15,13 +15,13 @@ COMPILE := VIRTUAL_ENV=$(VENV) $(UV) pip compile --quiet --universal --python-ve
 WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 EXTRAS := --extra simulator --extra duckdb --extra postgres --extra iceberg
 READERS := .venv-readers .venv-readers-iceberg .venv-readers-spark-3.3 .venv-readers-spark-3.5 .venv-readers-spark-4.1
-SEPARATE := tests/browser tests/campaigns tests/cluster tests/examples tests/readers
+SEPARATE := tests/browser tests/campaigns tests/cluster tests/dbt tests/examples tests/readers
 # COVERAGE=1 measures the branches that a run takes; `make coverage` reports those of all runs since the last report.
 PYTEST := $(BIN)/python$(if $(COVERAGE), -m coverage run) -m pytest
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-triggerer lock clean
+.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-dbt test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-triggerer lock clean
 
 ##@ Set up
 
@@ -43,7 +43,7 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml airflow_provider_
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
 WITH_US := bench docs lowest mutation
 
-$(addsuffix /.installed,$(BENCH) $(READERS) .venv-docs .venv-fuzz .venv-lowest .venv-mutation .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+$(addsuffix /.installed,$(BENCH) $(READERS) .venv-dbt .venv-docs .venv-fuzz .venv-lowest .venv-mutation .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench mutation,$*),$(LOCK))
@@ -69,6 +69,9 @@ test-campaigns: venv  ## Kill two hundred tasks, check a hundred random historie
 
 test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with other engines (Debian: default-jre-headless, for Spark).
 	$(PYTEST) tests/readers $(ARGS)
+
+test-dbt: venv .venv-dbt/.installed  ## Build the dbt package on DuckDB, PostgreSQL and an Iceberg table (Debian: postgresql).
+	$(PYTEST) tests/dbt $(ARGS)
 
 test-openapi: venv .venv-openapi/.installed  ## Check the simulator against its OpenAPI schema.
 	$(BIN)/python -m scripts.test_openapi .venv-openapi/bin/schemathesis $(ARGS)
@@ -185,6 +188,7 @@ lock: venv  ## Renew the pinned requirements. UPGRADE=: keep what is pinned.
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/bench.txt requirements/bench.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/fuzz.txt requirements/fuzz.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/mutation.txt requirements/mutation.in
+	$(COMPILE) --output-file requirements/dbt.txt requirements/dbt.in
 	$(COMPILE) --output-file requirements/openapi.txt requirements/openapi.in
 	for environment in $(READERS:.venv-%=%); do \
 		$(COMPILE) --output-file requirements/$$environment.txt requirements/$$environment.in || exit 1; \

@@ -24,7 +24,7 @@ LAYERS: Mapping[str, Sequence[str]] = {
         *("arguments", "lineage", "loads", "mapping", "s3", "schedules"),
         *("warehouse.connections", "warehouse.lineage", "iceberg.catalogs", "iceberg.lineage"),
     ),
-    "Warehouse": ("warehouse", "iceberg", "completeness"),
+    "Warehouse": ("warehouse", "iceberg", "completeness", "dbt"),
     "Streams": ("streams",),
     "API client": ("api",),
     "Common": ("", "connection_form", "disk", "errors", "text"),

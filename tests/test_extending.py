@@ -66,8 +66,8 @@ FOLLOWS = (
     + """
 import json
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
-from airflow_provider_stem.warehouse.sql import statements
-sql = {name: "".join(statements("postgres", name)) for name in ("tables", "views")}
+from airflow_provider_stem.warehouse.sql import statements, views
+sql = {"tables": "".join(statements("postgres", "tables")), "views": "".join(views("postgres"))}
 metadata = [LANDING_SCHEMA.field(name).metadata for name in ("stream_type", "kw_total_avg")]
 print(json.dumps({
     "metadata": [metadata[0][b"description"].decode(), metadata[1][b"sign"].decode()],

@@ -10,14 +10,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.warehouse.sql import SCHEMA, statements
+from airflow_provider_stem.warehouse.sql import SCHEMA, VIEWS, statements, views
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 RELATIONS = (
     *("streams", "restatements", "loaded_streams", "stream_days", "covered_days", "loads", "sites"),
-    *("energy", "demand_peaks", "daily_demand_peaks", "completeness"),
+    *VIEWS,
 )
 
 _SELECT_RELATIONS = """
@@ -138,7 +138,7 @@ class Session(ABC):
                         "use another schema."
                     )
         if not is_complete:
-            for statement in statements(self.engine, "views"):
+            for statement in views(self.engine):
                 self.execute(statement)
 
     def with_schema(self, sql: str) -> str:

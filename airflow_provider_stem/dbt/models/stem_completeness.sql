@@ -1,68 +1,13 @@
-{% macro utc_day(instant) %}CAST({{ instant }} AT TIME ZONE 'UTC' AS DATE){% endmacro %}
-{% macro local_time(instant) %}{{ instant }} AT TIME ZONE coalesce(zones.time_zone, 'UTC'){% endmacro %}
-{% macro zones() %}(SELECT site_id, time_zone FROM {{ schema }}.sites WHERE valid_to IS NULL) AS zones{% endmacro %}
--- Energy in kWh by direction, from the sign of the power. It is null, not zero, where the power is unknown. day and month
--- are those of the site's time zone in which the interval begins; month is its first day.
-CREATE OR REPLACE VIEW {{ schema }}.energy AS
-WITH power AS (
-    SELECT site_id, resolution, interval_start, interval_end,
-{% for type, one in types.items() if one.energy %}
-        max(CASE WHEN stream_type = '{{ type }}' THEN kw_total_avg END) AS {{ type | lower }}_kw{{ "," if not loop.last }}
-{% endfor %}
-    FROM {{ schema }}.streams
-    WHERE stream_type IN ({% for type, one in types.items() if one.energy %}'{{ type }}'{{ ", " if not loop.last }}{% endfor %})
-    GROUP BY site_id, resolution, interval_start, interval_end
-)
-SELECT power.site_id, resolution, interval_start, interval_end,
-{% for type, one in types.items() if one.energy %}
-{% set kw = type | lower ~ "_kw" %}
-    CASE WHEN {{ kw }} > 0 THEN {{ kw }} * resolution / 3600.0 WHEN {{ kw }} <= 0 THEN 0.0 END AS {{ one.energy[0] }},
-    CASE WHEN {{ kw }} < 0 THEN -{{ kw }} * resolution / 3600.0 WHEN {{ kw }} >= 0 THEN 0.0 END AS {{ one.energy[1] }},
-{% endfor %}
-    monitor_kw - converter_kw AS load_kw,
-    CAST({{ local_time("interval_start") }} AS DATE) AS day,
-    CAST(date_trunc('month', {{ local_time("interval_start") }}) AS DATE) AS month
-FROM power
-LEFT JOIN {{ zones() }} ON zones.site_id = power.site_id;
-
-{% for view, period in (("demand_peaks", "month"), ("daily_demand_peaks", "day")) %}
--- The highest 15-minute average of the site meter in each {{ period }} of the site's time zone, and the first interval with
--- that value. An interval belongs to the {{ period }} in which it begins.
-CREATE OR REPLACE VIEW {{ schema }}.{{ view }} AS
-WITH local_times AS (
-    SELECT stored.site_id, interval_start, interval_end, kw_total_avg,
-        CAST(date_trunc('{{ period }}', {{ local_time("interval_start") }}) AS DATE) AS {{ period }}
-    FROM {{ schema }}.streams AS stored
-    LEFT JOIN {{ zones() }} ON zones.site_id = stored.site_id
-    WHERE stream_type = 'MONITOR' AND resolution = 900 AND kw_total_avg IS NOT NULL
-),
-ranked AS (
-    SELECT local_times.*,
-        row_number() OVER (PARTITION BY site_id, {{ period }} ORDER BY kw_total_avg DESC, interval_end) AS place
-    FROM local_times
-)
-SELECT site_id, {{ period }}, kw_total_avg AS peak_kw, interval_start, interval_end
-FROM ranked
-WHERE place = 1;
-
-{% endfor %}
-{% macro bits(am, pm) %}
-{%- if engine == "postgres" -%}
-bit_count(CAST({{ am }} AS BIT(64))) + bit_count(CAST({{ pm }} AS BIT(64)))
-{%- else -%}
-CAST(bit_count({{ am }}) + bit_count({{ pm }}) AS BIGINT)
-{%- endif -%}
-{% endmacro %}
+{{ config(enabled=var('stem_warehouse')) }}
 -- Expected and received intervals of each stream, for each day that was loaded. Days are UTC days, and an interval
 -- belongs to the day in which it begins. A row is late if it was first loaded after the end of the following day.
-CREATE OR REPLACE VIEW {{ schema }}.completeness AS
 WITH known AS (
     -- A site that the last listing lacks is expected to deliver up to the last day on which it was listed.
-{% for type in types %}
-    SELECT site_id, '{{ type }}' AS stream_type, {{ since_column(type) }} AS since,
-        CASE WHEN last_listed_at < (SELECT max(last_listed_at) FROM {{ schema }}.sites)
-            THEN {{ utc_day("last_listed_at") }} END AS last_day
-    FROM {{ schema }}.sites WHERE valid_to IS NULL
+{% for type in var('stem_types') %}
+    SELECT site_id, '{{ type }}' AS stream_type, {{ type | lower }}_since AS since,
+        CASE WHEN last_listed_at < (SELECT max(last_listed_at) FROM {{ source('stem', 'sites') }})
+            THEN {{ stem_utc_day('last_listed_at') }} END AS last_day
+    FROM {{ source('stem', 'sites') }} WHERE valid_to IS NULL
 {% if not loop.last %}
     UNION ALL
 {% endif %}
@@ -71,10 +16,10 @@ WITH known AS (
 candidates AS (
     SELECT known.site_id, known.stream_type, kinds.resolution
     FROM known
-    JOIN (SELECT DISTINCT stream_type, resolution FROM {{ schema }}.loaded_streams) AS kinds
+    JOIN (SELECT DISTINCT stream_type, resolution FROM {{ source('stem', 'loaded_streams') }}) AS kinds
         ON kinds.stream_type = known.stream_type
     UNION
-    SELECT site_id, stream_type, resolution FROM {{ schema }}.loaded_streams
+    SELECT site_id, stream_type, resolution FROM {{ source('stem', 'loaded_streams') }}
 ),
 firsts AS (
     -- The first interval that begins at or after the stream's start, in seconds since 1970.
@@ -91,23 +36,23 @@ first_slots AS (
         CAST(43200 / resolution AS INTEGER) AS half
     FROM firsts
 ),
-due AS {{ "MATERIALIZED" if engine == "postgres" }} (
+due AS {{ 'MATERIALIZED' if target.type == 'postgres' }} (
     SELECT site_id, stream_type, resolution, first_day, last_day,
         -- The bits from the first interval on; 2^48 - 1 has all.
         CASE WHEN slot < half THEN 281474976710656 - (CAST(1 AS BIGINT) << slot) ELSE 0 END AS first_am,
         281474976710656 - (CAST(1 AS BIGINT) << GREATEST(slot - half, 0)) AS first_pm
     FROM first_slots
 ),
-{% if engine == "postgres" %}
+{% if target.type == 'postgres' %}
 days AS (
     -- One day after the other: so a condition on the day limits what is read.
     SELECT covered.day, covered.covered_am, covered.covered_pm, of_day.*
-    FROM {{ schema }}.covered_days AS covered
+    FROM {{ source('stem', 'covered_days') }} AS covered
     CROSS JOIN LATERAL (
         SELECT due.*, arrived.received_am, arrived.received_pm, arrived.late_am, arrived.late_pm
         FROM due
         LEFT JOIN (
-            SELECT * FROM {{ schema }}.stream_days
+            SELECT * FROM {{ source('stem', 'stream_days') }}
             WHERE stream_days.day = covered.day AND stream_days.resolution = covered.resolution
         ) AS arrived
             ON arrived.site_id = due.site_id AND arrived.stream_type = due.stream_type
@@ -128,11 +73,11 @@ days AS (
             due.first_pm, covered.covered_am, covered.covered_pm, 0 AS received_am, 0 AS received_pm, 0 AS late_am,
             0 AS late_pm
         FROM due
-        JOIN {{ schema }}.covered_days AS covered ON covered.resolution = due.resolution
+        JOIN {{ source('stem', 'covered_days') }} AS covered ON covered.resolution = due.resolution
         UNION ALL
         SELECT site_id, stream_type, resolution, day, NULL, NULL, NULL, NULL, NULL, NULL, received_am, received_pm,
             late_am, late_pm
-        FROM {{ schema }}.stream_days
+        FROM {{ source('stem', 'stream_days') }}
     ) AS halves
     GROUP BY site_id, stream_type, resolution, day
 ),
@@ -151,9 +96,9 @@ masked AS (
 ),
 counted AS (
     SELECT site_id, stream_type, resolution, day,
-        {{ bits("covered_am & due_am", "covered_pm & due_pm") }} AS expected,
-        coalesce({{ bits("received_am & due_am", "received_pm & due_pm") }}, 0) AS received,
-        coalesce({{ bits("late_am & due_am", "late_pm & due_pm") }}, 0) AS late
+        {{ stem_bits("covered_am & due_am", "covered_pm & due_pm") }} AS expected,
+        coalesce({{ stem_bits("received_am & due_am", "received_pm & due_pm") }}, 0) AS received,
+        coalesce({{ stem_bits("late_am & due_am", "late_pm & due_pm") }}, 0) AS late
     FROM masked
 )
 SELECT site_id, stream_type, resolution, day, expected, received, late,
@@ -163,4 +108,4 @@ SELECT site_id, stream_type, resolution, day, expected, received, late,
         WHEN late > 0 THEN 'late'
         ELSE 'complete'
     END AS status
-FROM counted;
+FROM counted
