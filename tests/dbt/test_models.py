@@ -154,7 +154,7 @@ def test_another_project_has_the_package_with_the_capacities_of_batteries(loaded
     project = tmp_path / "project"
     for name, text in {
         "dbt_project.yml": "name: bills\nversion: '1.0'\nprofile: stem_telemetry\n"
-        "vars: {stem_telemetry: {stem_batteries: capacities}}\nmodels: {stem_telemetry: {+materialized: table}}\n",
+        "vars: {stem_telemetry: {stem_batteries: capacities, stem_materialized: table}}\n",
         "packages.yml": "packages: [{local: \"{{ env_var('STEM_DBT') }}\"}]\n",
         "seeds/capacities.csv": "site_id,usable_kwh\nsite-a,17\n",
         "models/bills.sql": "SELECT site_id, month, import_kwh * 0.2 AS amount "
