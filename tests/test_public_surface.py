@@ -17,6 +17,7 @@ SURFACE = Path(__file__).parent / "data" / "public_surface.txt"
 MODULES = (
     "assets",
     "completeness",
+    "dbt",
     "errors",
     "failures",
     "hooks",

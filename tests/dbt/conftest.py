@@ -67,8 +67,9 @@ class Dbt:
 def engine(any_engine, monkeypatch):
     """Return an empty warehouse. dbt's DuckDB may be older than Airflow's, so that the file has an older format."""
     if any_engine.name == "duckdb":
-        options = {"storage_compatibility_version": "v1.5.0"}
-        any_engine.connect = lambda: duckdb.connect(any_engine.address, config=options)
+        any_engine.connect = lambda: duckdb.connect(
+            any_engine.address, config={"storage_compatibility_version": "v1.5.0"}
+        )
     return any_engine
 
 

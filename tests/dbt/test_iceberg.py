@@ -89,5 +89,5 @@ def test_the_models_read_an_iceberg_table(catalog, lake, tmp_path):
 
 
 def _platform():
-    [[name]] = duckdb.sql("PRAGMA platform").fetchall()
+    [[name]] = duckdb.execute("PRAGMA platform").fetchall()
     return name
