@@ -28,6 +28,8 @@ _TYPES = {
 _LOCK_NOT_AVAILABLE = "55P03"
 _INSUFFICIENT_PRIVILEGE = "42501"
 _READ_ONLY = "25006"
+# PostgreSQL has no NUL in texts, and a database in another encoding than UTF8 lacks other characters.
+_ENCODING = ("22021", "22P05")
 # Features, data, constraints, authorization, databases, schemas, and names and types in statements.
 _FINAL_CLASSES = ("0A", "22", "23", "28", "3D", "3F", "42")
 # Another session has just written the same key, or created the same table.
@@ -46,7 +48,6 @@ WHERE pg_namespace.nspname = ? AND pg_attribute.attnum > 0 AND NOT pg_attribute.
 """
 
 
-# An interval belongs to the month in which it begins: one that ends at midnight on the first to the month before.
 _AFTER = timedelta(microseconds=1)
 _SELECT_PARTITION = """
 SELECT parent.relkind = 'p', child.oid IS NOT NULL, pg_inherits.inhrelid IS NOT NULL
@@ -155,13 +156,11 @@ class PostgresSession(Session):
 
         :raises StemConfigError: a table with the partition's name is not a partition.
         """
-        month = start.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        while month < end:
-            following = (month + timedelta(days=31)).replace(day=1)
-            self._create_partition(f"streams_{month:%Y_%m}", month + _AFTER, following + _AFTER)
-            month = following
+        first, last = (12 * one.year + one.month - 1 for one in (start.astimezone(UTC), end.astimezone(UTC) - _AFTER))
+        for month in range(first, last + 1):
+            self._create_partition(f"streams_{month // 12}_{month % 12 + 1:02}", _begin_of(month), _begin_of(month + 1))
 
-    def _create_partition(self, name: str, first: datetime, end: datetime) -> None:
+    def _create_partition(self, name: str, first: str, end: str) -> None:
         [(is_partitioned, is_table, is_partition)] = self.execute(_SELECT_PARTITION, name, self.schema)
         if not is_partitioned or is_partition:
             return
@@ -174,8 +173,7 @@ class PostgresSession(Session):
         partition = f'{SCHEMA}."{name}"'
         self.execute(f"CREATE TABLE {partition} (LIKE {SCHEMA}.streams INCLUDING ALL)")
         self.execute(
-            f"ALTER TABLE {SCHEMA}.streams ATTACH PARTITION {partition} "
-            f"FOR VALUES FROM ('{first.isoformat()}') TO ('{end.isoformat()}')"
+            f"ALTER TABLE {SCHEMA}.streams ATTACH PARTITION {partition} FOR VALUES FROM ('{first}') TO ('{end}')"
         )
 
     def lock(self, table: str) -> None:
@@ -236,6 +234,15 @@ class PostgresSession(Session):
             raise StemConfigError(f"PostgreSQL rejects the load: {text}. {fix}.") from exc
 
 
+def _begin_of(month: int) -> str:
+    """
+    Return the first end of an interval of a month. One that ends at midnight on the first began in the month before.
+
+    :param month: months since the year 0. As a string, since December 9999 ends in a year that Python does not have.
+    """
+    return f"{month // 12}-{month % 12 + 1:02}-01T00:00:00.000001+00:00"
+
+
 def _fix(code: str, text: str) -> str:
     """
     Return what to do about an error, or an empty string if a retry may help.
@@ -245,10 +252,16 @@ def _fix(code: str, text: str) -> str:
     """
     if code == _INSUFFICIENT_PRIVILEGE and "temporary" in text:
         return "Grant TEMPORARY on the database to the role of the connection"
+    if code == _INSUFFICIENT_PRIVILEGE and "for database" in text:
+        return "Grant CREATE on the database to the role of the connection, or create the schema with another role"
     if code == _INSUFFICIENT_PRIVILEGE:
         return (
             "Grant the role of the connection USAGE and CREATE on the schema, and SELECT, INSERT and UPDATE on its "
             "tables; only the owner of table streams can create its partitions"
+        )
+    if code in _ENCODING:
+        return (
+            "A site's id or name has a character that the database cannot store. Leave the site out, or use another one"
         )
     if code == _READ_ONLY:
         return "Use a connection to the primary server, with a role that may write"

@@ -17,8 +17,8 @@ from airflow_provider_stem.warehouse.loading import load_objects
 
 
 def at(text):
-    """Return an instant of July 2025 in UTC, given as ``01T00:15``."""
-    return datetime.fromisoformat(f"2025-07-{text}+00:00")
+    """Return an instant in UTC, given as ``2025-07-01T00:15``; in July 2025 also as ``01T00:15``."""
+    return datetime.fromisoformat(f"{'' if '-' in text else '2025-07-'}{text}+00:00")
 
 
 class Bucket:

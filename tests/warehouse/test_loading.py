@@ -16,6 +16,7 @@ import psycopg2  # type: ignore[import-untyped]
 import pytest
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
+from airflow_provider_stem.warehouse.sites import load_sites, read_records
 from airflow_provider_stem.warehouse.sql import SCHEMA, statements
 from tests.servers.processes import HUNG_AFTER
 from tests.support import until
@@ -428,3 +429,14 @@ def test_a_value_that_two_objects_of_a_load_change_has_two_restatements(engine, 
         (2.0, 1.0, "2025-07-02T00:00:00.000002+00:00"),
     ]
     assert engine.rows("SELECT changed_at FROM stem.streams") == [("2025-07-02T00:00:00.000002+00:00",)]
+
+
+def test_intervals_of_the_first_and_the_last_year_are_loaded(engine, bucket):
+    for start, end in [("1000-01-01T00:00", "1000-01-01T02:00"), ("9999-12-31T21:00", "9999-12-31T23:00")]:
+        receipt = bucket.land(start, {A: [1.0, None]}, start, end, 3600)
+        assert bucket.load(engine, receipt) == counts(1, 2, 2, 0, 0, 0)
+        assert bucket.load(engine, receipt) == counts(1, 2, 0, 0, 2, 0)
+    record = {"site_id": "site-a", "client_id": "c", "stream_start_times": {"MONITOR": "1000-01-01T00:00:01Z"}}
+    load_sites(read_records(record), engine.session())
+    found = engine.rows("SELECT CAST(day AS VARCHAR), expected, received FROM stem.completeness ORDER BY day")
+    assert found == [("1000-01-01", 2, 2), ("9999-12-31", 2, 2)]

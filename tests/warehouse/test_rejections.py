@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.warehouse.operators import StemSitesToSqlOperator
+from airflow_provider_stem.warehouse.sites import load_sites, read_records
 from airflow_provider_stem.warehouse.sql import SCHEMA
 from tests.support import run_context
 
@@ -86,7 +87,7 @@ def test_a_missing_privilege_is_named_and_the_documented_ones_are_enough(engine,
             engine.connect = owner
         assert len(str(error.value).splitlines()) == 1
 
-    rejected("permission denied for database .* Grant the role of the connection USAGE and CREATE")
+    rejected("permission denied for database .* Grant CREATE on the database to the role of the connection, or create")
     bucket.load(engine, receipt)
     rejected("permission denied for schema stem. Grant the role")
     run(engine, f"GRANT USAGE ON SCHEMA stem TO {role}")
@@ -100,6 +101,16 @@ def test_a_missing_privilege_is_named_and_the_documented_ones_are_enough(engine,
     engine.connect = owner
     run(engine, "DROP TABLE stem.streams_2025_07")
     rejected("only the owner of table streams can create its partitions")
+
+
+@postgres_only
+def test_a_character_that_the_database_cannot_store_is_named(engine, bucket):
+    receipt = bucket.land("one", {("a\0b", "MONITOR"): [1.0]}, "01T00:00", "01T01:00")
+    with pytest.raises(StemConfigError, match="id or name has a character that the database cannot store. Leave the"):
+        bucket.load(engine, receipt)
+    with pytest.raises(StemConfigError, match="id or name has a character that the database cannot store. Leave the"):
+        load_sites(read_records({**RECORD, "name": "a\0b"}), engine.session())
+    assert engine.rows("SELECT (SELECT count(*) FROM stem.streams), (SELECT count(*) FROM stem.sites)") == [(0, 0)]
 
 
 @postgres_only
