@@ -112,7 +112,8 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
 
     :param sites: what :class:`~airflow_provider_stem.operators.StemSiteListOperator` returned: records, or batches.
     :param time_zone: zone of the sites, such as ``"America/Los_Angeles"``, or a dict of zones by site id, for the
-        views by local day and month. Default: sites keep the zone that they have; UTC where there is none.
+        views by local day and month. Default: sites keep the zone that they have; UTC where there is none. A dict that
+        lacks a listed site, and has one that was never listed, is an error.
     :param sql_conn_id: connection of type ``duckdb`` or ``postgres``.
     :param schema: schema of the tables and views, which are created if they do not exist.
     :param lock_timeout: how long to wait for other writers of the warehouse.

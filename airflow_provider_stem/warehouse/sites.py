@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,8 @@ def read_records(argument: Any) -> list[SiteRow]:
     Return the rows of the operator's argument ``sites``.
 
     :param argument: what ``StemSiteListOperator`` returned: site records, or batches of them.
-    :return: one row per site, sorted by id; the last record of a site wins.
-    :raises StemConfigError: an entry is not a site record, or there is none.
+    :return: one row per site, sorted by id.
+    :raises StemConfigError: an entry is not a site record, two records of a site differ, or there is none.
     """
     entries = as_entries(argument)
     if entries is None:
@@ -48,7 +49,11 @@ def read_records(argument: Any) -> list[SiteRow]:
         batch = entry.get("sites") if isinstance(entry, Mapping) else None
         for record in batch if isinstance(batch, Sequence) and not isinstance(batch, str) else [entry]:
             row = _row(record)
-            rows[row["site_id"]] = row
+            if rows.setdefault(row["site_id"], row) != row:
+                raise StemConfigError(
+                    f"sites contains two records of site {one_line(row['site_id'])} that differ. Pass one listing at a "
+                    "time."
+                )
     if not rows:
         raise StemConfigError("sites is empty. Pass at least one record, as returned by StemSiteListOperator.")
     return [rows[site_id] for site_id in sorted(rows)]
@@ -75,8 +80,8 @@ def check_time_zone(argument: str, value: object) -> None:
 
 
 def _is_time_zone(name: object) -> bool:
-    # zoneinfo also reads these files, which are no names that a database has.
-    if not isinstance(name, str) or name in {"localtime", "posixrules", "Factory"}:
+    # zoneinfo also reads these files, which are no names of zones, and which not every database has.
+    if not isinstance(name, str) or re.match("(localtime|posixrules|Factory)$|posix/|right/", name):
         return False
     try:
         ZoneInfo(name)
@@ -99,30 +104,61 @@ def load_sites(
     :param connect: opens the warehouse.
     :param time_zone: of all sites, or by site id; the others keep theirs.
     :param listed_at: time of the listing, with a time zone, from which changes are valid; default: now.
-    :return: ``sites``, and how many of them were ``added``, ``changed`` or ``unchanged``.
+    :return: ``sites``, and how many of them were ``added``, ``changed`` or ``unchanged``. One of which only the time
+        zone differs is ``changed``, without another version.
+    :raises StemConfigError: the database does not have a time zone, or an id in ``time_zone`` may be mistyped. Nothing
+        is changed.
     :raises StemTransportError: the warehouse stayed locked.
     """
     import pyarrow as pa
 
-    zones = {row["site_id"]: time_zone for row in rows} if isinstance(time_zone, str) else time_zone or {}
+    listed = {row["site_id"] for row in rows}
+    zones = dict.fromkeys(listed, time_zone) if isinstance(time_zone, str) else time_zone or {}
     records = [{**row, "time_zone": zones.get(row["site_id"])} for row in rows]
     [listing] = pa.Table.from_pylist(records, listing_schema()).combine_chunks().to_batches()
     with connect() as session:
         with session.transaction():
             session.create_missing()
         with session.transaction():
-            count_known, close, open_new, mark_listed = statements(session.engine, "sites")
+            read_ids, close, set_zone, open_new, mark_listed = statements(session.engine, "sites")
             session.stage("stem_listed", listing_schema(), [listing])
             session.lock("sites")
             now = listed_at or datetime.now(UTC)
-            [(known,)] = session.execute(count_known)
-            changed = session.change(close, now)
+            stored = {site_id for (site_id,) in session.execute(read_ids)}
+            known = len(stored & listed)
+            if isinstance(time_zone, Mapping):
+                _check_ids(time_zone, listed, stored)
+            _check_names(session, {*zones.values()})
+            changed = session.change(close, now) + session.change(set_zone)
             session.execute(open_new, now, now)
             session.execute(mark_listed, now)
             session.drop("stem_listed")
     counts = {"sites": len(rows), "added": len(rows) - known, "changed": changed, "unchanged": known - changed}
     log.info("Loaded %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return counts
+
+
+def _check_ids(time_zone: Mapping[str, str], listed: Set[str], stored: Set[str]) -> None:
+    """Raise ``StemConfigError`` if a site would have no zone because its id is mistyped."""
+    without, unknown = listed - time_zone.keys(), time_zone.keys() - listed - stored
+    if without and unknown:
+        raise StemConfigError(
+            f"Invalid time_zone: it lacks the listed site {min(without)!r:.100}, and has "
+            f"{min(map(repr, unknown)):.100}, which was never listed. Correct the id, or add the zone of the listed "
+            "site, such as 'UTC'."
+        )
+
+
+def _check_names(session: Session, names: Iterable[str]) -> None:
+    """Raise ``StemConfigError`` unless the database has the time zones. It may have others than the worker."""
+    for name in names:
+        try:
+            session.execute("SELECT timezone(CAST(? AS VARCHAR), TIMESTAMP '2000-01-01')", name)
+        except StemConfigError:
+            raise StemConfigError(
+                f"Invalid time_zone {name!r}: the database has no such time zone. Use a name such as "
+                "'America/Los_Angeles' or 'UTC'."
+            ) from None
 
 
 def _left_edge(start: datetime, site_id: str) -> datetime:

@@ -217,7 +217,7 @@ OPERATORS = {
         [
             *COMMON,
             Wrong("sites", [None, 17, "site-a", True], "Pass what StemSiteListOperator returned"),
-            Wrong("time_zone", ["", "PST8", "Nowhere/City", "../etc/passwd", "localtime"], "Use a name such as"),
+            Wrong("time_zone", ["", "PST8", "Nowhere/City", "../etc/passwd", "posix/UTC"], "Use a name such as"),
             Wrong(
                 "time_zone",
                 [{"site-a": None}, {"site-a": "utc+1"}, {"site-a": 5}],

@@ -84,7 +84,7 @@ def test_a_time_zone_is_kept_until_another_one_is_set(engine):
     def list_(day, *records, **arguments):
         load_sites(read_records(records), engine.session(), listed_at=at(day), **arguments)
 
-    list_(FIRST, A, B, time_zone={"site-a": "America/Los_Angeles", "site-x": "UTC"})
+    list_(FIRST, A, B, time_zone={"site-a": "America/Los_Angeles"})
     assert zones() == [("site-a", "Plant", "America/Los_Angeles"), ("site-b", None, None)]
     list_(SECOND, {**A, "name": "Works"}, B)
     assert zones() == [("site-a", "Works", "America/Los_Angeles"), ("site-b", None, None)]
@@ -94,6 +94,53 @@ def test_a_time_zone_is_kept_until_another_one_is_set(engine):
     assert zones() == [("site-a", "Plant", "America/Los_Angeles"), ("site-b", "Depot", "Europe/Berlin")]
     list_(FOURTH, {**A, "name": "Mill"}, B, time_zone="Asia/Tokyo")
     assert zones() == [("site-a", "Mill", "Asia/Tokyo"), ("site-b", None, "Asia/Tokyo")]
+
+
+def test_a_site_of_which_only_the_time_zone_changes_counts_as_changed_and_keeps_its_version(engine):
+    def counted(*records, **time_zone):
+        found = load_sites(read_records(records), engine.session(), time_zone=time_zone, listed_at=at(FIRST))
+        return found["added"], found["changed"], found["unchanged"]
+
+    zone = {"site-a": "Asia/Tokyo"}
+    assert counted(A, B) == (2, 0, 0)
+    assert counted(A, B, **zone) == (0, 1, 1)
+    assert counted(A, B, **zone) == counted(A, B) == (0, 0, 2)
+    assert counted({**A, "name": "Works"}, B, **{"site-a": "UTC", "site-b": "UTC"}) == (0, 2, 0)
+    assert engine.rows("SELECT site_id, name, time_zone FROM stem.sites ORDER BY 1, valid_from") == [
+        ("site-a", "Plant", "Asia/Tokyo"),
+        ("site-a", "Works", "UTC"),
+        ("site-b", None, "UTC"),
+    ]
+
+
+def test_a_time_zone_of_a_mistyped_site_is_an_error_and_one_of_another_client_is_not(engine):
+    def list_(*records, **zones):
+        return load_sites(read_records(records), engine.session(), time_zone=zones)
+
+    def zones():
+        return engine.rows("SELECT site_id, time_zone FROM stem.sites ORDER BY 1")
+
+    mistyped = {"site-a": "Asia/Tokyo", "site-bb": "Asia/Tokyo"}
+    with pytest.raises(
+        StemConfigError, match="lacks the listed site 'site-b', and has 'site-bb', which was never list"
+    ):
+        list_(A, B, **mistyped)
+    assert zones() == []
+    # Each listing has one of two sites.
+    both = {"site-a": "Asia/Tokyo", "site-b": "Europe/Berlin"}
+    assert list_(A, **both)["added"] == list_(B, **both)["added"] == 1
+    assert zones() == list(both.items())
+    # A site that was listed once is not mistyped, so a new one may lack a zone.
+    assert list_(B, {**A, "site_id": "site-c"}, **both)["added"] == 1
+    with pytest.raises(StemConfigError, match="lacks the listed site 'site-b', and has 'site-bb'"):
+        list_(A, {**B, "name": "Depot"}, **mistyped)
+    assert zones() == [*both.items(), ("site-c", None)]
+
+
+def test_a_time_zone_that_only_the_worker_has_is_an_error(engine):
+    with pytest.raises(StemConfigError, match="Invalid time_zone 'No/City': the database has no such time zone. Use"):
+        load_sites(read_records([A]), engine.session(), time_zone="No/City")
+    assert engine.rows(VERSIONS) == []
 
 
 def test_an_unknown_time_zone_cannot_be_stored(engine):
@@ -117,7 +164,7 @@ def test_batches_are_read_like_records():
     [
         None, 17, "site-a", [], ["site-a"], {"site_id": "site-a"}, [[A]], {"sites": [], "batch": "1"},
         {**A, "site_id": ""}, {**A, "name": 5}, {**A, "client_id": []},
-        {**A, "stream_start_times": {"MONITOR": "soon"}},
+        {**A, "stream_start_times": {"MONITOR": "soon"}}, [A, {**A, "name": "Works"}],
     ],
 )  # fmt: skip
 def test_other_values_than_site_records_are_an_error(wrong):

@@ -1,7 +1,5 @@
 -- The statements that load site records, in the order in which they run.
-SELECT count(DISTINCT listed.site_id) AS known
-FROM stem_listed AS listed
-JOIN {{ schema }}.sites AS known ON known.site_id = listed.site_id;
+SELECT DISTINCT site_id FROM {{ schema }}.sites;
 
 -- Close the version of a site that changed. A version lasts at least a microsecond, even if the clocks of workers differ.
 UPDATE {{ schema }}.sites AS known
@@ -14,6 +12,13 @@ WHERE known.site_id = listed.site_id AND known.valid_to IS NULL AND (
     OR known.{{ since_column(type) }} IS DISTINCT FROM listed.{{ since_column(type) }}
 {% endfor %}
 );
+
+-- A time zone is not part of a version, since the views use the current one for all days.
+UPDATE {{ schema }}.sites AS known
+SET time_zone = listed.time_zone
+FROM stem_listed AS listed
+WHERE known.site_id = listed.site_id AND known.valid_to IS NULL AND known.time_zone IS DISTINCT FROM listed.time_zone
+    AND listed.time_zone IS NOT NULL;
 
 -- Open a version of each site that has no open one.
 INSERT INTO {{ schema }}.sites (
@@ -38,7 +43,6 @@ LEFT JOIN {{ schema }}.sites AS former ON former.site_id = listed.site_id AND fo
 WHERE coalesce(closed.open_versions, 0) = 0;
 
 UPDATE {{ schema }}.sites AS known
-SET last_listed_at = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.last_listed_at),
-    time_zone = coalesce(listed.time_zone, known.time_zone)
+SET last_listed_at = GREATEST(CAST(? AS TIMESTAMP WITH TIME ZONE), known.last_listed_at)
 FROM stem_listed AS listed
 WHERE known.site_id = listed.site_id AND known.valid_to IS NULL;
