@@ -189,6 +189,10 @@ def read_objects(argument: Any) -> list[LandedObject]:
         listed, window = [entry], None
         if isinstance(entry, Mapping) and isinstance(entry.get("objects"), (list, tuple)):
             listed, window = entry["objects"], entry.get("window")
+            if isinstance(window, Mapping) and window.keys() >= {"start", "end"}:
+                start, end = (parse_instant(f"window.{bound} in objects", window[bound]) for bound in ("start", "end"))
+                if start >= end:
+                    raise _invalid("window", f"{iso(start)}/{iso(end)}")
         for one in listed:
             landed = _read_object(one, window.get("resolution") if isinstance(window, Mapping) else None)
             objects.pop(landed.uri, None)
@@ -239,6 +243,8 @@ def _read_object(entry: Any, resolution: Any) -> LandedObject:
     read_at, start, end = (
         parse_instant(f"{name} of {uri} in objects", entry[name]) for name in ("read_at", "start", "end")
     )
+    if start >= end:
+        raise _invalid("period", f"{iso(start)}/{iso(end)}")
     return LandedObject(uri, rows, size, sha256, read_at, start, end, resolution)
 
 

@@ -18,6 +18,7 @@ from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.streams.staging import Fetch, StagedObject, Staging
 from airflow_provider_stem.streams.tables import INSTANT, LANDING_SCHEMA
+from airflow_provider_stem.streams.windows import RESOLUTIONS
 from airflow_provider_stem.warehouse.days import DAYS_SCHEMA, days_of, update_covered, update_days
 from airflow_provider_stem.warehouse.session import Session
 from airflow_provider_stem.warehouse.sql import SCHEMA, statements
@@ -90,7 +91,13 @@ def load_objects(
                 for group in _groups(staged, staging):
                     counted |= _Merge(session, staging, group, run).run()
                 update_covered(
-                    session, {(one.landed.start, one.landed.end, one.resolution) for one in staged if one.resolution}
+                    session,
+                    {
+                        (one.landed.start, one.landed.end, resolution)
+                        for one in staged
+                        # An object without rows and without a receipt may be of any resolution.
+                        for resolution in ([one.resolution] if one.resolution else RESOLUTIONS)
+                    },
                 )
                 for number, one in enumerate(staged):
                     session.execute(

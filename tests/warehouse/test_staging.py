@@ -196,3 +196,12 @@ def test_receipts_lists_of_receipts_and_objects_are_read_the_same_way():
 def test_other_values_than_receipts_are_rejected(wrong):
     with pytest.raises(StemConfigError, match="objects"):
         read_objects(wrong)
+
+
+@pytest.mark.parametrize("end", ["2025-07-01T00:00:00Z", "2025-06-30T00:00:00Z"])
+def test_periods_and_windows_that_do_not_end_after_their_start_are_rejected(end):
+    receipt = Bucket().land("x", {}, "01T00:00", "01T01:00")
+    with pytest.raises(StemConfigError, match=f"objects contains the window '2025-07-01T00:00:00Z/{end}'"):
+        read_objects({**receipt, "window": {**receipt["window"], "end": end}})
+    with pytest.raises(StemConfigError, match=f"objects contains the period '2025-07-01T00:00:00Z/{end}'"):
+        read_objects({**receipt["objects"][0], "end": end})

@@ -227,3 +227,16 @@ def test_the_columns_of_completeness(engine, bucket):
     assert [name for (name,) in names] == [
         "site_id", "stream_type", "resolution", "day", "expected", "received", "late", "status",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_day_of_an_object_without_rows_and_without_a_receipt_is_missing(is_first, engine, bucket):
+    list_sites(engine, a={MONITOR: "2020-01-01T00:00:01Z"})
+    empty = bucket.land("1", {}, "01T00:00", "02T00:00")["objects"][0]
+    hour = bucket.land("2", {("site-a", MONITOR): [1.0]}, "02T00:00", "02T01:00", 3600)
+    for one in (empty, hour) if is_first else (hour, empty):
+        bucket.load(engine, one, at=at("03T00:00"))
+    assert engine.rows("SELECT resolution, day, expected, received, status FROM stem.completeness ORDER BY day") == [
+        (3600, "2025-07-01", 24, 0, "missing"),
+        (3600, "2025-07-02", 1, 1, "complete"),
+    ]
