@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_provider_stem.errors import StemConfigError, StemDataError
-from airflow_provider_stem.streams.tables import INSTANT, LANDING_SCHEMA
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.tables import INSTANT, KEY, LANDING_SCHEMA
 
 if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CHANGES_SCHEMA", "changes"]
 
-_KEY = ["site_id", "stream_type", "resolution", "interval_end"]
 _VALUES = ["kw_total_avg", "read_at", "uri"]
 
 CHANGES_SCHEMA = pa.schema(
     [
-        *(LANDING_SCHEMA.field(name) for name in _KEY),
+        *(LANDING_SCHEMA.field(name) for name in KEY),
         pa.field("kind", pa.string(), nullable=False, metadata={"description": "inserted, changed or removed"}),
         pa.field("old_kw", pa.float64(), metadata={"unit": "kW"}),
         pa.field("new_kw", pa.float64(), metadata={"unit": "kW"}),
@@ -150,27 +149,26 @@ def _rows(table: Table, files: Iterable[DataFile]) -> pa.Table:
     from pyiceberg.io.pyarrow import ArrowScan
     from pyiceberg.table import FileScanTask
 
-    scan = ArrowScan(table.metadata, table.io, table.schema().select(*_KEY, *_VALUES), AlwaysTrue())
+    from airflow_provider_stem.iceberg.tables import doubled
+
+    scan = ArrowScan(table.metadata, table.io, table.schema().select(*KEY, *_VALUES), AlwaysTrue())
     rows = scan.to_table([FileScanTask(one) for one in files])
     rows = pa.table(
         [
-            *(rows[name].cast(LANDING_SCHEMA.field(name).type) for name in _KEY),
+            *(rows[name].cast(LANDING_SCHEMA.field(name).type) for name in KEY),
             *(rows[name].cast(kind) for name, kind in zip(_VALUES, (pa.float64(), INSTANT, pa.string()), strict=True)),
         ],
-        names=[*_KEY, *_VALUES],
+        names=[*KEY, *_VALUES],
     )
-    if rows.group_by(_KEY).aggregate([]).num_rows != rows.num_rows:
-        raise StemDataError(
-            f"{'.'.join(table.name())} holds a key twice. Find the program that writes it besides this package's "
-            "operators, and remove the duplicates."
-        )
+    if rows.group_by([*KEY]).aggregate([]).num_rows != rows.num_rows:
+        raise doubled(table)
     return rows
 
 
 def _compare(old: pa.Table, new: pa.Table) -> pa.Table:
     """Return the intervals of which the old and the new value differ, or one is missing."""
-    joined = old.rename_columns([*_KEY, *(f"old_{name}" for name in _VALUES)]).join(
-        new.rename_columns([*_KEY, *(f"new_{name}" for name in _VALUES)]), _KEY, join_type="full outer"
+    joined = old.rename_columns([*KEY, *(f"old_{name}" for name in _VALUES)]).join(
+        new.rename_columns([*KEY, *(f"new_{name}" for name in _VALUES)]), [*KEY], join_type="full outer"
     )
     old_kw, new_kw = joined["old_kw_total_avg"], joined["new_kw_total_avg"]
     # Each row has a time of reading.
@@ -191,7 +189,7 @@ def _in_schema(compared: pa.Table, snapshot: Snapshot) -> pa.Table:
         "run_id": properties.get("stem.run-id"),
     }
     columns = {
-        **{name: compared[name] for name in (*_KEY, "kind", "old_read_at", "new_read_at")},
+        **{name: compared[name] for name in (*KEY, "kind", "old_read_at", "new_read_at")},
         "old_kw": compared["old_kw_total_avg"],
         "new_kw": compared["new_kw_total_avg"],
         "uri": pc.coalesce(compared["new_uri"], compared["old_uri"]),
@@ -199,7 +197,7 @@ def _in_schema(compared: pa.Table, snapshot: Snapshot) -> pa.Table:
     for name, value in constants.items():
         columns[name] = pa.repeat(pa.scalar(value, CHANGES_SCHEMA.field(name).type), compared.num_rows)
     found = pa.table([columns[name] for name in CHANGES_SCHEMA.names], schema=CHANGES_SCHEMA)
-    return found.sort_by([(name, "ascending") for name in _KEY])
+    return found.sort_by([(name, "ascending") for name in KEY])
 
 
 def _instant(snapshot: Snapshot) -> datetime:

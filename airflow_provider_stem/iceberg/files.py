@@ -11,7 +11,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.conversions import from_bytes
-from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 from pyiceberg.io.pyarrow import (
     ArrowScan,
     compute_statistics_plan,
@@ -25,8 +25,11 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.typedef import Record
 from pyiceberg.types import PrimitiveType
 
-from airflow_provider_stem.iceberg.tables import COLUMNS, KEY
+from airflow_provider_stem._text import one_line
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.iceberg.tables import COLUMNS
 from airflow_provider_stem.streams.formats.parquet import PORTABLE, ROW_GROUP_ROWS, parquet_writer, smallest_encodings
+from airflow_provider_stem.streams.tables import KEY
 
 Partition = tuple[Any, ...]
 """The values of a partition's fields."""
@@ -37,12 +40,27 @@ Box = tuple[tuple[Any, Any], ...]
 _NAME = re.compile(r"(?P<object>[0-9a-f]{32})-(?P<part>\d+)-of-(?P<parts>\d+)-[0-9a-f]{32}\.parquet")
 _ORDER = [(column, "ascending") for column in ("site_id", "stream_type", "interval_end", "resolution")]
 _CODEC = "zstd"
+_ALL = AlwaysTrue()
 
 
-def rows_schema(table: Table) -> pa.Schema:
-    """Return the Arrow schema of a table's rows: the columns that a load writes, then those that others have added."""
-    fields = schema_to_pyarrow(table.schema(), include_field_ids=False)
-    return pa.schema([*COLUMNS, *(field for field in fields if field.name not in COLUMNS.names)])
+def live(table: Table, row_filter: str | BooleanExpression = _ALL) -> list[FileScanTask]:
+    """
+    Return the live data files that may have rows of a filter.
+
+    :raises StemConfigError: another engine has deleted rows without rewriting their files.
+    """
+    try:
+        tasks = list(table.scan(row_filter=row_filter).plan_files())
+        if not any(task.delete_files for task in tasks):
+            return tasks
+        reason = next(one.file_path for task in tasks for one in task.delete_files)
+    except ValueError as exc:
+        # pyiceberg does not read tables with equality deletes.
+        reason = str(exc)
+    raise StemConfigError(
+        "The table has files with deleted rows, which another engine has written. Rewrite its data files there (Spark: "
+        f"CALL system.rewrite_data_files) [{one_line(reason)}]"
+    )
 
 
 def split(table: Table, rows: pa.Table) -> Iterator[tuple[Partition, pa.Table]]:
@@ -74,16 +92,6 @@ def box_of_rows(rows: pa.Table) -> Box:
     return tuple((one["min"], one["max"]) for one in bounds)
 
 
-def box_of_file(table: Table, file: DataFile) -> Box:
-    """Return the bounds of a data file, by its entry in the manifest."""
-    box = []
-    for name in KEY:
-        column = table.schema().find_field(name)
-        bounds = [(of or {}).get(column.field_id) for of in (file.lower_bounds, file.upper_bounds)]
-        box.append([bound and from_bytes(cast(PrimitiveType, column.field_type), bound) for bound in bounds])
-    return tuple((low, high) for low, high in box)
-
-
 def may_overlap(one: Box, other: Box) -> bool:
     """Return whether two boxes may have a key in common."""
     return all(
@@ -98,60 +106,73 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
 
 
-def read(table: Table, task: FileScanTask) -> pa.Table:
-    """Return the rows of a data file, as in :func:`rows_schema`."""
-    schema = rows_schema(table)
-    scan = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue())
-    return scan.to_table([task]).select(schema.names).cast(schema)
-
-
-def write(table: Table, partition: Partition, rows: pa.Table, name: str) -> DataFile:
+class DataFiles:
     """
-    Write rows to a new data file, sorted, and return its entry for a manifest.
+    Reads and writes data files of a table. What they have in common is derived once.
 
-    :param rows: rows of this partition, as in :func:`rows_schema`.
-    :param name: name of the file, which is never used again.
+    :param table: the table, at any snapshot.
     """
-    # Fields with parts, which others may have added, need the ids of their parts too.
-    with_ids = schema_to_pyarrow(table.schema())
-    schema = pa.schema(
-        [
-            one.with_metadata({**(one.metadata or {}), **with_ids.field(one.name).metadata})
-            if one.name in COLUMNS.names
-            else with_ids.field(one.name)
-            for one in rows.schema
-        ]
-    )
-    rows = rows.sort_by(_ORDER).cast(schema)
-    sink = pa.BufferOutputStream()
-    footers: list[Any] = []
-    encodings = smallest_encodings(rows, _CODEC, PORTABLE)
-    with parquet_writer(sink, schema, _CODEC, encodings, metadata_collector=footers) as writer:
-        writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
-    content = sink.getvalue()
-    record = Record(*partition)
-    folder = table.spec().partition_to_path(record, table.schema())
-    path = table.location_provider().new_data_location(f"{folder}/{name}" if folder else name)
-    # The name is new, so no request is needed to find out whether it exists.
-    with table.io.new_output(path).create(overwrite=True) as stream:
-        stream.write(content)
-    statistics = data_file_statistics_from_parquet_metadata(
-        footers[0],
-        compute_statistics_plan(table.schema(), table.properties),
-        parquet_path_to_id_mapping(table.schema()),
-    )
-    return DataFile.from_args(
-        content=DataFileContent.DATA,
-        file_path=path,
-        file_format=FileFormat.PARQUET,
-        partition=record,
-        file_size_in_bytes=content.size,
-        sort_order_id=None,
-        spec_id=table.metadata.default_spec_id,
-        equality_ids=None,
-        key_metadata=None,
-        **statistics.to_serialized_dict(),
-    )
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._iceberg = table.schema()
+        others = schema_to_pyarrow(self._iceberg)
+        # Fields with parts, which others may have added, have the ids of their parts too.
+        own = [one.with_metadata({**(one.metadata or {}), **others.field(one.name).metadata}) for one in COLUMNS]
+        self.schema = pa.schema([*own, *(one for one in others if one.name not in COLUMNS.names)])
+        """The columns that a load writes, then those that others have added, with Iceberg's ids."""
+        self._statistics = (
+            compute_statistics_plan(self._iceberg, table.properties),
+            parquet_path_to_id_mapping(self._iceberg),
+        )
+
+    def box(self, file: DataFile) -> Box:
+        """Return the bounds of a data file, by its entry in the manifest."""
+        box = []
+        for name in KEY:
+            column = self._iceberg.find_field(name)
+            bounds = [(of or {}).get(column.field_id) for of in (file.lower_bounds, file.upper_bounds)]
+            box.append([bound and from_bytes(cast(PrimitiveType, column.field_type), bound) for bound in bounds])
+        return tuple((low, high) for low, high in box)
+
+    def read(self, task: FileScanTask) -> pa.Table:
+        """Return the rows of a data file, in :attr:`schema`."""
+        scan = ArrowScan(self.table.metadata, self.table.io, self._iceberg, _ALL)
+        return scan.to_table([task]).select(self.schema.names).cast(self.schema)
+
+    def write(self, partition: Partition, rows: pa.Table, name: str) -> DataFile:
+        """
+        Write rows to a new data file, sorted, and return its entry for a manifest.
+
+        :param rows: rows of this partition, in :attr:`schema`.
+        :param name: name of the file, which is never used again.
+        """
+        rows = rows.sort_by(_ORDER)
+        sink = pa.BufferOutputStream()
+        footers: list[Any] = []
+        encodings = smallest_encodings(rows, _CODEC, PORTABLE)
+        with parquet_writer(sink, self.schema, _CODEC, encodings, metadata_collector=footers) as writer:
+            writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        content = sink.getvalue()
+        record = Record(*partition)
+        folder = self.table.spec().partition_to_path(record, self._iceberg)
+        path = self.table.location_provider().new_data_location(f"{folder}/{name}" if folder else name)
+        # The name is new, so no request is needed to find out whether it exists.
+        with self.table.io.new_output(path).create(overwrite=True) as stream:
+            stream.write(content)
+        statistics = data_file_statistics_from_parquet_metadata(footers[0], *self._statistics)
+        return DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=path,
+            file_format=FileFormat.PARQUET,
+            partition=record,
+            file_size_in_bytes=content.size,
+            sort_order_id=None,
+            spec_id=self.table.metadata.default_spec_id,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
 
 
 def object_id(uri: str, sha256: str) -> str:

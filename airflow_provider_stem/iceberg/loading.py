@@ -22,7 +22,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemConfigError, StemTransportError
+from airflow_provider_stem.errors import StemTransportError
 from airflow_provider_stem.iceberg import files
 from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact
 from airflow_provider_stem.iceberg.merging import Counts, Merge, Source
@@ -40,7 +40,7 @@ Head = Callable[[str], Version | None]
 LOAD_ID = "stem.load-id"
 """Property of a snapshot that names the attempt to commit it."""
 
-_EARLIEST, _LATEST = datetime(1001, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+_EARLIEST, _LATEST = datetime(1000, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _SPLIT_ROWS = 2**20  # that are split into partitions at a time
 _UNKNOWN_OUTCOMES = 3  # commits without an answer, whose outcome is looked up in the table
 _THREADS = 4
@@ -148,7 +148,7 @@ def _present(table: Table, objects: Iterable[LandedObject], head: Head) -> dict[
     if table.current_snapshot() is None:
         return {}
     start, end = min(landed.start for landed in objects), max(landed.end for landed in objects)
-    whole = files.whole_objects(task.file for task in _live(table, start - timedelta(days=1), end))
+    whole = files.whole_objects(task.file for task in _live(table, start, end))
     known = {landed: files.object_id(landed.uri, landed.sha256) for landed in objects}
     known = {landed: identifier for landed, identifier in known.items() if identifier in whole}
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -161,15 +161,9 @@ def _present(table: Table, objects: Iterable[LandedObject], head: Head) -> dict[
 
 
 def _live(table: Table, start: datetime, end: datetime) -> list[FileScanTask]:
-    """Return the data files that may have intervals which begin from ``start`` to ``end``."""
-    period = f"interval_start >= '{start.isoformat()}' and interval_start < '{end.isoformat()}'"
-    try:
-        return list(table.scan(row_filter=period).plan_files())
-    except ValueError as exc:
-        # pyiceberg does not read tables with equality deletes.
-        raise StemConfigError(
-            f"The table cannot be read. Rewrite its data files with the engine that deletes rows: {one_line(str(exc))}"
-        ) from None
+    """Return the data files that may have intervals of a period. An interval ends up to an hour after it begins."""
+    first = start - timedelta(days=1)
+    return files.live(table, f"interval_start >= '{first.isoformat()}' and interval_start < '{end.isoformat()}'")
 
 
 def _split(table: Table, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Hashable, pa.RecordBatch]]:
@@ -234,17 +228,17 @@ class _Load:
         for attempt in attempts():
             if attempt:
                 table = reopen()
-                # The answer to a commit may have been lost.
-                for snapshot in table.metadata.snapshots:
-                    summary = snapshot.summary.additional_properties if snapshot.summary else {}
-                    if found := self._attempts.get(summary.get(LOAD_ID, "")):
-                        return found, snapshot.snapshot_id
+                if committed := self._committed(table):
+                    return committed
                 if table.spec() != spec:
                     raise StemTransportError("The partition spec of the table changed during the load. Try again.")
-            outcome = self._plan(table)
+            try:
+                outcome = self._plan(table, reopen)
+            except Conflict as exc:
+                failure = exc
+                continue
             if not outcome.added:
-                current = table.current_snapshot()
-                return outcome, current.snapshot_id if current else None
+                return outcome, table.metadata.current_snapshot_id
             attempt_id = uuid4().hex
             self._attempts[attempt_id] = outcome
             try:
@@ -263,6 +257,14 @@ class _Load:
             f"{one_line(str(failure))}"
         )
 
+    def _committed(self, table: Table) -> tuple[_Outcome, int] | None:
+        """Return the attempt that the table has, and its snapshot: the answer to a commit may have been lost."""
+        for snapshot in table.metadata.snapshots:
+            summary = snapshot.summary.additional_properties if snapshot.summary else {}
+            if found := self._attempts.get(summary.get(LOAD_ID, "")):
+                return found, snapshot.snapshot_id
+        return None
+
     def _commit(self, table: Table, outcome: _Outcome, attempt_id: str) -> int:
         counts = {f"stem.{name}": str(count) for name, count in asdict(outcome.counts).items()}
         with exact(table).transaction() as transaction:
@@ -274,11 +276,18 @@ class _Load:
                     snapshot.append_data_file(file)
         return int(snapshot.snapshot_id)
 
-    def _plan(self, table: Table) -> _Outcome:
+    def _plan(self, table: Table, reopen: Callable[[], Table]) -> _Outcome:
         """Merge the objects with the table, and write the data files for that."""
-        with ThreadPoolExecutor(_THREADS) as pool:
+        try:
             groups = self._grouped(table)
-            merged = list(pool.map(lambda group: self._merged(table, *group), groups.items()))
+            data = files.DataFiles(table)
+            with ThreadPoolExecutor(_THREADS) as pool:
+                merged = list(pool.map(lambda group: self._merged(data, *group), groups.items()))
+        except FileNotFoundError as exc:
+            if reopen().metadata.current_snapshot_id == table.metadata.current_snapshot_id:
+                raise
+            # Maintenance has removed the snapshot, and its files.
+            raise Conflict(one_line(str(exc))) from None
         self._groups = dict(zip(groups, merged, strict=True))
         total = _Outcome()
         for one in merged:
@@ -297,7 +306,7 @@ class _Load:
         live: list[FileScanTask] = []
         if table.current_snapshot() is not None:
             start, end = min(one.landed.start for one in self._staged), max(one.landed.end for one in self._staged)
-            live = _live(table, start - timedelta(days=1), end)
+            live = _live(table, start, end)
         if any(task.file.spec_id != table.metadata.default_spec_id for task in live):
             # A file of another spec may have rows of several partitions, so these are merged together.
             return {tuple(partitions): live}
@@ -307,7 +316,9 @@ class _Load:
             of_partition.setdefault(tuple(record[position] for position in range(len(record))), []).append(task)
         return {(partition,): of_partition.get(partition, []) for partition in partitions}
 
-    def _merged(self, table: Table, partitions: tuple[files.Partition, ...], live: list[FileScanTask]) -> _Outcome:
+    def _merged(
+        self, data: files.DataFiles, partitions: tuple[files.Partition, ...], live: list[FileScanTask]
+    ) -> _Outcome:
         """Merge the objects with the live files of some partitions; reuse the last attempt if nothing changed there."""
         outcome = _Outcome(frozenset(task.file.file_path for task in live))
         before = self._groups.get(partitions)
@@ -319,7 +330,7 @@ class _Load:
                 outcome.last_read |= self._last_reads([uri])
             return outcome.last_read[uri]
 
-        merge = Merge(table, live, last_read)
+        merge = Merge(data, live, last_read)
         for one in self._staged:
             if mine := [partition for partition in partitions if partition in one.parts]:
                 landed = one.landed

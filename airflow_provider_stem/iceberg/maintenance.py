@@ -25,10 +25,10 @@ from pyiceberg.table.snapshots import ancestors_of
 from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, RemoveSnapshotsUpdate
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
+from airflow_provider_stem.errors import StemDataError, StemTransportError
 from airflow_provider_stem.iceberg import files
 from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact
-from airflow_provider_stem.iceberg.tables import KEY
+from airflow_provider_stem.streams.tables import KEY
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +54,12 @@ def compact(table: Table, older_than: datetime, properties: Mapping[str, str]) -
     for attempt in attempts():
         if attempt:
             table.refresh()
-        plan = {frozenset(one.file_path for one in group): group for group in _small_files(table, older_than)}
+        data = files.DataFiles(table)
+        plan = {frozenset(one.file_path for one in group): group for group in _small_files(data, older_than)}
         if not plan:
             return {"compacted_files": 0, "written_files": 0}
         for paths in plan.keys() - written.keys():
-            written[paths] = _together(table, plan[paths])
+            written[paths] = _together(data, plan[paths])
         removed = [file for group in plan.values() for file in group]
         try:
             with (
@@ -212,15 +213,15 @@ def _listed(table: Table) -> dict[str, FileInfo]:
     return found
 
 
-def _small_files(table: Table, older_than: datetime) -> Iterator[list[DataFile]]:
+def _small_files(data: files.DataFiles, older_than: datetime) -> Iterator[list[DataFile]]:
     """Iterate over groups of small files of one partition that fit into one file."""
     partitions: dict[Any, list[DataFile]] = defaultdict(list)
-    for task in _live(table):
+    for task in files.live(data.table):
         file = task.file
-        latest = files.box_of_file(table, file)[KEY.index("interval_end")][1]
+        latest = data.box(file)[KEY.index("interval_end")][1]
         is_old = latest is not None and datetime.fromtimestamp(latest / 1e6, UTC) <= older_than
         # The partition of a file of another spec says nothing about the current partitions.
-        if is_old and file.file_size_in_bytes < _SMALL_BYTES and file.spec_id == table.metadata.default_spec_id:
+        if is_old and file.file_size_in_bytes < _SMALL_BYTES and file.spec_id == data.table.metadata.default_spec_id:
             partitions[file.partition].append(file)
     for found in partitions.values():
         group: list[DataFile] = []
@@ -234,24 +235,9 @@ def _small_files(table: Table, older_than: datetime) -> Iterator[list[DataFile]]
             yield group
 
 
-def _live(table: Table) -> list[FileScanTask]:
-    try:
-        tasks = list(table.scan().plan_files())
-        if not any(task.delete_files for task in tasks):
-            return tasks
-        problem = "it has files with deleted rows"
-    except ValueError as exc:
-        # pyiceberg does not read tables with equality deletes.
-        problem = one_line(str(exc))
-    raise StemConfigError(
-        f"The table cannot be compacted: {problem}. Rewrite its data files with the engine that deletes rows, or set "
-        "compact_after=None."
-    )
-
-
-def _together(table: Table, group: list[DataFile]) -> DataFile:
+def _together(data: files.DataFiles, group: list[DataFile]) -> DataFile:
     """Write the rows of several files of a partition to one file."""
-    rows = pa.concat_tables([files.read(table, FileScanTask(file)) for file in group])
+    rows = pa.concat_tables([data.read(FileScanTask(file)) for file in group])
     expected = sum(file.record_count for file in group)
     found = rows.group_by(list(KEY)).aggregate([]).num_rows
     if not found == rows.num_rows == expected:
@@ -262,7 +248,7 @@ def _together(table: Table, group: list[DataFile]) -> DataFile:
         )
     record = group[0].partition
     partition = tuple(record[position] for position in range(len(record)))
-    return files.write(table, partition, rows, files.name_of_merged())
+    return data.write(partition, rows, files.name_of_merged())
 
 
 def _busy(what: str) -> StemTransportError:

@@ -9,13 +9,11 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import FileScanTask, Table
+from pyiceberg.table import FileScanTask
 
-from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.iceberg import files
-from airflow_provider_stem.iceberg.tables import KEY
-from airflow_provider_stem.streams.tables import INSTANT
+from airflow_provider_stem.iceberg.tables import doubled
+from airflow_provider_stem.streams.tables import INSTANT, KEY
 
 LastRead = Callable[[str], datetime | None]
 """Returns when the object of a URI was read last; ``None`` if that is unknown, or there is no such object."""
@@ -86,12 +84,12 @@ class Merge:
     Of two values of a key, the one that was read later is kept; of two that were read at the same time, the one of the
     greater URI. So the result does not depend on the order of the loads.
 
-    :param table: the table, at the snapshot to merge with.
-    :param live: its data files that may have rows of these partitions.
+    :param data: the data files of the table, at the snapshot to merge with.
+    :param live: those of them that may have rows of these partitions.
     :param last_read: asked for objects whose rows would give way to others.
     """
 
-    table: Table
+    data: files.DataFiles
     live: Sequence[FileScanTask]
     last_read: LastRead
     counts: Counts = field(default_factory=Counts)
@@ -100,7 +98,7 @@ class Merge:
     _sources: dict[str, tuple[Source, Mapping[files.Partition, tuple[int, int]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._pieces = [Piece(files.box_of_file(self.table, task.file), task) for task in self.live]
+        self._pieces = [Piece(self.data.box(task.file), task) for task in self.live]
 
     def add(self, source: Source, parts: Mapping[files.Partition, tuple[int, int]], rows: pa.Table) -> None:
         """
@@ -108,7 +106,6 @@ class Merge:
 
         :param parts: number of each of these partitions among those of the object, and how many rows it has there.
         :param rows: its rows in these partitions, in the landing schema.
-        :raises StemConfigError: a live file has rows that another engine has deleted.
         :raises StemDataError: the table holds a key of these rows twice.
         """
         self._sources[source.uri] = source, parts
@@ -123,7 +120,7 @@ class Merge:
             if not files.may_overlap(piece.box, box):
                 continue
             if piece.rows is None:
-                piece.rows = self._read(piece)
+                piece.rows = self.data.read(piece.task)  # type: ignore[arg-type]
             if not piece.has_any(sites):
                 continue
             held_keys, keys = _keys(piece.rows, rows)
@@ -136,10 +133,7 @@ class Merge:
                 is_changed = is_changed or has_changed
         inserted = rows.filter(is_new)
         if held_rows != rows.num_rows - inserted.num_rows:
-            raise StemDataError(
-                f"{'.'.join(self.table.name())} holds a key twice. Find the program that writes it besides this "
-                "package's operators, and remove the duplicates."
-            )
+            raise doubled(self.data.table)
         self.counts.inserted += inserted.num_rows
         if is_changed or inserted.num_rows:
             replaced = [piece for piece, _ in united]
@@ -151,10 +145,10 @@ class Merge:
     def write(self) -> list[DataFile]:
         """Write the rows that are new or replace others to data files, and return these."""
         return [
-            files.write(self.table, partition, rows, self._name(partition, rows))
+            self.data.write(partition, rows, self._name(partition, rows))
             for piece in self._pieces
             if not piece.task
-            for partition, rows in files.split(self.table, piece.rows)
+            for partition, rows in files.split(self.data.table, piece.rows)
         ]
 
     def _with_source(self, source: Source, rows: pa.Table) -> pa.Table:
@@ -163,16 +157,8 @@ class Merge:
             "read_at": pa.repeat(pa.scalar(source.read_at, INSTANT), rows.num_rows),
             "uri": pa.repeat(source.uri, rows.num_rows),
         }
-        schema = files.rows_schema(self.table)
+        schema = self.data.schema
         return pa.table([columns.get(one.name, pa.nulls(rows.num_rows, one.type)) for one in schema], schema=schema)
-
-    def _read(self, piece: Piece) -> pa.Table:
-        if piece.task.delete_files:  # type: ignore[union-attr]
-            raise StemConfigError(
-                "The table has files with deleted rows, which another engine has written. Rewrite its data files there "
-                f"(Spark: CALL system.rewrite_data_files) [{one_line(piece.task.file.file_path)}]"  # type: ignore[union-attr]
-            )
-        return files.read(self.table, piece.task)  # type: ignore[arg-type]
 
     def _union(self, held: pa.Table, read: pa.Table, source: Source) -> tuple[pa.Table, bool]:
         """

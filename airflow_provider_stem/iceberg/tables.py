@@ -13,11 +13,8 @@ from pyiceberg.transforms import BucketTransform, DayTransform, IdentityTransfor
 from pyiceberg.types import DoubleType, IcebergType, IntegerType, NestedField, StringType, TimestamptzType
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.tables import INSTANT, LANDING_SCHEMA, description_of
-
-KEY = ("site_id", "stream_type", "resolution", "interval_end")
-"""The columns of which the table has each combination once."""
+from airflow_provider_stem.errors import StemConfigError, StemDataError
+from airflow_provider_stem.streams.tables import INSTANT, KEY, LANDING_SCHEMA, description_of
 
 COLUMNS = pa.schema(
     [
@@ -73,6 +70,14 @@ def open_table(catalog: Catalog, name: str, buckets: int) -> Table:
         table = _created(catalog, name, buckets)
     _check(table, name)
     return table
+
+
+def doubled(table: Table) -> StemDataError:
+    """Return the error for a table that holds a key twice."""
+    return StemDataError(
+        f"{'.'.join(table.name())} holds a key twice. Find the program that writes it besides this package's "
+        "operators, and remove the duplicates."
+    )
 
 
 def _check(table: Table, name: str) -> None:

@@ -39,6 +39,9 @@ LANDING_SCHEMA = pa.schema(
 )
 """One row per site, stream type and interval, sorted by ``site_id, stream_type, interval_end``, no duplicates."""
 
+KEY = ("site_id", "stream_type", "resolution", "interval_end")
+"""The columns of which no two rows of a site, an object or a table have the same values."""
+
 STREAM_SCHEMA = pa.schema([LANDING_SCHEMA.field("interval_end"), LANDING_SCHEMA.field("kw_total_avg")])
 """The two columns that are not constant within one stream; sorted by ``interval_end``, no duplicates."""
 
