@@ -23,12 +23,21 @@ _LEAST_AGE = timedelta(days=1)
 """How long the files of a commit that is running are safe."""
 
 
+_MOST_BUCKETS = 2**31 - 1
+
+
 def _check_table(argument: str, value: object) -> None:
     parts = value.split(".") if isinstance(value, str) else []
     if len(parts) < 2 or not all(part and part == part.strip() and part.isprintable() for part in parts):
         raise StemConfigError(
             f"{argument} must be the name of a table with its namespace, such as 'stem.streams', got {value!r}."
         )
+
+
+def _check_buckets(argument: str, value: object) -> None:
+    check_count(argument, value)
+    if isinstance(value, int) and value > _MOST_BUCKETS:
+        raise StemConfigError(f"{argument} must be up to {_MOST_BUCKETS:,}, the limit of Iceberg, got {value!r}.")
 
 
 def _check_optional_duration(argument: str, value: object) -> None:
@@ -58,8 +67,9 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
     :param catalog_conn_id: connection to the catalog, of any type; its Extra contains pyiceberg's properties.
     :param aws_conn_id: connection of type ``aws`` for the objects and, unless the catalog has its own credentials, for
         the table; ``None`` for boto3's own credentials.
-    :param buckets: number of buckets of site ids in a new table, 1 or more. If it divides the number of batches of
-        :class:`~airflow_provider_stem.operators.StemSiteListOperator`, a batch is one data file for each day.
+    :param buckets: number of buckets of site ids in a new table, 1 to 2,147,483,647. If it divides the number of
+        batches of :class:`~airflow_provider_stem.operators.StemSiteListOperator`, a batch is one data file for each
+        day.
     :return: counts. Of ``objects``, ``replaced`` were rewritten since their receipt. Of ``rows``, some are
         ``inserted``, ``changed`` or ``unchanged``; ``outdated`` ones have another value than the table, which was read
         later. ``added_files`` and ``removed_files`` count data files. ``snapshot_id`` is the table's current snapshot,
@@ -80,7 +90,7 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
         "table": _check_table,
         "catalog_conn_id": check_connection_id,
         "aws_conn_id": check_aws_conn_id,
-        "buckets": check_count,
+        "buckets": _check_buckets,
     }
 
     @checked
