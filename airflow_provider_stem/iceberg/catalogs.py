@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from airflow.providers.common.compat.sdk import BaseHook, mask_secret
 
+from airflow_provider_stem._disk import WorkerError
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemError, StemTransportError
 
@@ -79,7 +81,13 @@ def catalog_from(catalog_conn_id: str, aws_conn_id: str | None) -> Catalog:
                     f"{_redacted(exc.__cause__ or exc, properties)}. Install the driver that its uri names. A SQL "
                     "catalog also needs SQLAlchemy 2 (Airflow 3.1 or later).",
                 ) from None
-            except (BadRequestError, NoSuchPropertyException, NotImplementedError, ValueError) as exc:
+            except (
+                BadRequestError,
+                FileNotFoundError,
+                NoSuchPropertyException,
+                NotImplementedError,
+                ValueError,
+            ) as exc:
                 raise _invalid(
                     catalog_conn_id, f"{_redacted(exc, properties)}. Correct the properties in its Extra."
                 ) from None
@@ -97,8 +105,10 @@ def catalog_errors(catalog_conn_id: str, properties: Mapping[str, Any]) -> Itera
 
     :param catalog_conn_id: connection that the messages name.
     :param properties: ``properties`` of the catalog. The messages do not contain its secrets.
-    :raises StemConfigError: no retry can cure the error: wrong credentials, a missing permission, a wrong address.
+    :raises StemConfigError: no retry can cure the error: wrong credentials, a missing permission, a wrong address, a
+        lost file of a table.
     :raises StemTransportError: the catalog or the store cannot be reached, or failed.
+    :raises WorkerError: the disk of the worker is full, or a limit of the worker is reached.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from pyiceberg.exceptions import RESTError
@@ -107,8 +117,14 @@ def catalog_errors(catalog_conn_id: str, properties: Mapping[str, Any]) -> Itera
 
     try:
         yield
-    except StemError:
+    except (StemError, WorkerError):
         raise
+    except FileNotFoundError as exc:
+        problem = _redacted(exc, properties).removeprefix("[Errno 2] ").partition(". Detail: ")[0]
+        raise StemConfigError(
+            "The store lacks a file that the table refers to, and a retry does not help. Restore it, or roll the table "
+            f"back to an older snapshot [{problem}]"
+        ) from None
     except (BotoCoreError, ClientError, OSError, RESTError, RequestException, SQLAlchemyError) as exc:
         text = _redacted(exc, properties)
         if _is_wrong(exc):
@@ -223,6 +239,9 @@ def _sql(connection: Connection, properties: Properties) -> None:
                 connection.conn_id,
                 "a catalog in memory is lost when the task ends. Set its uri to a file: 'sqlite:////path/catalog.db'.",
             )
+        # SQLite does not name the folder. It is not created, since the disk that it is on may not be mounted.
+        if not url.database.startswith("file:") and not (folder := Path(url.database).parent).is_dir():
+            raise _invalid(connection.conn_id, f"there is no folder {str(folder)!r} for its catalog. Create it first.")
         # The default of 5 s is too short for several tasks on a busy disk.
         if "timeout" not in url.query:
             url = url.update_query_dict({"timeout": "120"})

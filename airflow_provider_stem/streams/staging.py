@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_provider_stem._disk import own_disk
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.file_reading import read_batches
@@ -72,14 +73,16 @@ class Staging:
         self._fetch = fetch
         self._split = split or (lambda batches: zip(repeat(None), batches))
         self._lock = threading.Lock()
-        self._file = tempfile.TemporaryFile(prefix="stem-staging-")  # noqa: SIM115
+        with own_disk():
+            self._file = tempfile.TemporaryFile(prefix="stem-staging-")  # noqa: SIM115
         self._writer = pa.ipc.new_file(self._file, LANDING_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
         self._written = 0
 
     @cached_property
     def _reader(self) -> pa.ipc.RecordBatchFileReader:
-        self._writer.close()
-        return pa.ipc.open_file(self._file)
+        with own_disk():
+            self._writer.close()
+            return pa.ipc.open_file(self._file)
 
     def add(self, landed: LandedObject) -> StagedObject:
         """
@@ -98,7 +101,8 @@ class Staging:
             file.seek(0)
             try:
                 for part, batch in self._split(_checked(read_batches(cast(BinaryIO, file)), landed)):
-                    self._writer.write_batch(batch)
+                    with own_disk():
+                        self._writer.write_batch(batch)
                     parts.setdefault(part, []).append(self._written)
                     self._written += 1
                     rows += batch.num_rows
@@ -146,7 +150,8 @@ class Staging:
 
     def close(self) -> None:
         """Close the file, which frees its disk space."""
-        self._file.close()
+        with own_disk():  # it has a buffer
+            self._file.close()
 
     def __enter__(self) -> Staging:
         return self

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
 from pyiceberg.schema import Schema
+from pyiceberg.table import DataScan
 from pyiceberg.transforms import BucketTransform, IdentityTransform, MonthTransform
 from pyiceberg.types import (
     DoubleType,
@@ -24,8 +27,11 @@ from pyiceberg.types import (
     TimestamptzType,
 )
 
+from airflow_provider_stem._disk import WorkerError
 from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
 from airflow_provider_stem.iceberg import commits, files, loading
+from airflow_provider_stem.iceberg.catalogs import catalog_errors
+from airflow_provider_stem.iceberg.maintenance import compact, expire_snapshots, remove_unused_files
 from airflow_provider_stem.iceberg.tables import COLUMNS
 from tests.servers.catalogs import CATALOGS
 from tests.warehouse.helpers import at
@@ -335,13 +341,13 @@ def test_a_commit_whose_answer_is_lost_is_found(error, target):
 
 def test_a_commit_that_failed_without_an_answer_is_repeated_and_no_file_is_written_again(target, monkeypatch):
     written = []
-    write = files.write
+    write = files.DataFiles.write
 
     def counted(*arguments):
         written.append(arguments)
         return write(*arguments)
 
-    monkeypatch.setattr(files, "write", counted)
+    monkeypatch.setattr(files.DataFiles, "write", counted)
     around_commits(target, 2, before=raising(TimeoutError("lost")))
     target.load(land(target, "x", [1.0]))
     assert len(written) == 1
@@ -356,6 +362,91 @@ def test_a_load_gives_up_after_many_conflicts(target, monkeypatch):
     with pytest.raises(StemTransportError, match="The commit failed 20 times. Try again later"):
         target.load(land(target, "x", [1.0]))
     assert target.load(land(target, "x", [1.0]))["inserted"] == 1
+
+
+def lost(target, lake, path):
+    """Delete a file of the table, and return the message of the load that needs it."""
+    place = urlsplit(path)
+    lake.client.delete_object(Bucket=place.netloc, Key=place.path.strip("/"))
+    restated = land(target, "x", [2.0])
+    with (
+        pytest.raises(StemConfigError, match="The store lacks a file .*, and a retry does not help. Restore") as error,
+        catalog_errors("stem_iceberg", target.catalog.properties),
+    ):
+        target.load(restated)
+    assert place.path.strip("/") in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("catalog", ["sqlite", "rest"], indirect=True)
+@pytest.mark.parametrize("kind", ["data", "manifest", "list"])
+def test_a_lost_file_of_the_table_is_named_and_the_table_is_rolled_back(kind, target, lake):
+    other = land(target, "other", [7.0], period=("02T00:00", "03T00:00"))
+    first = target.load(other)["snapshot_id"]
+    target.load(land(target, "x", [1.0]))
+    snapshot = target.table.current_snapshot()
+    [manifest] = [one for one in snapshot.manifests(target.table.io) if one.added_snapshot_id != first]
+    [data] = [path for path in target.files() if "interval_start_day=2025-07-01" in path]
+    lost(target, lake, {"data": data, "manifest": manifest.manifest_path, "list": snapshot.manifest_list}[kind])
+    target.table.manage_snapshots().rollback_to_snapshot(first).commit()
+    assert counts_of(target.load(other, land(target, "x", [3.0])), "unchanged", "inserted") == (1, 1)
+    assert sorted(target.values().values()) == [3.0, 7.0]
+
+
+@pytest.mark.parametrize("catalog", ["sqlite", "glue"], indirect=True)
+def test_a_lost_metadata_file_of_the_table_is_named_and_the_one_before_is_registered(target, lake):
+    target.load(land(target, "other", [7.0], period=("02T00:00", "03T00:00")))
+    target.load(land(target, "x", [1.0]))
+    table = target.table
+    lost(target, lake, table.metadata_location)
+    target.catalog.drop_table(target.name)
+    target.catalog.register_table(target.name, table.metadata.metadata_log[-1].metadata_file)
+    assert target.load(land(target, "x", [3.0]))["inserted"] == 1
+    assert sorted(target.values().values()) == [3.0, 7.0]
+
+
+def test_a_load_of_whose_snapshot_maintenance_removes_the_files_is_planned_again(target, monkeypatch):
+    target.load(land(target, "x", [1.0, 1.0], ("site-a", "site-b")), buckets=1)
+    target.load(land(target, "y", [1.0], ("site-c",)))
+    maintained: list[Any] = []
+    read = files.DataFiles.read
+
+    def read_late(data, task):
+        if not maintained:
+            later = at("2999-01-01T00:00")
+            maintained.append("compaction reads, too")
+            counts = compact(target.table, later, {})
+            expire_snapshots(target.table, later, 1)
+            maintained[:] = counts["compacted_files"], remove_unused_files(target.table, later)["removed_files"] > 2
+        return read(data, task)
+
+    restated = land(target, "x", [2.0, 1.0], ("site-a", "site-b"))
+    monkeypatch.setattr(files.DataFiles, "read", read_late)
+    counts = target.load(restated)
+    assert maintained == [2, True]
+    assert counts_of(counts, "changed", "unchanged", "removed_files") == (2, 2, 1)
+    assert sorted(target.values().values()) == [1.0, 1.0, 1.0, 2.0, 2.0]
+
+
+def test_a_full_disk_of_the_worker_is_not_blamed_on_the_catalog(target):
+    receipt = land(
+        target, "x", [n / 7 for n in range(96 * 8)], [f"site-{n}" for n in range(9)], ("01T00:00", "09T00:00")
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fetch(uri, file):
+        version = target.bucket.fetch(uri, file)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        return version
+
+    try:
+        with (
+            pytest.raises(WorkerError, match="could not be stored on this worker: File too large. Free space"),
+            catalog_errors("stem_iceberg", target.catalog.properties),
+        ):
+            target.load(receipt, fetch=fetch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 # --- tables of others -------------------------------------------------------------------------------------------------
@@ -421,19 +512,25 @@ def test_a_table_with_other_columns_is_rejected(columns, required, message, targ
         target.load(land(target, "x", [1.0]))
 
 
-def test_a_file_with_deleted_rows_is_rejected(target, monkeypatch):
+@pytest.mark.parametrize("kind", ["position", "equality"])
+def test_a_file_with_deleted_rows_is_rejected(kind, target, monkeypatch):
+    """pyiceberg lists position deletes of a file, and refuses equality deletes."""
     target.load(land(target, "x", [1.0]))
-    live = loading._live
+    plan = DataScan.plan_files
 
-    def with_deletes(*arguments):
-        tasks = live(*arguments)
-        for task in tasks:
+    def with_deletes(scan):
+        if kind == "equality":
+            raise ValueError("PyIceberg does not yet support equality deletes")
+        for task in (tasks := list(plan(scan))):
             task.delete_files = {task.file}
         return tasks
 
-    monkeypatch.setattr(loading, "_live", with_deletes)
-    with pytest.raises(StemConfigError, match="has files with deleted rows.*rewrite_data_files"):
-        target.load(land(target, "x", [2.0]))
+    monkeypatch.setattr(DataScan, "plan_files", with_deletes)
+    for act in (lambda: target.load(land(target, "x", [2.0])), lambda: compact(target.table, at("09T00:00"), {})):
+        with pytest.raises(
+            StemConfigError, match=r"has files with deleted rows.*rewrite_data_files\) \[.*(parquet|equal)"
+        ):
+            act()
 
 
 @pytest.mark.parametrize(
@@ -490,7 +587,8 @@ def test_boxes_overlap_if_all_columns_do_and_unknown_bounds_overlap():
 def test_the_bounds_of_a_file_are_those_of_its_rows(target):
     target.load(land(target, "x", [1.0, 2.0], [f"{'a-long-name' * 5}-{n}" for n in range(3)]), buckets=1)
     [task] = target.table.scan().plan_files()
-    box = files.box_of_file(target.table, task.file)
-    assert box == files.box_of_rows(files.read(target.table, task))
+    data = files.DataFiles(target.table)
+    box = data.box(task.file)
+    assert box == files.box_of_rows(data.read(task))
     without: Any = SimpleNamespace(lower_bounds=None, upper_bounds=None)
-    assert files.box_of_file(target.table, without) == ((None, None),) * 4
+    assert data.box(without) == ((None, None),) * 4
