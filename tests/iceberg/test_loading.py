@@ -251,6 +251,7 @@ def test_a_value_stays_if_its_object_was_read_again_later_with_the_same_bytes(ta
     snapshot = target.load(again)
     assert counts_of(snapshot, "unchanged", "added_files") == (1, 0)
     assert counts_of(target.load(late), "outdated", "added_files") == (1, 0)
+    # Only the object says when it was read last.
     del target.bucket.versions["s3://lake/a"]
     assert target.load(late)["changed"] == 1
 
