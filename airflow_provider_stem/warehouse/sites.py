@@ -187,9 +187,9 @@ def _row(record: Any) -> SiteRow:
             "StemSiteListOperator, with site_id, name, client_id and stream_start_times."
         )
     site = read_site(record)
-    for name in ("name", "client_id"):
+    for name in ("site_id", "name", "client_id"):
         value = record.get(name)
-        if value is not None and not isinstance(value, str):
+        if value is not None and (not isinstance(value, str) or re.search("[\ud800-\udfff]", value)):
             raise StemConfigError(
                 f"sites contains an invalid record: {name} of site {one_line(site.site_id)} is "
                 f"{one_line(repr(value))[:60]}. Use records that StemSiteListOperator returned."

@@ -163,8 +163,8 @@ def test_batches_are_read_like_records():
     "wrong",
     [
         None, 17, "site-a", [], ["site-a"], {"site_id": "site-a"}, [[A]], {"sites": [], "batch": "1"},
-        {**A, "site_id": ""}, {**A, "name": 5}, {**A, "client_id": []},
-        {**A, "stream_start_times": {"MONITOR": "soon"}}, [A, {**A, "name": "Works"}],
+        {**A, "site_id": ""}, {**A, "site_id": "\ud800"}, {**A, "name": "\ud800"}, {**A, "name": 5},
+        {**A, "client_id": []}, {**A, "stream_start_times": {"MONITOR": "soon"}}, [A, {**A, "name": "Works"}],
     ],
 )  # fmt: skip
 def test_other_values_than_site_records_are_an_error(wrong):
