@@ -71,6 +71,7 @@ def catalog_from(catalog_conn_id: str, aws_conn_id: str | None) -> Catalog:
         properties = _from_aws(aws_conn_id, properties) | properties
     for secret in _secrets(properties):
         mask_secret(secret)
+    wrong = (BadRequestError, FileNotFoundError, NoSuchPropertyException, NotImplementedError, ValueError)
     with catalog_errors(catalog_conn_id, properties):
         for attempt in range(_MAX_CREATIONS):
             try:
@@ -81,13 +82,7 @@ def catalog_from(catalog_conn_id: str, aws_conn_id: str | None) -> Catalog:
                     f"{_redacted(exc.__cause__ or exc, properties)}. Install the driver that its uri names. A SQL "
                     "catalog also needs SQLAlchemy 2 (Airflow 3.1 or later).",
                 ) from None
-            except (
-                BadRequestError,
-                FileNotFoundError,
-                NoSuchPropertyException,
-                NotImplementedError,
-                ValueError,
-            ) as exc:
+            except wrong as exc:
                 raise _invalid(
                     catalog_conn_id, f"{_redacted(exc, properties)}. Correct the properties in its Extra."
                 ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -50,6 +51,18 @@ def exact(table: Table) -> Table:
     """Return a table whose transactions raise :class:`Conflict` if another task has committed since it was loaded."""
     catalog: Any = _ExactCatalog(table.catalog)
     return Table(table.name(), table.metadata, table.metadata_location, table.io, catalog, table.config)
+
+
+@contextmanager
+def planning(table: Table) -> Iterator[None]:
+    """Raise :class:`Conflict` if a file is missing since maintenance has removed the snapshot of the table."""
+    try:
+        yield
+    except FileNotFoundError as exc:
+        current = table.catalog.load_table(table.name()).metadata.current_snapshot_id
+        if current == table.metadata.current_snapshot_id:
+            raise
+        raise Conflict(one_line(str(exc))) from None
 
 
 def attempts() -> Iterator[int]:

@@ -24,7 +24,7 @@ from pyiceberg.table import FileScanTask, Table
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemTransportError
 from airflow_provider_stem.iceberg import files
-from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact
+from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact, planning
 from airflow_provider_stem.iceberg.merging import Counts, Merge, Source
 from airflow_provider_stem.iceberg.tables import open_table
 from airflow_provider_stem.streams.records import LandedObject
@@ -233,7 +233,8 @@ class _Load:
                 if table.spec() != spec:
                     raise StemTransportError("The partition spec of the table changed during the load. Try again.")
             try:
-                outcome = self._plan(table, reopen)
+                with planning(table):
+                    outcome = self._plan(table)
             except Conflict as exc:
                 failure = exc
                 continue
@@ -276,18 +277,12 @@ class _Load:
                     snapshot.append_data_file(file)
         return int(snapshot.snapshot_id)
 
-    def _plan(self, table: Table, reopen: Callable[[], Table]) -> _Outcome:
+    def _plan(self, table: Table) -> _Outcome:
         """Merge the objects with the table, and write the data files for that."""
-        try:
-            groups = self._grouped(table)
-            data = files.DataFiles(table)
-            with ThreadPoolExecutor(_THREADS) as pool:
-                merged = list(pool.map(lambda group: self._merged(data, *group), groups.items()))
-        except FileNotFoundError as exc:
-            if reopen().metadata.current_snapshot_id == table.metadata.current_snapshot_id:
-                raise
-            # Maintenance has removed the snapshot, and its files.
-            raise Conflict(one_line(str(exc))) from None
+        groups = self._grouped(table)
+        data = files.DataFiles(table)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            merged = list(pool.map(lambda group: self._merged(data, *group), groups.items()))
         self._groups = dict(zip(groups, merged, strict=True))
         total = _Outcome()
         for one in merged:

@@ -25,9 +25,9 @@ from pyiceberg.table.snapshots import ancestors_of
 from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, RemoveSnapshotsUpdate
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemDataError, StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemDataError, StemTransportError
 from airflow_provider_stem.iceberg import files
-from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact
+from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact, planning
 from airflow_provider_stem.streams.tables import KEY
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,15 @@ def compact(table: Table, older_than: datetime, properties: Mapping[str, str]) -
     for attempt in attempts():
         if attempt:
             table.refresh()
-        data = files.DataFiles(table)
-        plan = {frozenset(one.file_path for one in group): group for group in _small_files(data, older_than)}
-        if not plan:
-            return {"compacted_files": 0, "written_files": 0}
-        for paths in plan.keys() - written.keys():
-            written[paths] = _together(data, plan[paths])
-        removed = [file for group in plan.values() for file in group]
         try:
+            with planning(table):
+                data = files.DataFiles(table)
+                plan = {frozenset(one.file_path for one in group): group for group in _small_files(data, older_than)}
+                if not plan:
+                    return {"compacted_files": 0, "written_files": 0}
+                for paths in plan.keys() - written.keys():
+                    written[paths] = _together(data, plan[paths])
+            removed = [file for group in plan.values() for file in group]
             with (
                 exact(table).transaction() as transaction,
                 transaction.update_snapshot(dict(properties)).overwrite() as snapshot,
@@ -125,7 +126,7 @@ def remove_unused_files(table: Table, older_than: datetime) -> dict[str, int]:
     :param older_than: only files that were written before this time, with a time zone. Commits that began earlier must
         have ended.
     :return: ``removed_files`` and their ``removed_bytes``.
-    :raises StemDataError: the store lacks a file that the table refers to.
+    :raises StemConfigError: the store lacks a file that the table refers to.
     """
     used = _UsedFiles(table)
     before = used.paths()
@@ -135,7 +136,7 @@ def remove_unused_files(table: Table, older_than: datetime) -> dict[str, int]:
     now = used.paths()
     folders = tuple(_folders(table))
     if missing := sorted(path for path in before & now if path.startswith(folders) and path not in listed):
-        raise StemDataError(
+        raise StemConfigError(
             f"The store lacks {len(missing):,} files that the table refers to, so nothing was deleted. Restore them, "
             f"or roll the table back to an older snapshot [{one_line(missing[0])}]"
         )

@@ -76,7 +76,8 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
         or ``None`` for a table without rows.
     :raises StemConfigError: an argument is invalid.
     :raises AirflowFailException: from ``execute``: an argument is invalid after rendering; a connection is missing or
-        cannot be used; or the table has other columns. The task is not retried.
+        cannot be used; or the table has other columns, rows that another engine has deleted without rewriting their
+        files, or a file that the store lacks. The task is not retried.
     :raises AirflowSkipException: from ``execute``: no object was landed.
     :raises StemDataError: from ``execute``: an object does not match its receipt. Nothing is loaded.
     :raises StemTransportError: from ``execute``: S3 or the catalog cannot be used, or other tasks committed during
@@ -167,9 +168,9 @@ class StemIcebergMaintenanceOperator(CheckedLoad, BaseOperator):
         ``removed_files`` and ``removed_bytes``; ``snapshot_id``, the table's current snapshot.
     :raises StemConfigError: an argument is invalid.
     :raises AirflowFailException: from ``execute``: an argument is invalid after rendering; a connection is missing or
-        cannot be used; the table does not exist; or another engine has deleted rows without rewriting their files. The
-        task is not retried.
-    :raises StemDataError: from ``execute``: the table holds a key twice, or the store lacks a file of the table.
+        cannot be used; the table does not exist; another engine has deleted rows without rewriting their files; or the
+        store lacks a file of the table. The task is not retried.
+    :raises StemDataError: from ``execute``: the table holds a key twice.
     :raises StemTransportError: from ``execute``: the store or the catalog cannot be used, or other tasks committed
         during every attempt.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -126,9 +126,7 @@ def load_sites(
             now = listed_at or datetime.now(UTC)
             stored = {site_id for (site_id,) in session.execute(read_ids)}
             known = len(stored & listed)
-            if isinstance(time_zone, Mapping):
-                _check_ids(time_zone, listed, stored)
-            _check_names(session, {*zones.values()})
+            _check_zones(session, zones, listed, stored)
             changed = session.change(close, now) + session.change(set_zone)
             session.execute(open_new, now, now)
             session.execute(mark_listed, now)
@@ -138,20 +136,16 @@ def load_sites(
     return counts
 
 
-def _check_ids(time_zone: Mapping[str, str], listed: Set[str], stored: Set[str]) -> None:
-    """Raise ``StemConfigError`` if a site would have no zone because its id is mistyped."""
-    without, unknown = listed - time_zone.keys(), time_zone.keys() - listed - stored
+def _check_zones(session: Session, zones: Mapping[str, str], listed: Set[str], stored: Set[str]) -> None:
+    """Raise ``StemConfigError`` if a site may have no zone because its id is mistyped, or the database lacks a zone."""
+    without, unknown = listed - zones.keys(), zones.keys() - listed - stored
     if without and unknown:
         raise StemConfigError(
             f"Invalid time_zone: it lacks the listed site {min(without)!r:.100}, and has "
             f"{min(map(repr, unknown)):.100}, which was never listed. Correct the id, or add the zone of the listed "
             "site, such as 'UTC'."
         )
-
-
-def _check_names(session: Session, names: Iterable[str]) -> None:
-    """Raise ``StemConfigError`` unless the database has the time zones. It may have others than the worker."""
-    for name in names:
+    for name in {*zones.values()}:
         try:
             session.execute("SELECT timezone(CAST(? AS VARCHAR), TIMESTAMP '2000-01-01')", name)
         except StemConfigError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from pyiceberg.types import StringType
 
 from airflow_provider_stem.errors import StemConfigError, StemDataError
-from airflow_provider_stem.iceberg import maintenance
+from airflow_provider_stem.iceberg import files, maintenance
 from airflow_provider_stem.iceberg.changes import changes
 from airflow_provider_stem.iceberg.maintenance import compact, expire_snapshots, remove_unused_files
 from airflow_provider_stem.iceberg.operators import StemIcebergMaintenanceOperator
@@ -63,11 +64,11 @@ def all_rows(target):
     return {one: target.rows(one) for one in target.snapshots()}
 
 
-def maintain(target):
-    """Run all steps with no age at all, but for the two newest snapshots."""
+def maintain(target, keep=2):
+    """Run all steps with no age at all, but for the newest snapshots."""
     table = target.table
     counts = compact(table, LATER, {"stem.run-id": "weekly"})
-    return {**counts, "expired": expire_snapshots(table, LATER, 2), **remove_unused_files(table, LATER)}
+    return {**counts, "expired": expire_snapshots(table, LATER, keep), **remove_unused_files(table, LATER)}
 
 
 @pytest.mark.parametrize("catalog", CATALOGS, indirect=True)
@@ -131,9 +132,9 @@ def test_recent_and_large_files_and_those_of_other_specs_are_not_compacted(targe
 def test_a_compacted_file_has_a_limited_size(target, monkeypatch):
     sizes = [task.file.file_size_in_bytes for task in target.table.scan().plan_files()]
     monkeypatch.setattr(maintenance, "_TARGET_BYTES", 2 * max(sizes))
-    rows, files = target.rows(), len(sizes)
+    rows = target.rows()
     counts = compact(target.table, LATER, {})
-    assert 1 < counts["written_files"] < counts["compacted_files"] <= files
+    assert 1 < counts["written_files"] < counts["compacted_files"] <= len(sizes)
     assert target.rows() == rows
 
 
@@ -168,6 +169,25 @@ def test_a_commit_of_another_task_makes_the_compaction_plan_again(target, monkey
     assert compact(target.table, LATER, {})["compacted_files"] > 0
     values = {key[3].hour: value for key, value in target.values().items() if key[3].minute == 15}
     assert values == {0: 9.0, **dict.fromkeys(range(1, 6), 1.0), 8: 1.0}
+
+
+def test_two_maintenance_tasks_at_the_same_time_keep_each_row(target, monkeypatch):
+    """The second one removes the files that the first one reads."""
+    rows = target.rows()
+    others: list[Any] = []
+    read = files.DataFiles.read
+
+    def read_late(data, task):
+        if not others:
+            others.append("compaction reads, too")
+            others.append(maintain(target, keep=1))
+        return read(data, task)
+
+    monkeypatch.setattr(files.DataFiles, "read", read_late)
+    assert compact(target.table, LATER, {}) == {"compacted_files": 0, "written_files": 0}
+    assert others[1]["compacted_files"] > 0
+    assert others[1]["removed_files"] > 0
+    assert target.rows() == rows
 
 
 def test_a_commit_of_another_task_makes_the_removal_of_snapshots_plan_again(target):
@@ -216,7 +236,9 @@ def test_nothing_is_removed_if_the_store_lacks_a_file_of_the_table(target, lake)
     lake.client.delete_object(Bucket=place.netloc, Key=place.path.strip("/"))
     expire_snapshots(table, LATER, 1)
     before = stored(lake, table)
-    with pytest.raises(StemDataError, match="The store lacks 1 files that the table refers to, so nothing was deleted"):
+    with pytest.raises(
+        StemConfigError, match="The store lacks 1 files that the table refers to, so nothing was deleted"
+    ):
         remove_unused_files(table, LATER)
     assert stored(lake, table) == before
 
