@@ -261,7 +261,8 @@ def _fix(code: str, text: str) -> str:
         )
     if code in _ENCODING:
         return (
-            "A site's id or name has a character that the database cannot store. Leave the site out, or use another one"
+            "A site's id or name has a character that the database cannot store. Leave the site out, or load into "
+            "another database"
         )
     if code == _READ_ONLY:
         return "Use a connection to the primary server, with a role that may write"
