@@ -22,7 +22,6 @@ __all__ = ["StemIcebergMaintenanceOperator", "StemObjectsToIcebergOperator"]
 _LEAST_AGE = timedelta(days=1)
 """How long the files of a commit that is running are safe."""
 
-
 _MOST_BUCKETS = 2**31 - 1
 
 

@@ -137,7 +137,7 @@ def test_a_time_zone_of_a_mistyped_site_is_an_error_and_one_of_another_client_is
     assert zones() == [*both.items(), ("site-c", None)]
 
 
-def test_a_time_zone_that_only_the_worker_has_is_an_error(engine):
+def test_a_time_zone_that_the_database_lacks_is_an_error(engine):
     with pytest.raises(StemConfigError, match="Invalid time_zone 'No/City': the database has no such time zone. Use"):
         load_sites(read_records([A]), engine.session(), time_zone="No/City")
     assert engine.rows(VERSIONS) == []
