@@ -77,7 +77,7 @@ def test_the_models_read_an_iceberg_table(catalog, lake, tmp_path):
         stem_now="2025-07-02 00:00:00+00:00",
     )
     assert set(statuses.values()) <= {"success", "pass", "no-op"}
-    assert {"stem_completeness", "stem_restatements"}.isdisjoint(statuses)
+    assert {"stem_completeness", "stem_daily_restatements"}.isdisjoint(statuses)
     with duckdb.connect(warehouse) as found:
         # 22:00 UTC is midnight in Berlin.
         energy = (

@@ -7,7 +7,7 @@ import yaml
 
 from airflow_provider_stem.dbt import PROJECT
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
-from airflow_provider_stem.warehouse.sql import SCHEMA
+from airflow_provider_stem.warehouse.sql import SCHEMA, VIEWS
 from tests.warehouse.helpers import Bucket, at
 
 ZONES = {"site-a": "Europe/Berlin", "site-b": "America/Los_Angeles"}
@@ -101,8 +101,9 @@ def test_the_models_have_the_numbers_worked_out_by_hand(loaded, dbt):
             ("site-a", 900, period, 40.0, pytest.approx(34.0), pytest.approx(0.85), None, 80)
         ]
     # 2 kW more, null to 8 kW, and 0 kW to null, each for a quarter. 22:30 UTC is the next day in Berlin.
-    assert loaded.rows("SELECT * FROM analytics.stem_restatements") == [
-        ("site-a", "MONITOR", 900, "2025-07-01", "2025-07-04", 2.5, 2.5, 3, 1, 1)
+    restated = "2025-07-03T22:30:00+00:00"
+    assert loaded.rows("SELECT * FROM analytics.stem_daily_restatements") == [
+        ("site-a", "MONITOR", 900, "2025-07-01", "2025-07-04", "dag", "run", 2.5, 2.5, 3, 1, 1, restated, restated)
     ]
     assert loaded.rows("SELECT * FROM analytics.stem_completeness WHERE expected > 0") == [
         ("site-a", "MONITOR", 900, "2025-07-01", 4, 4, 0, "complete")
@@ -114,7 +115,7 @@ def test_the_models_have_the_numbers_worked_out_by_hand(loaded, dbt):
     ]
     columns = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'analytics'"
     assert sorted(loaded.rows(columns)) == sorted(documented)
-    for view in ("energy", "demand_peaks", "daily_demand_peaks", "completeness"):
+    for view in VIEWS:
         for one, other in [("stem.", "analytics.stem_"), ("analytics.stem_", "stem.")]:
             assert loaded.rows(f"SELECT * FROM {one}{view} EXCEPT SELECT * FROM {other}{view}") == []
 
@@ -147,7 +148,8 @@ def test_each_test_fails_for_what_it_checks(loaded, dbt):
         *(["stem_streams_have_each_key_once"] if loaded.name == "duckdb" else []),
     }
     # Bad data does not get as far as what is billed.
-    assert dbt.run("build", **late)["stem_billing_determinants"] == "skipped"
+    statuses = dbt.run("build", **late)
+    assert {statuses[name] for name in ("stem_billing_determinants", "stem_battery")} == {"skipped"}
 
 
 def test_sources_have_a_freshness(loaded, dbt):
@@ -163,7 +165,8 @@ def test_another_project_has_the_package_with_the_capacities_of_batteries(loaded
     project = tmp_path / "project"
     for name, text in {
         "dbt_project.yml": "name: bills\nversion: '1.0'\nprofile: stem_telemetry\n"
-        "vars: {stem_telemetry: {stem_batteries: capacities, stem_materialized: table}}\n",
+        "vars: {stem_telemetry: {stem_batteries: capacities, stem_materialized: table}}\n"
+        "data_tests: {stem_telemetry: {stem_days_are_complete: {+severity: warn}}}\n",
         "packages.yml": "packages: [{local: \"{{ env_var('STEM_DBT') }}\"}]\n",
         "seeds/capacities.csv": "site_id,usable_kwh\nsite-a,17\n",
         "models/bills.sql": "SELECT site_id, month, import_kwh * 0.2 AS amount "
@@ -171,8 +174,11 @@ def test_another_project_has_the_package_with_the_capacities_of_batteries(loaded
     }.items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(text)
+    with loaded.session()() as session, session.transaction():
+        session.execute(f"UPDATE {SCHEMA}.stream_days SET received_am = 7")
     dbt.run("deps", project=project)
     statuses = dbt.run("build", "--exclude", "stem_months_are_complete", project=project, **NOW)
+    assert statuses.pop("stem_days_are_complete") == "warn"
     assert set(statuses.values()) <= {"success", "pass", "no-op"}
     assert loaded.rows("SELECT site_id, month, amount FROM analytics.bills") == [
         ("site-b", "2025-10-01", pytest.approx(74.85))

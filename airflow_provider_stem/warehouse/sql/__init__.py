@@ -16,7 +16,7 @@ from airflow_provider_stem.streams.stream_types import STREAM_TYPES, since_colum
 SCHEMA = "{{ params.schema }}"
 """Placeholder of the schema in all SQL."""
 
-VIEWS = ("energy", "demand_peaks", "daily_demand_peaks", "completeness")
+VIEWS = ("energy", "demand_peaks", "daily_demand_peaks", "completeness", "daily_restatements")
 """The views of the warehouse. The dbt model of each has the prefix ``stem_``."""
 
 
