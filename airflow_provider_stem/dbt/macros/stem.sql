@@ -22,6 +22,13 @@ CAST(date_trunc('{{ period }}', {{ instant }} AT TIME ZONE {{ stem_zone() }}) AS
 
 {% macro stem_utc_day(instant) %}CAST({{ instant }} AT TIME ZONE 'UTC' AS DATE){% endmacro %}
 
+{# For models that bills use. A test stops only models that depend on all that it reads. #}
+{% macro stem_needs_all_tests() %}
+{% if var('stem_warehouse') %}
+-- depends_on: {{ ref('stem_completeness') }}, {{ source('stem', 'restatements') }}
+{% endif %}
+{% endmacro %}
+
 {% macro stem_bits(am, pm) %}
 {%- if target.type == 'postgres' -%}
 bit_count(CAST({{ am }} AS BIT(64))) + bit_count(CAST({{ pm }} AS BIT(64)))

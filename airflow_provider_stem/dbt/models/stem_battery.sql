@@ -1,1 +1,2 @@
+{{ stem_needs_all_tests() }}
 {{ stem_battery('month') }}

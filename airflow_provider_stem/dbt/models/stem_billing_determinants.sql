@@ -1,3 +1,4 @@
+{{ stem_needs_all_tests() }}
 -- What a bill of a month is computed from, by 15-minute intervals of the site meter. A sum has only what is known, so bill
 -- a month only where it is complete.
 WITH located AS (
