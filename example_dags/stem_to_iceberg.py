@@ -1,0 +1,60 @@
+"""
+Load into an Iceberg table what ``stem_daily`` and ``stem_history`` land: exactly the objects that their events list.
+
+Needs the connections ``aws_default`` and ``stem_iceberg``, the catalog of the table; see docs/iceberg.md. Events that
+arrive during a run are loaded together by the next run. ``stem_iceberg_maintenance`` maintains the table.
+
+Environment variable: ``STEM_BUCKET``, as for ``stem_daily``.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, Asset, task
+
+from airflow_provider_stem.assets import landed_objects
+from airflow_provider_stem.iceberg.operators import StemObjectsToIcebergOperator
+
+BUCKET = os.environ.get("STEM_BUCKET", "stem-telemetry")
+TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")
+HISTORY = Asset(f"s3://{BUCKET}/stem/history")
+# The size of a commit: a day of ten thousand sites with a look-back of three days. Months need several.
+MAX_ROWS = 12_000_000
+
+with DAG(
+    dag_id="stem_to_iceberg",
+    description="Load landed telemetry into an Iceberg table",
+    schedule=TELEMETRY | HISTORY,
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    # Retries last for days, since the events of a failed run are lost: the next run has only newer ones.
+    default_args={
+        "retries": 70,
+        "retry_delay": timedelta(minutes=5),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(hours=1),
+    },
+    tags=["stem", "energy"],
+) as dag:
+    # [START load_from_events]
+    @task
+    def split_into_loads(**context: Any) -> list[list[dict[str, Any]]]:
+        """Return the objects of the asset events that triggered the run, split into loads of limited size."""
+        loads: list[list[dict[str, Any]]] = []
+        for landed in landed_objects(context):
+            if not loads or sum(one["rows"] for one in loads[-1]) + landed["rows"] > MAX_ROWS:
+                loads.append([])
+            loads[-1].append(landed)
+        return loads
+
+    # One commit at a time: of several, each would plan again after another's. The hundred batches of `stem_daily` are
+    # twenty files a day, because 20 divides 100.
+    StemObjectsToIcebergOperator.partial(
+        task_id="load_streams", table="stem.streams", buckets=20, max_active_tis_per_dag=1
+    ).expand(objects=split_into_loads())
+    # [END load_from_events]
