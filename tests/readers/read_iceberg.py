@@ -54,16 +54,16 @@ class DuckDB:
 
         import duckdb
 
-        self._database = duckdb.connect(config={"allow_unsigned_extensions": "true"})
+        self.database = duckdb.connect(config={"allow_unsigned_extensions": "true"})
         for extension in ("httpfs", "avro", "iceberg"):
             [path] = [
                 Path(str(one.locate()))
                 for one in files(f"duckdb-extension-{extension}") or ()
                 if one.name.endswith(".duckdb_extension")
             ]
-            self._database.execute(f"LOAD '{path}'")
-        self._database.execute("SET TimeZone = 'UTC'")
-        self._database.execute(
+            self.database.execute(f"LOAD '{path}'")
+        self.database.execute("SET TimeZone = 'UTC'")
+        self.database.execute(
             f"CREATE SECRET (TYPE s3, KEY_ID '{request['access_key']}', SECRET '{request['secret_key']}', "
             f"REGION 'us-east-1', ENDPOINT '{request['endpoint'].partition('//')[2]}', URL_STYLE 'path', USE_SSL false)"
         )
@@ -76,18 +76,18 @@ class DuckDB:
         return f"iceberg_scan('{self._metadata}', snapshot_from_id => {snapshot}::UBIGINT)"
 
     def read(self, snapshot: int) -> Columns:
-        query: Any = self._database.execute(f"SELECT {NAMES} FROM {self.source(snapshot)}")
+        query: Any = self.database.execute(f"SELECT {NAMES} FROM {self.source(snapshot)}")
         rows: Columns = query.to_arrow_table().to_pydict()
         return rows
 
 
 class DuckDBCatalog(DuckDB):
     def prepare(self, request: Request) -> None:
-        self._database.execute(
+        self.database.execute(
             f"CREATE SECRET catalog (TYPE iceberg, CLIENT_ID '{request['access_key']}', "
             f"CLIENT_SECRET '{request['secret_key']}', OAUTH2_SERVER_URI '{request['catalog']}/v1/oauth/tokens')"
         )
-        self._database.execute(
+        self.database.execute(
             f"ATTACH '{request['warehouse']}' AS lake (TYPE iceberg, ENDPOINT '{request['catalog']}', SECRET catalog, "
             "ACCESS_DELEGATION_MODE 'none')"
         )
