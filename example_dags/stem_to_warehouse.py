@@ -3,8 +3,8 @@ Load into a warehouse what ``stem_daily`` and ``stem_history`` land: exactly the
 
 Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``. The warehouse is a DuckDB file, such as
 ``{"conn_type": "duckdb", "host": "/data/telemetry.duckdb"}``, or PostgreSQL (``"conn_type": "postgres"``); nothing else
-differs. Views of energy, demand peaks and completeness are created. Events that arrive during a run are loaded together
-by the next run.
+differs. Views of energy, demand peaks, completeness and restatements are created. Events that arrive during a run are
+loaded together by the next run.
 
 Environment variable: ``STEM_BUCKET``, as for ``stem_daily``.
 """

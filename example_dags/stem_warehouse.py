@@ -3,7 +3,8 @@ Land the telemetry of yesterday and the two days before it in S3, and load it in
 
 Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``, and the bucket below. The warehouse is a
 DuckDB file, such as ``{"conn_type": "duckdb", "host": "/data/telemetry.duckdb"}``, or PostgreSQL
-(``"conn_type": "postgres"``); nothing else differs. Views of energy, demand peaks and completeness are created.
+(``"conn_type": "postgres"``); nothing else differs. Views of energy, demand peaks, completeness and restatements are
+created.
 """
 
 from __future__ import annotations
