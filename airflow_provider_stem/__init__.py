@@ -59,6 +59,8 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": CONN_FIELDS,
             }
         ],
+        # Airflow 3.2 and later read this.
+        "cli": ["airflow_provider_stem.cli.get_cli_commands"],
         "extra-links": ["airflow_provider_stem.links.LandedObjectsLink"],
         "config": {
             "stem": {

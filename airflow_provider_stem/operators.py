@@ -92,17 +92,14 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
         :raises AirflowSkipException: no site is found.
         :raises StemError: any other error of the API; a retry may help.
         """
-        with final_errors(self.stem_conn_id), self._client() as client:
-            records = {record["site_id"]: record for record in self._records(client)}
-        sites = [records[site_id] for site_id in sorted(records)]
-        if self.stream_types:
-            sites = [site for site in sites if _may_have_any(site["stream_start_times"], self.stream_types)]
-        if not sites:
+        with final_errors(self.stem_conn_id):
+            listed = self.list_sites()
+        if not listed:
             raise AirflowSkipException(
                 f"No site found ({self._filters()}). Check these arguments and the permissions of the API key."
             )
-        listed: list[Any] = sites if self.batches is None else _in_batches(sites, self.batches)
-        self.log.info("Found %s sites (%s)", f"{len(sites):,}", self._filters())
+        found = len(listed) if self.batches is None else sum(len(batch["sites"]) for batch in listed)
+        self.log.info("Found %s sites (%s)", f"{found:,}", self._filters())
         limit = conf.getint("core", "max_map_length", fallback=1024)
         if len(listed) > limit:
             self.log.warning(
@@ -112,9 +109,20 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
             )
         return listed
 
-    def _client(self) -> StemClient:
+    def list_sites(self) -> list[dict[str, Any]]:
+        """
+        Return the site records, in batches if ``batches`` is set, without an Airflow task.
+
+        :return: an empty list if no site is found.
+        :raises StemError: see :mod:`airflow_provider_stem.errors`.
+        """
         self._check_rendered()
-        return StemHook(self.stem_conn_id).get_conn()
+        with StemHook(self.stem_conn_id).get_conn() as client:
+            records = {record["site_id"]: record for record in self._records(client)}
+        sites: list[Any] = [records[site_id] for site_id in sorted(records)]
+        if self.stream_types:
+            sites = [site for site in sites if _may_have_any(site["stream_start_times"], self.stream_types)]
+        return sites if self.batches is None else _in_batches(sites, self.batches)
 
     def _records(self, client: StemClient) -> Iterator[SiteRecord]:
         client_ids = [self.client_id] if isinstance(self.client_id, str) else self.client_id

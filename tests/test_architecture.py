@@ -31,7 +31,7 @@ PAGES: dict[str, Any] = {
 
 def test_imports_keep_the_layers():
     assert list(violations(Modules(PACKAGE))) == []
-    assert MAY_IMPORT_AIRFLOW == ("Operators", "Airflow side")
+    assert MAY_IMPORT_AIRFLOW == ("Command line", "Operators", "Airflow side")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Command line ``stem-simulator``, which serves until Ctrl-C or SIGTERM."""
+"""Command line ``python -m airflow_provider_stem.simulator``, and the arguments of ``stem simulate``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from datetime import datetime
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from airflow_provider_stem.simulator.settings import Settings
 
@@ -21,13 +21,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: without the program's name; default: those of the process.
     """
-    parser = _parser()
-    options = vars(parser.parse_args(arguments))
-    host, port = options.pop("host"), options.pop("port")
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_stem.simulator", description="A simulator of Stem's Developer Data API."
+    )
+    for flag, options in described_arguments():
+        parser.add_argument(flag, **options)
+    return serve(parser.parse_args(arguments), parser.error)
+
+
+def serve(options: argparse.Namespace, error: Callable[[str], NoReturn]) -> int:
+    """Serve until Ctrl-C or SIGTERM, and return the exit code.
+
+    :param options: values of :func:`described_arguments`.
+    :param error: called with a message about an option.
+    """
     try:
-        settings = Settings(**options)
-    except ValueError as error:
-        parser.error(str(error))
+        settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    except ValueError as exc:
+        error(str(exc))
 
     stops = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # before any thread starts, so that all inherit it
@@ -35,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from airflow_provider_stem.simulator import Simulator
 
-        simulator = Simulator(settings, host=host, port=port, keep_requests=False).start()
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
+        simulator = Simulator(settings, host=options.host, port=options.port, keep_requests=False).start()
+    except (ImportError, OSError, ValueError) as exc:
+        error(str(exc))
     schema = simulator.url.replace("/api/v1/", "/openapi.json")
     sys.stdout.write(
         f"Serving {simulator.url} with the key {settings.api_key} (OpenAPI schema: {schema})\n"
@@ -49,14 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stem-simulator",
-        description="A simulator of Stem's Developer Data API.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 selects a free one")
+def described_arguments() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Iterate over the options of the command line: each flag, and the other arguments of ``add_argument``."""
+    yield "--host", {"default": "127.0.0.1", "help": "address to listen on (default: %(default)s)"}
+    yield "--port", {"type": int, "default": 8000, "help": "port; 0 selects a free one (default: %(default)s)"}
     hints, helps = get_type_hints(Settings), _helps()
     for field in fields(Settings):
         name, hint, default = field.name, hints[field.name], field.default
@@ -71,8 +78,10 @@ def _parser() -> argparse.ArgumentParser:
             options, default = {"action": "append"}, []
         elif name == "now":
             options = {"type": datetime.fromisoformat}
-        parser.add_argument(flag, dest=name, default=default, help=helps.get(name, ""), **options)
-    return parser
+        yield (
+            flag,
+            {"dest": name, "default": default, "help": f"{helps.get(name, '')} (default: %(default)s)", **options},
+        )
 
 
 def _helps() -> dict[str, str]:

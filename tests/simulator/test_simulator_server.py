@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -16,12 +17,12 @@ import pytest
 import requests
 
 from airflow_provider_stem.simulator import Settings, Simulator
-from airflow_provider_stem.simulator.__main__ import _parser, main
+from airflow_provider_stem.simulator.__main__ import described_arguments, main
 from tests.servers.processes import HUNG_AFTER
 
 from .conftest import Get
 
-COMMAND = [str(Path(sys.executable).with_name("stem-simulator"))]
+COMMAND = [str(Path(sys.executable).with_name("stem")), "simulate"]
 
 
 def port_of(url: str) -> int:
@@ -146,7 +147,10 @@ def test_the_command_serves_until_a_signal(command: list[str], stop: signal.Sign
 
 
 def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]) -> None:
-    actions = {action.dest: action for action in _parser()._actions}
+    parser = argparse.ArgumentParser()
+    for flag, described in described_arguments():
+        parser.add_argument(flag, **described)
+    actions = {action.dest: action for action in parser._actions}
     for field in fields(Settings):
         assert actions[field.name].help, field.name
     arguments = [
@@ -157,12 +161,12 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
         "--page-as=string", "--start-times=null",
         "--row-order=descending", "--unknown-fields", "--partial-bin", "--now=2024-05-01T12:00:00Z", "--cache-mb=8",
     ]  # fmt: skip
-    options = vars(_parser().parse_args(arguments))
+    options = vars(parser.parse_args(arguments))
     del options["host"], options["port"]
     changed, default = Settings(**options), Settings()
     for field in fields(Settings):
         assert getattr(changed, field.name) != getattr(default, field.name), field.name
-    assert Settings(**{k: v for k, v in vars(_parser().parse_args([])).items() if k not in ("host", "port")}) == default
+    assert Settings(**{k: v for k, v in vars(parser.parse_args([])).items() if k not in ("host", "port")}) == default
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0

@@ -1,0 +1,153 @@
+"""The landing tasks of a file of DAGs, and the windows of their runs; for the commands ``doctor`` and ``plan``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from airflow_provider_stem._text import one_line
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.intervals import wall_time_of_run
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from airflow_provider_stem.streams.windows import Window
+
+_DEFAULTS = {
+    name: parameter.default for name, parameter in inspect.signature(StemStreamsToS3Operator).parameters.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LandingTask:
+    """
+    A task that lands streams.
+
+    :param dag: its DAG.
+    :param arguments: of :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator`, with its defaults; ``sites``
+        only if the task is not mapped.
+    :param listing: the task that lists its sites, or ``None``.
+    """
+
+    dag: Any
+    task_id: str
+    arguments: Mapping[str, Any]
+    listing: StemSiteListOperator | None
+
+    def __str__(self) -> str:
+        return f"{self.dag.dag_id}.{self.task_id}"
+
+    def windows(self, start: datetime, end: datetime) -> Iterator[Window]:
+        """
+        Iterate over the windows that the runs of the DAG's schedule read.
+
+        :param start: aware; runs are due from here on.
+        :param end: aware, exclusive.
+        :raises StemConfigError: a run has no window, or one that does not fit the arguments; as the task raises it.
+        """
+        arguments = self.arguments
+        for name in ("start", "end"):
+            if isinstance(value := arguments[name], str) and "{{" in value:
+                raise StemConfigError(
+                    f"The windows of {self} are not known before a run: its {name} is the template {value!r}."
+                )
+        for context in self._runs(start, end):
+            wall_time = wall_time_of_run(
+                context,
+                start=arguments["start"],
+                end=arguments["end"],
+                default_interval=arguments["default_interval"],
+            )
+            window = Window.covering(*wall_time, arguments["resolution"])
+            yield window.with_lookback(arguments["lookback"], arguments["partition"])
+
+    def _runs(self, start: datetime, end: datetime) -> Iterator[dict[str, Any]]:
+        """Iterate over what the context of a task has about each run."""
+        import pendulum
+        from airflow.timetables.base import TimeRestriction
+
+        timetable = _core_timetable(self.dag.timetable)
+        # Aware instants are compared by Airflow with pendulum's.
+        restriction = TimeRestriction(pendulum.instance(start), pendulum.instance(end - timedelta.resolution), True)
+        last = None
+        while info := timetable.next_dagrun_info(last_automated_data_interval=last, restriction=restriction):
+            last = info.data_interval
+            yield {
+                "dag": self.dag,
+                "data_interval_start": info.data_interval and info.data_interval.start,
+                "data_interval_end": info.data_interval and info.data_interval.end,
+                "dag_run": SimpleNamespace(
+                    run_type="scheduled",
+                    run_after=info.run_after,
+                    partition_key=getattr(info, "partition_key", None),
+                    partition_date=getattr(info, "partition_date", None),
+                ),
+            }
+            if last is None:
+                raise StemConfigError(
+                    f"The runs of {self} cannot be computed from its schedule {type(self.dag.timetable).__name__}. Use "
+                    "a DAG with CronDataIntervalTimetable."
+                )
+
+
+def landing_tasks(dag_file: str, dag_id: str | None = None) -> list[LandingTask]:
+    """
+    Return the tasks of a file that land streams.
+
+    :param dag_file: path of the file, which is imported.
+    :param dag_id: only this DAG's tasks.
+    :raises StemConfigError: the file cannot be imported, or has no such task.
+    """
+    if not Path(dag_file).is_file():
+        raise StemConfigError(f"{dag_file!r} is not a file. Use the path of a file of DAGs.")
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # before Airflow 3.2
+        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
+
+    # Before Airflow 3.2 the examples are loaded too, if that is configured.
+    options: dict[str, Any] = {"include_examples": False}
+    bag = DagBag(dag_file, **(options if options.keys() <= inspect.signature(DagBag).parameters.keys() else {}))
+    for problem in bag.import_errors.values():
+        raise StemConfigError(
+            f"{dag_file!r} cannot be imported. Correct it: {one_line(problem.strip().splitlines()[-1])}"
+        )
+    tasks = [
+        LandingTask(dag, task.task_id, _arguments(task), _listing(task))
+        for dag in bag.dags.values()
+        if dag_id in (None, dag.dag_id)
+        for task in dag.tasks
+        if issubclass(_class_of(task), StemStreamsToS3Operator)
+    ]
+    if not tasks:
+        raise StemConfigError(
+            f"{dag_file!r} has no task with StemStreamsToS3Operator in {dag_id or ', '.join(bag.dags) or 'any DAG'}. "
+            "Use another file or --dag-id."
+        )
+    return tasks
+
+
+def _class_of(task: Any) -> type:
+    return task.operator_class if task.is_mapped else type(task)
+
+
+def _arguments(task: Any) -> dict[str, Any]:
+    if task.is_mapped:
+        return {**_DEFAULTS, **{name: value for name, value in task.partial_kwargs.items() if name in _DEFAULTS}}
+    return {name: getattr(task, name) for name in _DEFAULTS if name != "kwargs"}
+
+
+def _listing(task: Any) -> StemSiteListOperator | None:
+    return next((one for one in task.upstream_list if isinstance(one, StemSiteListOperator)), None)
+
+
+def _core_timetable(timetable: Any) -> Any:
+    """Return a timetable that computes runs. Those of Airflow's SDK (3.2 or later) only describe them."""
+    try:
+        from airflow.serialization.encoders import coerce_to_core_timetable
+    except ImportError:
+        return timetable
+    return coerce_to_core_timetable(timetable)

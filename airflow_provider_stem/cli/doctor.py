@@ -1,0 +1,140 @@
+"""The command ``doctor``: checks of a set-up, each with its remedy."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from importlib.metadata import entry_points, version
+from typing import Any
+
+from airflow_provider_stem._text import missing_connection, one_line
+from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
+from airflow_provider_stem.errors import StemConfigError, StemError
+
+_Found = Iterator[str]
+"""What a check found, a line each. It raises an error for a problem."""
+
+_OLDEST = (2, 11)
+_MAX_CLOCK_ERROR = timedelta(seconds=60)
+_REACH = timedelta(days=32)  # so that a monthly run is in it
+_PACKAGES = ("apache-airflow", "apache-airflow-providers-amazon", "pyarrow", "boto3")
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Check a set-up, print what was found, and return the exit code: 1 if there is a problem."""
+    problems = 0
+    for name, check in _checks(arguments):
+        try:
+            for line in check():
+                sys.stdout.write(f"ok       {name}: {line}\n")
+        except Exception as exc:  # noqa: BLE001 - the other checks are made all the same
+            problems += 1
+            known = isinstance(exc, StemError)
+            sys.stdout.write(f"PROBLEM  {name}: {one_line(str(exc) if known else f'{type(exc).__name__}: {exc}')}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{problems} problem{'' if problems == 1 else 's'} found\n")
+    return 1 if problems else 0
+
+
+def _checks(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _Found]]]:
+    yield "versions", _versions
+    tasks: list[LandingTask] = []
+    if arguments.dag_file:
+
+        def read_file() -> _Found:
+            tasks.extend(landing_tasks(arguments.dag_file))
+            yield f"{arguments.dag_file} has {', '.join(map(str, tasks))}"
+
+        yield "DAG file", read_file
+    for connection in sorted({task.arguments["stem_conn_id"] for task in tasks} or {arguments.stem_conn_id}):
+        yield f"connection {connection}", partial(_api, connection)
+    places = {(task.arguments["aws_conn_id"], *_place(task)) for task in tasks}
+    if arguments.bucket:
+        bucket, _, prefix = arguments.bucket.removeprefix("s3://").partition("/")
+        places = {(arguments.aws_conn_id, bucket, prefix)}
+    for aws_conn_id, bucket, prefix in sorted(places, key=str):
+        name = f"bucket {bucket or 'of the connection'}"
+        yield name, partial(_bucket, aws_conn_id, bucket, prefix)
+    for task in tasks:
+        yield f"schedule of {task}", partial(_schedule, task)
+
+
+def _versions() -> _Found:
+    found = {name: version(name) for name in ("airflow-provider-stem", *_PACKAGES)}
+    yield f"Python {platform.python_version()}, {', '.join(f'{name} {number}' for name, number in found.items())}"
+    airflow = found["apache-airflow"]
+    if tuple(int(part) for part in airflow.split(".")[:2]) < _OLDEST:
+        raise StemConfigError(f"Airflow {airflow} is too old. Install {'.'.join(map(str, _OLDEST))} or later.")
+    if not any(one.value.startswith("airflow_provider_stem:") for one in entry_points(group="apache_airflow_provider")):
+        raise StemConfigError(
+            "Airflow does not know the provider, because it is not installed as a package. Install it with pip, and "
+            "restart Airflow."
+        )
+
+
+def _api(stem_conn_id: str) -> _Found:
+    """Check the key, the address, and that the key can list sites and read streams."""
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+    from airflow_provider_stem.hooks import StemHook
+
+    hook = StemHook(stem_conn_id)
+    try:
+        hook.get_connection(stem_conn_id)
+        is_working, message = hook.test_connection()
+        if not is_working:
+            raise StemConfigError(message)
+        yield message
+        site = next(hook.list_sites(), None)
+    except AirflowNotFoundException as exc:
+        raise StemConfigError(missing_connection(exc)) from None
+    if site is None:
+        raise StemConfigError("The key can access no site. Ask Stem to grant it permission.")
+    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    types = sorted(site.get("stream_start_times") or {"MONITOR": None})
+    rows = hook.get_streams(
+        site["id"], day - timedelta(days=1), day, stream_types=types, on_unavailable="skip"
+    ).num_rows
+    hook.client.close()
+    yield f"site {one_line(site['id'])} can be read: {rows:,} rows of {', '.join(types)} yesterday (UTC)"
+
+
+def _place(task: LandingTask) -> tuple[str | None, str]:
+    from airflow_provider_stem.streams.store import resolve_address
+
+    bucket, key = resolve_address(task.arguments["s3_bucket"], task.arguments["s3_key"])
+    return bucket, key.partition("{")[0].rpartition("/")[0]
+
+
+def _bucket(aws_conn_id: str | None, bucket: str | None, prefix: str) -> _Found:
+    """Check the permissions, conditional writes and the clock."""
+    from airflow_provider_stem._s3 import S3Store
+
+    store = S3Store(aws_conn_id, bucket)
+    folder = f"{prefix}/" if prefix else ""
+    store.check(f"{folder}.stem-doctor", may_be_unconditional=False)
+    yield f"{store.uri(prefix)}: objects can be written, with conditions"
+    next(store.keys(folder, required=True), None)
+    yield "objects can be listed"
+    _, now = store.head(f"{folder}.stem-doctor")
+    error = abs(datetime.now(UTC) - now)
+    if error > _MAX_CLOCK_ERROR:
+        raise StemConfigError(
+            f"The clocks of this machine and of the store differ by {round(error.total_seconds()):,} s. Set this "
+            "machine's clock with NTP."
+        )
+    yield f"the clocks agree to {_MAX_CLOCK_ERROR.total_seconds():g} s"
+
+
+def _schedule(task: LandingTask) -> _Found:
+    """Check that recent runs of the schedule have windows, one after another."""
+    now = datetime.now(UTC)
+    windows = [window for window in task.windows(now - _REACH, now) if window.end <= now]
+    if not windows:
+        raise StemConfigError("No run is due within 32 days. Set a schedule, or start the DAG by assets or by hand.")
+    last: Any = windows[-1]
+    yield f"{len(windows):,} runs in the last 32 days; the last one reads {last} of {last.resolution} s"

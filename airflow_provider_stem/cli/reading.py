@@ -1,0 +1,145 @@
+"""The commands ``sites`` and ``pull``, which read the API without a DAG."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from airflow_provider_stem._text import one_line
+from airflow_provider_stem.cli.progress import progress
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.formats import FORMATS
+from airflow_provider_stem.streams.windows import Window, check_end, parse_instant
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from airflow_provider_stem.streams.formats import FileFormat
+    from airflow_provider_stem.streams.reading import SiteResult
+
+
+def sites(arguments: argparse.Namespace) -> int:
+    """List sites, as a table or one record per line, and return the exit code."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from airflow_provider_stem.operators import StemSiteListOperator
+
+    listing = StemSiteListOperator(
+        task_id="sites",
+        client_id=arguments.client_id,
+        name=arguments.name,
+        stem_conn_id=arguments.stem_conn_id,
+    )
+    records = listing.list_sites()
+    if arguments.output == "jsonl":
+        for record in records:
+            sys.stdout.write(json.dumps(record) + "\n")
+        return 0
+    table = Table("site", "name", "client", "streams")
+    for record in records:
+        streams = ", ".join(
+            f"{name} since {start[:10] if start else 'unknown'}"
+            for name, start in (record["stream_start_times"] or {}).items()
+        )
+        # As Text, since a name may contain rich's markup.
+        row = (record["site_id"], record["name"] or "", record["client_id"], streams)
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    Console().print(table)
+    return 0
+
+
+def pull(arguments: argparse.Namespace) -> int:
+    """
+    Write the streams of sites to a file, which is there completely or not at all, and return the exit code.
+
+    :raises StemConfigError: an argument is wrong; no request was sent.
+    :raises StemError: a site cannot be read; see :mod:`airflow_provider_stem.errors`.
+    """
+    from airflow_provider_stem.hooks import StemHook
+    from airflow_provider_stem.streams.extraction import Extraction
+    from airflow_provider_stem.streams.sites import read_sites
+    from airflow_provider_stem.streams.stream_types import parse_stream_types
+    from airflow_provider_stem.streams.tables import landing_batch
+
+    path = Path(arguments.output)
+    file_format, compression = _format_of(path)
+    start, end = instant("--from", arguments.start), instant("--to", arguments.end)
+    window = Window.covering(start, end, arguments.resolution)
+    check_end(end, arguments.resolution)
+    types = parse_stream_types(arguments.stream_types)
+    wanted = read_sites(arguments.sites)
+    if arguments.max_workers < 1:
+        raise StemConfigError(f"--max-workers must be an integer >= 1, got {arguments.max_workers}.")
+    if not path.parent.is_dir():
+        raise StemConfigError(f"--output {str(path)!r} is in no folder. Create {str(path.parent)!r}.")
+    results: list[SiteResult[pa.RecordBatch]] = []
+
+    def rows(incoming: Iterator[SiteResult[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+        for result in incoming:
+            for stream_type, parts in sorted(result.kept.items()):
+                for part in parts:
+                    yield landing_batch(result.site_id, stream_type, window.resolution, part)
+            result.kept.clear()
+            results.append(result)
+
+    with StemHook(arguments.stem_conn_id).get_conn() as client:
+        extraction: Extraction[pa.RecordBatch] = Extraction(client, types, window, lambda part: part)
+        reading = progress(extraction.read(wanted, arguments.max_workers), "sites", len(wanted))
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                count = file_format.write(rows(reading), cast("BinaryIO", file), compression, "portable")
+                Path(file.name).chmod(0o666 & ~_umask())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    missing = sum(one.expected - one.received for result in results for one in result.accounts.values())
+    sys.stdout.write(
+        f"{path}: rows: {count:,}, missing: {missing:,}, sites: {len(results):,}, requests: {client.requests_sent:,}, "
+        f"window: {window}\n"
+    )
+    for result in results:
+        if result.unavailable:
+            sys.stdout.write(f"Site {one_line(result.site_id)} has no {', '.join(result.unavailable)}\n")
+    return 0
+
+
+def instant(name: str, text: str) -> Any:
+    """
+    Return a time on the command line as an instant in UTC.
+
+    :param name: name of the argument, for the message.
+    :param text: a date, which is its 00:00 UTC, or ISO 8601 with a UTC offset.
+    :raises StemConfigError: it is neither.
+    """
+    return parse_instant(name, f"{text}T00:00Z" if len(text.strip()) == len("2025-07-01") else text)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _format_of(path: Path) -> tuple[FileFormat, str]:
+    """Return the format and the compression of the extension in a file's name."""
+    choices = {
+        file_format.extension(compression): (file_format, compression)
+        for file_format in FORMATS.values()
+        # The default is the first one.
+        for compression in reversed(file_format.compressions)
+    }
+    for extension, choice in choices.items():
+        if path.name.endswith(f".{extension}"):
+            return choice
+    raise StemConfigError(
+        f"--output {str(path)!r} has no known extension. Use one of {', '.join(f'.{name}' for name in choices)}."
+    )

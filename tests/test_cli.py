@@ -1,0 +1,348 @@
+"""The commands of ``stem`` and ``airflow stem``, on the simulator and a real S3 server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from airflow_provider_stem._s3 import S3Store
+from airflow_provider_stem.cli import COMMANDS, main
+from airflow_provider_stem.cli.dags import landing_tasks
+from airflow_provider_stem.hooks import StemHook
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from tests.servers.processes import HUNG_AFTER, free_ports
+from tests.support import instant, run_context
+
+pytestmark = pytest.mark.s3
+
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
+DAY = ["--from", "2025-07-01", "--to", "2025-07-02"]
+DAGS = """
+import pendulum
+from datetime import timedelta
+from airflow.providers.common.compat.sdk import DAG
+from airflow.timetables.interval import CronDataIntervalTimetable
+from airflow.timetables.trigger import CronTriggerTimetable
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+
+with DAG("daily", schedule=CronDataIntervalTimetable("@daily", timezone="Europe/Berlin"),
+         start_date=pendulum.datetime(2025, 1, 1), catchup=False):
+    sites = StemSiteListOperator(task_id="sites", batches=4)
+    StemStreamsToS3Operator.partial(task_id="land", s3_bucket="BUCKET", SETTINGS).expand_kwargs(sites.output)
+"""
+
+
+@pytest.fixture
+def dag_file(tmp_path, lake):
+    def write(settings="", text=DAGS):
+        path = tmp_path / "dags.py"
+        path.write_text(text.replace("SETTINGS", settings).replace("BUCKET", lake.bucket))
+        return str(path)
+
+    return write
+
+
+# --- sites and pull ---------------------------------------------------------------------------------------------------
+
+
+def test_sites_lists_what_the_operator_returns(stem, capsys):
+    assert main(["sites", "--client-id", "acme-foods", "--output", "jsonl"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert records == StemSiteListOperator(task_id="t", client_id="acme-foods").list_sites()
+    assert 0 < len(records) < 20
+    assert main(["sites"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"site-{number:05}" in shown for number in range(1, 21))
+
+
+@pytest.mark.parametrize("name", ["day.parquet", "day.csv", "day.jsonl.gz"])
+def test_pull_writes_what_the_hook_returns(stem, name, tmp_path, capsys):
+    path = tmp_path / name
+    types = ["MONITOR", "CONVERTER"]
+    assert main(["pull", "site-00003", "site-00001", *DAY, "-o", str(path), "--stream-types", *types]) == 0
+    assert (
+        f"{path}: rows: 384, missing: 0, sites: 2, requests: 2, window: 2025-07-01T00:00:00Z" in capsys.readouterr().out
+    )
+    expected = [
+        row
+        for site in ("site-00001", "site-00003")
+        for row in StemHook()
+        .get_streams(site, "2025-07-01T00:00Z", "2025-07-02T00:00Z", stream_types=types)
+        .to_pylist()
+    ]
+    if name.endswith(".parquet"):
+        assert pq.read_table(path).to_pylist() == expected
+    elif name.endswith(".gz"):
+        found = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        assert [row["kw_total_avg"] for row in found] == [row["kw_total_avg"] for row in expected]
+    else:
+        assert len(path.read_text().splitlines()) == 1 + len(expected)
+    other = tmp_path / "other"
+    other.touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+
+
+def test_pull_skips_the_types_that_a_site_lacks_and_says_so(stem, tmp_path, capsys):
+    assert main(["pull", "site-00003", *DAY, "-o", str(tmp_path / "day.csv")]) == 0
+    assert "Site site-00003 has no INTERVAL_REVENUE\n" in capsys.readouterr().out
+
+
+def test_a_pull_that_fails_leaves_the_file_as_it_was(stem, tmp_path, capsys):
+    path = tmp_path / "day.csv"
+    path.write_text("before")
+    assert main(["pull", "site-00001", "no-such-site", *DAY, "-o", str(path)]) == 1
+    assert "stem pull: HTTP 404: The requested site - no-such-site could not be found" in capsys.readouterr().err
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "day.txt", *DAY], "--output 'day.txt' has no known extension. Use one of .parquet, .csv, .csv.zst, "),
+        (["-o", "no/such/day.csv", *DAY], "--output 'no/such/day.csv' is in no folder. Create 'no/such'."),
+        (
+            ["-o", "day.csv", "--from", "2025-07-01T00:00", "--to", "2025-07-02"],
+            "Invalid --from '2025-07-01T00:00': no UTC",
+        ),
+        (["-o", "day.csv", "--from", "2025-07-02", "--to", "2025-07-01"], "end 2025-07-01T00:00:00+00:00 is not after"),
+        (["-o", "day.csv", *DAY, "--resolution", "60"], "Invalid resolution 60. Use one of 900, 1800, 3600 s."),
+        (["-o", "day.csv", *DAY, "--stream-types", "SOLAR"], "stream_types contains 'SOLAR'. Use one or more of"),
+        (["-o", "day.csv", *DAY, "--max-workers", "0"], "--max-workers must be an integer >= 1, got 0."),
+        (["-o", "day.csv", *DAY, "--stem-conn-id", "none"], "The conn_id `none` isn't defined. Create this connection"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_request(arguments, message, stem, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["pull", "site-00001", *arguments]) == 1
+    assert f"stem pull: {message}" in capsys.readouterr().err
+    assert not stem.requests
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def planned(output):
+    """Return the numbers of a plan by name."""
+    lines = re.findall(r"^  (\w+) +([\d,]*\d)(?:, with ([\d,]+) writes)?$", output, flags=re.MULTILINE)
+    counts = {name: int(number.replace(",", "")) for name, number, _ in lines}
+    for *_, number in lines:
+        if number:
+            counts["writes"] = int(number.replace(",", ""))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("settings", "resolution", "lookback"),
+    [
+        ("resolution=1800", 1800, None),
+        (
+            "resolution=3600, stream_types=['MONITOR', 'CONVERTER'], partition='hour', lookback=timedelta(hours=2)",
+            3600,
+            2,
+        ),
+    ],
+)
+def test_a_plan_is_what_the_runs_then_do(settings, resolution, lookback, dag_file, stem, lake, capsys):
+    """Over a change of clocks in the schedule's time zone, with a stream that begins in between."""
+    began = instant(StemHook().get_site("site-00010")["stream_start_times"]["MONITOR"])
+    day = began.replace(hour=0, minute=0, second=0, microsecond=0)
+    start, end = day - timedelta(days=1), day + timedelta(days=2)
+    file = dag_file(settings)
+    bounds = ["--from", start.isoformat(), "--to", end.isoformat()]
+    assert main(["plan", file, *bounds]) == 0
+    plan = planned(capsys.readouterr().out)
+    [task] = landing_tasks(file)
+    done = dict.fromkeys(("runs", "tasks", "requests", "writes", "rows"), 0)
+    for window in task.windows(start, end):
+        done["runs"] += 1
+        assert task.listing
+        for batch in task.listing.list_sites():
+            arguments = {
+                name: value for name, value in task.arguments.items() if name in ("resolution", "stream_types")
+            }
+            landing = StemStreamsToS3Operator(
+                task_id="land", s3_bucket=lake.bucket, partition=task.arguments["partition"], **arguments, **batch
+            )
+            receipt = landing.execute(run_context(window.start.isoformat(), window.end.isoformat()))
+            done["tasks"] += 1
+            done["requests"] += receipt["requests"]
+            done["writes"] += len(receipt["objects"])
+            done["rows"] += receipt["rows"]
+    assert plan == {**done, "objects": len(lake.objects())}
+    assert (plan["objects"] < plan["writes"]) == (lookback is not None)
+
+
+def test_a_plan_for_many_sites_needs_no_request(dag_file, stem, capsys):
+    file = dag_file("partition='day', lookback=timedelta(days=3)", DAGS.replace("Europe/Berlin", "UTC"))
+    arguments = ["--from", "2024-01-01", "--to", "2025-01-01", "--sites", "10000", "--requests-per-second", "4"]
+    assert main(["plan", file, *arguments]) == 0
+    output = capsys.readouterr().out
+    assert planned(output) == {
+        "runs": 366,
+        "tasks": 366 * 4,
+        "requests": 366 * 10_000,
+        "objects": (366 + 3) * 4,
+        "writes": 366 * 4 * 4,
+        "rows": 366 * 10_000 * 96 * 4,
+    }
+    assert "10 days, 14:10:00 at 4 requests a second" in output
+    assert "first window  2023-12-29T00:00:00Z/2024-01-02T00:00:00Z of 900 s" in output
+    assert not stem.requests
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ("", ["--sites", "0"], "--sites must be above 0, got 0."),
+        ("", ["--dag-id", "other"], "has no task with StemStreamsToS3Operator in other. Use another file or --dag-id."),
+        ("start='{{ ds }}'", ["--sites", "1"], "daily.land are not known before a run: its start is the template"),
+        ("resolution=7", [], "cannot be imported. Correct it: "),
+        ("partition='month'", ["--sites", "1"], "partition='month' writes whole UTC months, but the window ends at"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(settings, arguments, message, dag_file, stem, capsys):
+    assert main(["plan", dag_file(settings), *DAY, *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not stem.requests
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
+
+
+def examined(capsys, *arguments):
+    """Run doctor, and return what it found in order, and its problems."""
+    code = main(["doctor", *arguments])
+    lines = capsys.readouterr().out.splitlines()
+    problems = [line.removeprefix("PROBLEM  ") for line in lines if line.startswith("PROBLEM")]
+    assert code == (1 if problems else 0)
+    assert lines[-1] == f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found"
+    return lines, problems
+
+
+def test_a_set_up_that_works_has_no_problem(dag_file, stem, lake, capsys):
+    lines, problems = examined(capsys, dag_file("partition='hour', s3_key='a/b/{start}_{batch}.{extension}'"))
+    assert not problems
+    text = "\n".join(lines)
+    assert f"airflow-provider-stem {version('airflow-provider-stem')}" in text
+    assert f"ok       connection stem_default: Connected to {stem.url}" in text
+    assert "site site-00001 can be read: 288 rows of CONVERTER, INTERVAL_REVENUE, MONITOR yesterday (UTC)" in text
+    assert f"ok       bucket {lake.bucket}: s3://{lake.bucket}/a/b: objects can be written, with conditions" in text
+    assert "ok       schedule of daily.land: 31 runs in the last 32 days" in text
+    assert not lake.objects()
+
+
+def test_each_broken_set_up_is_found_with_its_remedy(dag_file, stem, lake, capsys, monkeypatch):
+    file = dag_file()
+    connections = {name: os.environ[f"AIRFLOW_CONN_{name}"] for name in ("STEM_DEFAULT", "AWS_DEFAULT")}
+
+    def broken(name, **fields):
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps({**json.loads(connections[name]), **fields}))
+        _, problems = examined(capsys, file)
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", connections[name])
+        [problem] = problems
+        return problem
+
+    assert "The API rejected the key" in broken("STEM_DEFAULT", password="wrong")
+    assert "Check the API key (Password), or ask Stem for access." in broken("STEM_DEFAULT", password="wrong")
+    port = free_ports(1)[0]
+    assert "The API cannot be reached. Check Host, Port" in broken("STEM_DEFAULT", host=f"http://127.0.0.1:{port}")
+    assert "There is no Stem API at this address. Check Host" in broken("STEM_DEFAULT", host=stem.url + "other")
+    assert "The connection has no Password. Enter the Stem API key" in broken("STEM_DEFAULT", password="")
+    wrong_secret = broken("AWS_DEFAULT", password="wrong")
+    assert "Correct access key and secret of connection 'aws_default'" in wrong_secret
+    monkeypatch.delenv("AIRFLOW_CONN_STEM_DEFAULT")
+    _, [problem] = examined(capsys, file)
+    assert problem == (
+        "connection stem_default: The conn_id `stem_default` isn't defined. Create this connection, or correct the "
+        "connection id in the task."
+    )
+
+
+def test_a_wrong_bucket_or_schedule_is_found_with_its_remedy(dag_file, stem, lake, capsys):
+    [problem] = examined(capsys, "--bucket", "no-such-bucket")[1]
+    assert problem == (
+        "bucket no-such-bucket: s3_bucket 'no-such-bucket' does not exist. Create it, or correct s3_bucket or "
+        "connection 'aws_default'."
+    )
+    file = dag_file(text=DAGS.replace("CronDataIntervalTimetable(", "CronTriggerTimetable("))
+    [problem] = examined(capsys, file)[1]
+    assert problem.startswith(
+        "schedule of daily.land: There is no window to read. Schedule the DAG with CronDataInterval"
+    )
+    [problem] = examined(capsys, dag_file("partition='day'"))[1]
+    assert problem.startswith("schedule of daily.land: partition='day' writes whole UTC days, but the window ends at ")
+    _, problems = examined(capsys, dag_file(text="import nothing_of_this_name  # a dag of airflow"))
+    assert len(problems) == 1
+    assert "cannot be imported. Correct it: ModuleNotFoundError: No module named 'nothing_of_this_name'" in problems[0]
+
+
+def test_a_store_without_conditional_writes_is_found(stem, lake, capsys, monkeypatch):
+    monkeypatch.setattr(S3Store, "_ignored_condition", lambda *_: "If-Match")
+    [problem] = examined(capsys, "--bucket", f"s3://{lake.bucket}/x")[1]
+    assert problem.startswith(f"bucket {lake.bucket}: The store of connection 'aws_default' does not honour If-Match")
+
+
+def test_a_wrong_clock_is_found(stem, lake, capsys, monkeypatch):
+    head = S3Store.head
+    monkeypatch.setattr(S3Store, "head", lambda self, key: (None, head(self, key)[1] - timedelta(hours=1)))
+    [problem] = examined(capsys, "--bucket", lake.bucket)[1]
+    assert re.search(
+        "The clocks of this machine and of the store differ by 3,[56]\\d\\d s. Set this machine's clock", problem
+    )
+
+
+def test_an_error_that_nobody_expected_does_not_end_the_other_checks(stem, lake, capsys, monkeypatch):
+    monkeypatch.setattr(StemHook, "test_connection", lambda _: 1 / 0)
+    lines, problems = examined(capsys, "--bucket", lake.bucket)
+    assert problems == ["connection stem_default: ZeroDivisionError: division by zero"]
+    assert any("objects can be listed" in line for line in lines)
+
+
+# --- both command lines -----------------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return subprocess.run(
+        arguments,
+        env={**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HUNG_AFTER,
+    )
+
+
+def test_stem_is_a_command(stem, tmp_path):
+    program = str(Path(sys.executable).with_name("stem"))
+    done = command(program, "pull", "site-00001", *DAY, "-o", str(tmp_path / "day.parquet"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pq.read_table(tmp_path / "day.parquet").num_rows == 288
+    assert command(program, "pull", "site-00001").returncode == 2
+    cut_off = command("bash", "-c", f"{program} sites --output jsonl | head -1")
+    assert (cut_off.returncode, cut_off.stderr) == (0, "")
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 2), reason="before 3.2, providers have no commands of airflow")
+def test_airflow_stem_is_a_command(stem):
+    program = str(Path(sys.executable).with_name("airflow"))
+    done = command(program, "stem", "sites", "--output", "jsonl")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 20
+    failed = command(program, "stem", "sites", "--stem-conn-id", "none")
+    assert failed.returncode == 1
+    assert "Create this connection" in failed.stderr
+    listed = command(program, "stem", "--help").stdout
+    assert all(re.search(rf"^ +{one.name} +\S", listed, flags=re.MULTILINE) for one in COMMANDS)
