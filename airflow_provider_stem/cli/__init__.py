@@ -11,10 +11,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 from airflow_provider_stem.simulator.__main__ import described_arguments
 from airflow_provider_stem.streams.stream_types import STREAM_TYPES
@@ -45,8 +46,8 @@ class Command:
     A command.
 
     :param help: one line.
-    :param run: module of this package, and the function in it that takes the parsed arguments, and returns the exit
-        code.
+    :param run: module of this package, and the function in it that takes the parsed arguments and the standard output
+        stream, and returns the exit code.
     :param arguments: in the order of its help.
     """
 
@@ -57,22 +58,28 @@ class Command:
 
     def __call__(self, arguments: argparse.Namespace) -> int:
         """Run the command, and return the exit code: 0, or 1 after a message on the standard error stream."""
+        output = sys.stdout
+        # Airflow writes its log to the standard output stream, which is for the result.
+        with redirect_stdout(sys.stderr):
+            return self._run(arguments, output)
+
+    def _run(self, arguments: argparse.Namespace, output: TextIO) -> int:
         from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
         from airflow_provider_stem._text import missing_connection
         from airflow_provider_stem.errors import StemError
 
         module, function = self.run
-        run: Callable[[argparse.Namespace], int] = getattr(import_module(f"{__name__}.{module}"), function)
+        run: Callable[[argparse.Namespace, TextIO], int] = getattr(import_module(f"{__name__}.{module}"), function)
         try:
-            return run(arguments)
+            return run(arguments, output)
         except StemError as exc:
             message = str(exc)
         except AirflowNotFoundException as exc:
             message = missing_connection(exc)
         except BrokenPipeError:
             # The reader of the output has enough, such as `head`. Python would report it again when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
             return 0
         sys.stderr.write(f"stem {self.name}: {message}\n")
         return 1

@@ -131,11 +131,15 @@ def landing_tasks(dag_file: str, dag_id: str | None = None) -> list[LandingTask]
 
 
 def _class_of(task: Any) -> type:
-    return task.operator_class if task.is_mapped else type(task)
+    return task.operator_class if _is_mapped(task) else type(task)
+
+
+def _is_mapped(task: Any) -> bool:
+    return hasattr(task, "partial_kwargs")
 
 
 def _arguments(task: Any) -> dict[str, Any]:
-    if task.is_mapped:
+    if _is_mapped(task):
         return {**_DEFAULTS, **{name: value for name, value in task.partial_kwargs.items() if name in _DEFAULTS}}
     return {name: getattr(task, name) for name in _DEFAULTS if name != "kwargs"}
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import entry_points, version
-from typing import Any
+from typing import Any, TextIO
 
 from airflow_provider_stem._text import missing_connection, one_line
 from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
@@ -24,19 +23,18 @@ _REACH = timedelta(days=32)  # so that a monthly run is in it
 _PACKAGES = ("apache-airflow", "apache-airflow-providers-amazon", "pyarrow", "boto3")
 
 
-def doctor(arguments: argparse.Namespace) -> int:
+def doctor(arguments: argparse.Namespace, output: TextIO) -> int:
     """Check a set-up, print what was found, and return the exit code: 1 if there is a problem."""
     problems = 0
     for name, check in _checks(arguments):
         try:
-            for line in check():
-                sys.stdout.write(f"ok       {name}: {line}\n")
+            output.writelines(f"ok       {name}: {line}\n" for line in check())
         except Exception as exc:  # noqa: BLE001 - the other checks are made all the same
             problems += 1
             known = isinstance(exc, StemError)
-            sys.stdout.write(f"PROBLEM  {name}: {one_line(str(exc) if known else f'{type(exc).__name__}: {exc}')}\n")
-        sys.stdout.flush()
-    sys.stdout.write(f"{problems} problem{'' if problems == 1 else 's'} found\n")
+            output.write(f"PROBLEM  {name}: {one_line(str(exc) if known else f'{type(exc).__name__}: {exc}')}\n")
+        output.flush()
+    output.write(f"{problems} problem{'' if problems == 1 else 's'} found\n")
     return 1 if problems else 0
 
 

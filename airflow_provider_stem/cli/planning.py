@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
 from airflow_provider_stem.cli.progress import progress
@@ -74,7 +73,7 @@ class _Fleet:
         return before * window.intervals + sum((window.last_end - first) // step + 1 for first in late)
 
 
-def plan(arguments: argparse.Namespace) -> int:
+def plan(arguments: argparse.Namespace, output: TextIO) -> int:
     """
     Show what a backfill costs, and return the exit code.
 
@@ -97,7 +96,7 @@ def plan(arguments: argparse.Namespace) -> int:
             cost.writes += fleet.batches * len(periods)
             cost.periods.update(periods)
             cost.rows += fleet.rows(window)
-        _print(task, cost, fleet, arguments.requests_per_second)
+        _print(task, cost, fleet, arguments.requests_per_second, output)
     return 0
 
 
@@ -122,9 +121,9 @@ def _fleet(task: LandingTask, number: int | None) -> _Fleet:
     return _Fleet([[site] for site in read_sites(entries)], types, resolution)
 
 
-def _print(task: LandingTask, cost: _Cost, fleet: _Fleet, rate: float | None) -> None:
+def _print(task: LandingTask, cost: _Cost, fleet: _Fleet, rate: float | None, output: TextIO) -> None:
     if cost.first is None or cost.last is None:
-        sys.stdout.write(f"{task}: no run begins in this time\n")
+        output.write(f"{task}: no run begins in this time\n")
         return
     lines = {
         "runs": f"{cost.runs:,}",
@@ -137,4 +136,4 @@ def _print(task: LandingTask, cost: _Cost, fleet: _Fleet, rate: float | None) ->
     }
     if rate is not None:
         lines["time"] = f"{timedelta(seconds=round(cost.requests / rate))} at {rate:g} requests a second"
-    sys.stdout.write(f"{task}\n" + "".join(f"  {name:<14}{text}\n" for name, text in lines.items()))
+    output.write(f"{task}\n" + "".join(f"  {name:<14}{text}\n" for name, text in lines.items()))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.cli.progress import progress
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_stem.streams.reading import SiteResult
 
 
-def sites(arguments: argparse.Namespace) -> int:
+def sites(arguments: argparse.Namespace, output: TextIO) -> int:
     """List sites, as a table or one record per line, and return the exit code."""
     from rich.console import Console
     from rich.table import Table
@@ -40,8 +39,7 @@ def sites(arguments: argparse.Namespace) -> int:
     )
     records = listing.list_sites()
     if arguments.output == "jsonl":
-        for record in records:
-            sys.stdout.write(json.dumps(record) + "\n")
+        output.writelines(json.dumps(record) + "\n" for record in records)
         return 0
     table = Table("site", "name", "client", "streams")
     for record in records:
@@ -52,11 +50,11 @@ def sites(arguments: argparse.Namespace) -> int:
         # As Text, since a name may contain rich's markup.
         row = (record["site_id"], record["name"] or "", record["client_id"], streams)
         table.add_row(*(Text(one_line(cell)) for cell in row))
-    Console().print(table)
+    Console(file=output).print(table)
     return 0
 
 
-def pull(arguments: argparse.Namespace) -> int:
+def pull(arguments: argparse.Namespace, output: TextIO) -> int:
     """
     Write the streams of sites to a file, which is there completely or not at all, and return the exit code.
 
@@ -102,13 +100,13 @@ def pull(arguments: argparse.Namespace) -> int:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     missing = sum(one.expected - one.received for result in results for one in result.accounts.values())
-    sys.stdout.write(
+    output.write(
         f"{path}: rows: {count:,}, missing: {missing:,}, sites: {len(results):,}, requests: {client.requests_sent:,}, "
         f"window: {window}\n"
     )
     for result in results:
         if result.unavailable:
-            sys.stdout.write(f"Site {one_line(result.site_id)} has no {', '.join(result.unavailable)}\n")
+            output.write(f"Site {one_line(result.site_id)} has no {', '.join(result.unavailable)}\n")
     return 0
 
 

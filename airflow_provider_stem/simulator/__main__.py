@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from datetime import datetime
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
 from airflow_provider_stem.simulator.settings import Settings
 
@@ -26,13 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for flag, options in described_arguments():
         parser.add_argument(flag, **options)
-    return serve(parser.parse_args(arguments), parser.error)
+    return serve(parser.parse_args(arguments), sys.stdout, parser.error)
 
 
-def serve(options: argparse.Namespace, error: Callable[[str], NoReturn]) -> int:
+def serve(options: argparse.Namespace, output: TextIO, error: Callable[[str], NoReturn]) -> int:
     """Serve until Ctrl-C or SIGTERM, and return the exit code.
 
     :param options: values of :func:`described_arguments`.
+    :param output: the address and the connection are written to it.
     :param error: called with a message about an option.
     """
     try:
@@ -50,11 +51,11 @@ def serve(options: argparse.Namespace, error: Callable[[str], NoReturn]) -> int:
     except (ImportError, OSError, ValueError) as exc:
         error(str(exc))
     schema = simulator.url.replace("/api/v1/", "/openapi.json")
-    sys.stdout.write(
+    output.write(
         f"Serving {simulator.url} with the key {settings.api_key} (OpenAPI schema: {schema})\n"
         f"export AIRFLOW_CONN_STEM_DEFAULT={shlex.quote(simulator.connection)}\n"
     )
-    sys.stdout.flush()
+    output.flush()
     signal.sigwait(stops)
     simulator.stop()
     return 0
