@@ -200,7 +200,8 @@ def _seconds(*, above: float = -math.inf, least: float = -math.inf) -> Callable[
     return check
 
 
-def _check_share(argument: str, value: object) -> None:
+def check_share(argument: str, value: object) -> None:
+    """Raise ``StemConfigError`` unless a value is a number above 0 and up to 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise StemConfigError(f"{argument} must be a number > 0 and <= 1, such as 0.98, got {value!r}.")
 
@@ -243,7 +244,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "lookback": _optional(check_duration),
     "s3_key": _check_key_placeholders,
     "max_workers": check_count,
-    "min_completeness": _check_share,
+    "min_completeness": check_share,
     "settle": _optional(check_duration),
 }
 _TRIGGER_CHECKS: dict[str, Callable[[str, Any], object]] = {

@@ -224,13 +224,13 @@ class _Site:
 def _parts(summary: Summary, sites: Sequence[_Site], first_day: date, last_day: date, made: datetime) -> dict[str, str]:
     """Return the values of the template's placeholders, except the data."""
     style, script = (files(__name__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    share = f"{_share(summary.missing, summary.expected)} of {summary.expected:,} expected intervals are missing"
+    share = f"{share_of(summary.missing, summary.expected)} of {summary.expected:,} expected intervals are missing"
     worst = [site for site in sites[:_WORST] if site.missing or site.late]
     numbers: tuple[Callable[[_Site], str], ...] = (
         lambda site: f"{site.expected:,}",
         lambda site: f"{site.received:,}",
         lambda site: f"{site.missing:,}",
-        lambda site: _share(site.missing, site.expected),
+        lambda site: share_of(site.missing, site.expected),
         lambda site: f"{site.late:,}",
         lambda site: f"{site.days_with_missing:,}",
     )
@@ -256,8 +256,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _share(part: int, whole: int) -> str:
-    """Return a percentage that is rounded to 0 or 100 only if it is exactly that."""
+def share_of(part: int, whole: int) -> str:
+    """
+    Return a percentage that is rounded to 0 or 100 only if it is exactly that.
+
+    :param part: a number of intervals.
+    :param whole: a number of intervals, not below ``part``.
+    """
     if not whole:
         return "0 %"
     rounded = f"{100 * part / whole:.2f}"

@@ -1,0 +1,192 @@
+"""Notifier that sends how complete recent telemetry is, through any other of Airflow's notifiers."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow.providers.common.compat.sdk import BaseHook, BaseNotifier
+
+from airflow_provider_stem._arguments import check_connection_id, check_count, check_share, checked, is_known
+from airflow_provider_stem._text import one_line
+from airflow_provider_stem.completeness import share_of
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.warehouse.session import check_schema
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+__all__ = ["StemCompletenessNotifier"]
+
+# Names are those of the current versions of the sites. A site may be in the view without a record.
+_BY_SITE = """
+SELECT counted.site_id, sites.name, counted.expected, counted.received, counted.late
+FROM (
+    SELECT site_id, sum(expected) AS expected, sum(received) AS received, sum(late) AS late
+    FROM {schema}.completeness
+    WHERE day BETWEEN DATE '{first}' AND DATE '{last}'
+    GROUP BY site_id
+) AS counted
+LEFT JOIN {schema}.sites AS sites ON sites.site_id = counted.site_id AND sites.valid_to IS NULL
+"""
+
+
+_TEMPLATED: dict[str, Callable[[str, Any], object]] = {"sql_conn_id": check_connection_id, "schema": check_schema}
+
+
+class _Site(NamedTuple):
+    """Numbers of intervals of one site, of all streams and days."""
+
+    site_id: str
+    name: str | None
+    expected: int
+    received: int
+    late: int
+
+    @property
+    def missing(self) -> int:
+        return self.expected - self.received
+
+
+class StemCompletenessNotifier(BaseNotifier):
+    """
+    Send how complete the telemetry of the last days is, through another notifier.
+
+    The text says which share is missing, which sites miss most, and where the page is. It is read from the view
+    ``completeness`` of :class:`~airflow_provider_stem.warehouse.operators.StemObjectsToSqlOperator`. Use it as a
+    callback of a DAG or task, or of a deadline (Airflow 3.2 or later).
+
+    :param notifier: class of the notifier that sends the text, or its path, such as
+        ``"airflow.providers.slack.notifications.slack.SlackNotifier"``. A deadline needs the path.
+    :param arguments: its arguments. In each string, ``{subject}``, ``{text}`` and ``{html}``, the text as HTML, are
+        replaced.
+    :param days: number of UTC days before the end of the run's data interval; without one, before today.
+    :param min_missing: share of the expected intervals, above 0 and up to 1; if less is missing, nothing is sent.
+        Default: send in any case.
+    :param worst: how many sites to list, 1 or more.
+    :param page: address of the page of completeness; default: none.
+    :param sql_conn_id: connection of type ``duckdb`` or ``postgres``.
+    :param schema: schema of the tables and views.
+    :raises StemConfigError: an argument is wrong, or the notifier cannot be imported.
+    """
+
+    template_fields: Sequence[str] = ("arguments", "page", "sql_conn_id", "schema")
+
+    @checked
+    def __init__(
+        self,
+        *,
+        notifier: str | type[BaseNotifier],
+        arguments: Mapping[str, Any],
+        days: int = 1,
+        min_missing: float | None = None,
+        worst: int = 10,
+        page: str | None = None,
+        sql_conn_id: str = "stem_warehouse",
+        schema: str = "stem",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.notifier = notifier
+        self.arguments = arguments
+        self.days = days
+        self.min_missing = min_missing
+        self.worst = worst
+        self.page = page
+        self.sql_conn_id = sql_conn_id
+        self.schema = schema
+
+    def check(self, *, days: object, worst: object, min_missing: object, **arguments: Any) -> None:
+        """Validate the arguments; those that may be templates only if they are none."""
+        check_count("days", days)
+        check_count("worst", worst)
+        if min_missing is not None:
+            check_share("min_missing", min_missing)
+        for name, check in _TEMPLATED.items():
+            if is_known(arguments[name]):
+                check(name, arguments[name])
+        if not isinstance(arguments["arguments"], Mapping):
+            raise StemConfigError(
+                f"arguments must be a dict of the notifier's arguments, got {arguments['arguments']!r}."
+            )
+
+    def notify(self, context: Context) -> None:
+        """
+        Read the completeness, and send it.
+
+        :param context: context of the run; its data interval sets the days.
+        :raises StemConfigError: the notifier cannot be imported, or does not accept the arguments.
+        """
+        for name, check in _TEMPLATED.items():
+            check(name, getattr(self, name))
+        sent = self._class()
+        last = self._last_day(context)
+        first = last - timedelta(days=self.days - 1)
+        query = _BY_SITE.format(schema=self.schema, first=first, last=last)
+        sites = [_Site(*row[:2], *map(int, row[2:])) for row in BaseHook.get_hook(self.sql_conn_id).get_records(query)]
+        expected, missing = (sum(getattr(site, name) for site in sites) for name in ("expected", "missing"))
+        share = missing / expected if expected else 0.0
+        if self.min_missing is not None and share < self.min_missing:
+            self.log.info("Not sent, since %s is missing", share_of(missing, expected))
+            return
+        subject = self._subject(first, last, sites)
+        text = "\n".join([subject, *self._lines(sites)])
+        parts = {"subject": subject, "text": text, "html": f"<pre>{html.escape(text)}</pre>"}
+        # Not by calling it, which would render the text as a template: it contains names from the API.
+        sent(**{name: _filled(value, parts) for name, value in self.arguments.items()}).notify(context)
+
+    def _class(self) -> Any:
+        if not isinstance(self.notifier, str):
+            return self.notifier
+        module, _, name = self.notifier.rpartition(".")
+        try:
+            found = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise StemConfigError(
+                f"Invalid notifier {self.notifier!r}: it cannot be imported ({one_line(str(exc))}). Use the path of a "
+                "class, and install its provider."
+            ) from None
+        if not (inspect.isclass(found) and issubclass(found, BaseNotifier)):
+            raise StemConfigError(f"Invalid notifier {self.notifier!r}: it is not a subclass of BaseNotifier.")
+        return found
+
+    def _last_day(self, context: Context) -> date:
+        end = context.get("data_interval_end") or datetime.now(UTC)
+        return end.astimezone(UTC).date() - timedelta(days=1)
+
+    def _subject(self, first: date, last: date, sites: Sequence[_Site]) -> str:
+        days = f"{first} (UTC)" if first == last else f"{first} to {last} (UTC)"
+        expected = sum(site.expected for site in sites)
+        if not expected:
+            return f"Stem telemetry of {days}: nothing was loaded"
+        missing = sum(site.missing for site in sites)
+        return (
+            f"Stem telemetry of {days}: {share_of(missing, expected)} of {expected:,} intervals missing, "
+            f"{sum(site.late for site in sites):,} late, at {sum(site.missing > 0 for site in sites):,} of "
+            f"{len(sites):,} sites"
+        )
+
+    def _lines(self, sites: Sequence[_Site]) -> list[str]:
+        worst = sorted((site for site in sites if site.missing), key=lambda site: (-site.missing, site.site_id))
+        lines = [
+            f"{one_line(f'{site.site_id} {site.name or str()}')}: {site.missing:,} of {site.expected:,} missing"
+            for site in worst[: self.worst]
+        ]
+        if len(worst) > self.worst:
+            lines.append(f"and {len(worst) - self.worst:,} more")
+        return [*lines, self.page] if self.page else lines
+
+
+def _filled(value: Any, parts: Mapping[str, str]) -> Any:
+    """Return an argument with the placeholders in its strings replaced."""
+    if isinstance(value, str):
+        # In one pass, so that a site's name cannot contain another placeholder.
+        return re.sub(r"\{(subject|text|html)\}", lambda found: parts[found[1]], value)
+    if isinstance(value, Mapping):
+        return {name: _filled(one, parts) for name, one in value.items()}
+    return [_filled(one, parts) for one in value] if isinstance(value, list | tuple) else value
