@@ -49,6 +49,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "sensors": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.sensors"]}],
+        "notifications": ["airflow_provider_stem.notifiers.StemCompletenessNotifier"],
         "triggers": [{"integration-name": "Stem", "python-modules": ["airflow_provider_stem.triggers"]}],
         "connection-types": [
             {

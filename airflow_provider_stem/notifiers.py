@@ -102,7 +102,13 @@ class StemCompletenessNotifier(BaseNotifier):
         self.schema = schema
 
     def check(self, *, days: object, worst: object, min_missing: object, **arguments: Any) -> None:
-        """Validate the arguments; those that may be templates only if they are none."""
+        """
+        Validate ``days``, ``worst``, ``min_missing`` and the other arguments when the DAG is parsed.
+
+        Arguments that are templates are validated after rendering.
+
+        :raises StemConfigError: an argument is wrong.
+        """
         check_count("days", days)
         check_count("worst", worst)
         if min_missing is not None:

@@ -19,7 +19,15 @@ from pathlib import Path
 # name that fits decides. Modules at the root are listed without a leading underscore.
 LAYERS: Mapping[str, Sequence[str]] = {
     "Command line": ("cli",),
-    "Operators": ("operators", "sensors", "triggers", "retry_policies", "warehouse.operators", "iceberg.operators"),
+    "Operators": (
+        "operators",
+        "sensors",
+        "triggers",
+        "notifiers",
+        "retry_policies",
+        "warehouse.operators",
+        "iceberg.operators",
+    ),
     "Airflow side": (
         *("hooks", "assets", "failures", "intervals", "ledger", "links"),
         *("arguments", "lineage", "loads", "mapping", "s3", "schedules"),

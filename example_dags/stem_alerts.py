@@ -10,28 +10,41 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import pendulum
-from airflow.sdk import DAG, DeadlineAlert, DeadlineReference, SyncCallback  # type: ignore[attr-defined]
+from airflow.providers.common.compat.sdk import DAG
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 from airflow_provider_stem.operators import StemSiteListOperator
 from airflow_provider_stem.sensors import StemStreamsSensor
 
-# [START alert]
-alert = SyncCallback(
-    "airflow_provider_stem.notifiers.StemCompletenessNotifier",
-    kwargs={
-        "notifier": "airflow.providers.smtp.notifications.smtp.SmtpNotifier",
-        "arguments": {
-            "from_email": "airflow@example.com",
-            "to": os.environ.get("STEM_ALERTS_TO", "operations@example.com"),
-            "subject": "{subject}",
-            "html_content": "{html}",
+deadline: dict[str, Any] = {}
+try:
+    from airflow.sdk import DeadlineAlert, DeadlineReference, SyncCallback  # type: ignore[attr-defined]
+except ImportError:
+    pass  # before Airflow 3.2 there are no deadlines: the DAG only waits
+else:
+    # [START deadline]
+    alert = SyncCallback(
+        "airflow_provider_stem.notifiers.StemCompletenessNotifier",
+        kwargs={
+            "notifier": "airflow.providers.smtp.notifications.smtp.SmtpNotifier",
+            "arguments": {
+                "from_email": "airflow@example.com",
+                "to": os.environ.get("STEM_ALERTS_TO", "operations@example.com"),
+                "subject": "{subject}",
+                "html_content": "{html}",
+            },
+            "page": "https://example.com/completeness.html",
         },
-        "page": "https://example.com/completeness.html",
-    },
-)
+    )
+    deadline["deadline"] = DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(hours=float(os.environ.get("STEM_ALERTS_AFTER_HOURS", "8"))),
+        callback=alert,
+    )
+    # [END deadline]
 
 with DAG(
     dag_id="stem_alerts",
@@ -39,14 +52,9 @@ with DAG(
     schedule=CronDataIntervalTimetable("@daily", timezone="UTC"),
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
-    deadline=DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
-        interval=timedelta(hours=float(os.environ.get("STEM_ALERTS_AFTER_HOURS", "8"))),
-        callback=alert,
-    ),
     tags=["stem", "energy"],
+    **deadline,
 ) as dag:
-    # [END alert]
     sites = StemSiteListOperator(task_id="list_sites", stream_types=["MONITOR"])
     StemStreamsSensor(
         task_id="wait_for_yesterday",

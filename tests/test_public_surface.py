@@ -18,6 +18,7 @@ MODULES = (
     "assets",
     "completeness",
     "dbt",
+    "notifiers",
     "errors",
     "failures",
     "hooks",

@@ -18,7 +18,7 @@ from typing import IO, Any
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.windows import check_resolution
 
-__all__ = ["COLUMNS", "CONTENT_TYPE", "STATUSES", "Summary", "write_page"]
+__all__ = ["COLUMNS", "CONTENT_TYPE", "STATUSES", "Summary", "share_of", "write_page"]
 
 COLUMNS = ("site_id", "stream_type", "resolution", "day", "expected", "received", "late", "status")
 """Columns of the rows, in this order. There is one row for each stream and UTC day."""
