@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python$(if $(COVERAGE), -m coverage run) -m pytest
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-dbt test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-triggerer lock clean
+.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-dbt test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-completeness bench-iceberg bench-triggerer lock clean
 
 ##@ Set up
 
@@ -168,6 +168,12 @@ bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and th
 
 bench-warehouse: venv  ## Compare loads into DuckDB and PostgreSQL with bare inserts.
 	$(BIN)/python -m benchmarks.warehouse $(ARGS)
+
+bench-completeness: venv  ## Measure the completeness page of ten thousand sites (Debian: postgresql).
+	$(BIN)/python -m benchmarks.completeness $(ARGS)
+
+bench-iceberg: venv  ## Compare loads into an Iceberg table with pyiceberg's own, and kill them.
+	$(BIN)/python -m benchmarks.iceberg $(ARGS)
 
 bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
 	$(BIN)/python -m benchmarks.triggerer $(ARGS)

@@ -29,6 +29,7 @@ with DAG(
     @task
     def publish_page(**context: Any) -> dict[str, Any]:
         """Read the last complete UTC days, and replace the page."""
+        from contextlib import closing
         from datetime import UTC, datetime, timedelta
         from tempfile import TemporaryFile
 
@@ -42,13 +43,19 @@ with DAG(
         first, last = (made.date() - timedelta(days=back) for back in (params["days"], 1))
 
         def rows() -> Iterator[Any]:
-            # Ten days at a time, since the result of a query is held in memory.
-            for start in range(params["days"], 0, -10):
-                since, until = made.date() - timedelta(days=start), made.date() - timedelta(days=max(start - 9, 1))
-                yield from warehouse.get_records(
-                    f"SELECT {', '.join(COLUMNS)} FROM stem.completeness "  # noqa: S608 - no foreign values
-                    f"WHERE day BETWEEN DATE '{since}' AND DATE '{until}'"
-                )
+            # PostgreSQL sends the rows of a cursor with a name while they are read. DuckDB holds the result of a query
+            # in memory, so each is of ten days.
+            step, name = (params["days"], ["page"]) if warehouse.conn_type == "postgres" else (10, [])
+            with closing(warehouse.get_conn()) as connection:
+                for start in range(params["days"], 0, -step):
+                    since, until = (made.date() - timedelta(days=back) for back in (start, max(start - step + 1, 1)))
+                    cursor = connection.cursor(*name)
+                    cursor.execute(
+                        f"SELECT {', '.join(COLUMNS)} FROM stem.completeness "  # noqa: S608 - no foreign values
+                        f"WHERE day BETWEEN DATE '{since}' AND DATE '{until}'"
+                    )
+                    while batch := cursor.fetchmany(10_000):
+                        yield from batch
 
         with TemporaryFile() as page:
             summary = write_page(rows(), page, first_day=first, last_day=last, made=made)

@@ -37,6 +37,14 @@ CAST(bit_count({{ am }}) + bit_count({{ pm }}) AS BIGINT)
 {%- endif -%}
 {% endmacro %}
 
+{# The bits of half a day, am or pm, that a stream should have. #}
+{% macro stem_due(half) -%}
+CASE
+            WHEN first_day IS NULL OR day < first_day OR day > last_day THEN 0
+            WHEN day = first_day THEN first_{{ half }} ELSE 281474976710655
+        END
+{%- endmacro %}
+
 {% macro stem_demand_peaks(period) %}
 -- The highest 15-minute average of the site meter in each {{ period }} of the site's time zone, and the first interval with
 -- that value. An interval belongs to the {{ period }} in which it begins.

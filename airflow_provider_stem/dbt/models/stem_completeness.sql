@@ -43,24 +43,31 @@ due AS {{ 'MATERIALIZED' if target.type == 'postgres' }} (
         281474976710656 - (CAST(1 AS BIGINT) << GREATEST(slot - half, 0)) AS first_pm
     FROM first_slots
 ),
+{% set counts %}
+        {{ stem_bits("covered_am & " ~ stem_due("am"), "covered_pm & " ~ stem_due("pm")) }} AS expected,
+        coalesce({{ stem_bits("received_am & " ~ stem_due("am"), "received_pm & " ~ stem_due("pm")) }}, 0) AS received,
+        coalesce({{ stem_bits("late_am & " ~ stem_due("am"), "late_pm & " ~ stem_due("pm")) }}, 0) AS late
+{% endset %}
 {% if target.type == 'postgres' %}
-days AS (
+counted AS (
     -- One day after the other: so a condition on the day limits what is read.
-    SELECT covered.day, covered.covered_am, covered.covered_pm, of_day.*
+    SELECT covered.day, of_day.*
     FROM {{ source('stem', 'covered_days') }} AS covered
     CROSS JOIN LATERAL (
-        SELECT due.*, arrived.received_am, arrived.received_pm, arrived.late_am, arrived.late_pm
+        SELECT due.site_id, due.stream_type, due.resolution,
+{{ counts }}
         FROM due
         LEFT JOIN (
-            SELECT * FROM {{ source('stem', 'stream_days') }}
+            SELECT site_id, stream_type, received_am, received_pm, late_am, late_pm
+            FROM {{ source('stem', 'stream_days') }}
             WHERE stream_days.day = covered.day AND stream_days.resolution = covered.resolution
         ) AS arrived
             ON arrived.site_id = due.site_id AND arrived.stream_type = due.stream_type
-        OFFSET 0
+        OFFSET 0 -- counts once, and not again for each use of a count
     ) AS of_day
     -- Not within the subquery, where the planner would expect few rows and look each of them up.
     WHERE of_day.resolution = covered.resolution
-),
+)
 {% else %}
 days AS (
     -- Not a join with stream_days: so a condition on the day limits what is read of it.
@@ -81,26 +88,12 @@ days AS (
     ) AS halves
     GROUP BY site_id, stream_type, resolution, day
 ),
-{% endif %}
-masked AS (
-    SELECT days.*,
-        CASE
-            WHEN first_day IS NULL OR day < first_day OR day > last_day THEN 0
-            WHEN day = first_day THEN first_am ELSE 281474976710655
-        END AS due_am,
-        CASE
-            WHEN first_day IS NULL OR day < first_day OR day > last_day THEN 0
-            WHEN day = first_day THEN first_pm ELSE 281474976710655
-        END AS due_pm
-    FROM days
-),
 counted AS (
     SELECT site_id, stream_type, resolution, day,
-        {{ stem_bits("covered_am & due_am", "covered_pm & due_pm") }} AS expected,
-        coalesce({{ stem_bits("received_am & due_am", "received_pm & due_pm") }}, 0) AS received,
-        coalesce({{ stem_bits("late_am & due_am", "late_pm & due_pm") }}, 0) AS late
-    FROM masked
+{{ counts }}
+    FROM days
 )
+{% endif %}
 SELECT site_id, stream_type, resolution, day, expected, received, late,
     CASE
         WHEN expected = 0 THEN 'not expected'
