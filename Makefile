@@ -41,9 +41,10 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml airflow_provider_
 
 # Environments for tools that need other versions than the tests.
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
+BENCH_SQL := .venv-bench-dlt .venv-bench-sling
 WITH_US := bench docs lowest mutation
 
-$(addsuffix /.installed,$(BENCH) $(READERS) .venv-dbt .venv-docs .venv-fuzz .venv-lowest .venv-mutation .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+$(addsuffix /.installed,$(sort $(BENCH) $(BENCH_SQL)) $(READERS) .venv-dbt .venv-docs .venv-fuzz .venv-lowest .venv-mutation .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench mutation,$*),$(LOCK))
@@ -166,7 +167,7 @@ bench-parts: .venv-bench/.installed  ## Measure DAG parsing, JSON readers and th
 	.venv-bench/bin/python -m benchmarks.json_readers
 	.venv-bench/bin/python -m benchmarks.stages
 
-bench-warehouse: venv  ## Compare loads into DuckDB and PostgreSQL with bare inserts.
+bench-warehouse: venv $(BENCH_SQL:=/.installed)  ## Compare loads into DuckDB and PostgreSQL with bare inserts, dlt and sling.
 	$(BIN)/python -m benchmarks.warehouse $(ARGS)
 
 bench-completeness: venv  ## Measure the completeness page of ten thousand sites (Debian: postgresql).
@@ -200,6 +201,7 @@ lock: venv  ## Renew the pinned requirements. UPGRADE=: keep what is pinned.
 		$(COMPILE) --output-file requirements/$$environment.txt requirements/$$environment.in || exit 1; \
 	done
 	$(COMPILE) --output-file requirements/bench-dlt.txt requirements/bench-dlt.in
+	$(COMPILE) --output-file requirements/bench-sling.txt requirements/bench-sling.in
 	$(COMPILE) --output-file requirements/bench-http-to-s3.txt requirements/bench-http-to-s3.in
 
 clean:  ## Remove everything that make has created.
