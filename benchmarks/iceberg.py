@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -187,9 +188,8 @@ def serve() -> None:
     """Do the loads that standard input lists, one a line, and print what each of them cost."""
     from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
-    import airflow_provider_stem._s3
-    import airflow_provider_stem.iceberg.loading  # noqa: F401
-
+    for module in ("_s3", "iceberg.loading"):
+        import_module(f"airflow_provider_stem.{module}")
     get_hook_lineage_collector()  # type: ignore[no-untyped-call]
     load: dict[str, Any] = {"us": load_with_us, "overwrite": load_with_overwrite, "upsert": load_with_upsert}
     print("ready", flush=True)
