@@ -12,9 +12,10 @@ Years of history: a tenth of 10,000 sites, a year in loads of a month::
 
     python -m benchmarks.warehouse --sites 1000 --batches 10 --days 12 --period 30 --peers
 
-dlt (``merge``: it deletes the known keys and inserts) and sling (``incremental`` with a primary key) commit each load
-at once. Neither verifies that a file is the one that was landed, counts what changed, or keeps the former values; which
-of two values of a key is later, they know by the order of the loads only.
+dlt (``merge``: it deletes the known keys and inserts) and sling (``incremental`` with a primary key) fill a staging
+table, and merge it into the table in the database. Neither verifies that a file is the one that was landed, counts what
+changed, or keeps the former values. Which of two values of a key is the later one follows from the order of the loads
+only. What a kill leaves was not examined.
 
 sling 1.4.11 is the last release whose package has the program; later ones download it from elsewhere. It writes DuckDB
 with DuckDB's own program, and from CSV files instead of HTTP, which needs an extension that is downloaded too.
