@@ -25,9 +25,10 @@ __all__ = ["StemCompletenessNotifier"]
 
 # Names are those of the current versions of the sites. A site may be in the view without a record.
 _BY_SITE = """
-SELECT counted.site_id, sites.name, counted.expected, counted.received, counted.late
+SELECT counted.site_id, sites.name, counted.expected, counted.received, counted.late, counted.days
 FROM (
-    SELECT site_id, sum(expected) AS expected, sum(received) AS received, sum(late) AS late
+    SELECT site_id, sum(expected) AS expected, sum(received) AS received, sum(late) AS late,
+        count(DISTINCT day) AS days
     FROM {schema}.completeness
     WHERE day BETWEEN DATE '{first}' AND DATE '{last}'
     GROUP BY site_id
@@ -40,13 +41,14 @@ _TEMPLATED: dict[str, Callable[[str, Any], object]] = {"sql_conn_id": check_conn
 
 
 class _Site(NamedTuple):
-    """Numbers of intervals of one site, of all streams and days."""
+    """Numbers of intervals of one site, of all streams, and the number of days that were loaded."""
 
     site_id: str
     name: str | None
     expected: int
     received: int
     late: int
+    days: int
 
     @property
     def missing(self) -> int:
@@ -66,8 +68,8 @@ class StemCompletenessNotifier(BaseNotifier):
     :param arguments: its arguments. In each string, ``{subject}``, ``{text}`` and ``{html}``, the text as HTML, are
         replaced.
     :param days: number of UTC days before the end of the run's data interval; without one, before today.
-    :param min_missing: share of the expected intervals, above 0 and up to 1; if less is missing, nothing is sent.
-        Default: send in any case.
+    :param min_missing: share of the expected intervals, above 0 and up to 1; if less is missing, and each day was
+        loaded, nothing is sent. Default: send in any case.
     :param worst: how many sites to list, 1 or more.
     :param page: address of the page of completeness; default: none.
     :param sql_conn_id: connection of type ``duckdb`` or ``postgres``.
@@ -109,6 +111,7 @@ class StemCompletenessNotifier(BaseNotifier):
 
         :raises StemConfigError: an argument is wrong.
         """
+        self._class(arguments["notifier"])
         check_count("days", days)
         check_count("worst", worst)
         if min_missing is not None:
@@ -126,46 +129,48 @@ class StemCompletenessNotifier(BaseNotifier):
         Read the completeness, and send it.
 
         :param context: context of the run; its data interval sets the days.
-        :raises StemConfigError: the notifier cannot be imported, or does not accept the arguments.
+        :raises StemConfigError: ``sql_conn_id`` or ``schema`` is wrong after rendering.
         """
         for name, check in _TEMPLATED.items():
             check(name, getattr(self, name))
-        sent = self._class()
         last = self._last_day(context)
         first = last - timedelta(days=self.days - 1)
         query = _BY_SITE.format(schema=self.schema, first=first, last=last)
         sites = [_Site(*row[:2], *map(int, row[2:])) for row in BaseHook.get_hook(self.sql_conn_id).get_records(query)]
         expected, missing = (sum(getattr(site, name) for site in sites) for name in ("expected", "missing"))
-        share = missing / expected if expected else 0.0
-        if self.min_missing is not None and share < self.min_missing:
+        unloaded = self.days - max((site.days for site in sites), default=0)
+        if self.min_missing is not None and expected and not unloaded and missing / expected < self.min_missing:
             self.log.info("Not sent, since %s is missing", share_of(missing, expected))
             return
-        subject = self._subject(first, last, sites)
+        subject = self._subject(first, last, sites, unloaded)
         text = "\n".join([subject, *self._lines(sites)])
         parts = {"subject": subject, "text": text, "html": f"<pre>{html.escape(text)}</pre>"}
         # Not by calling it, which would render the text as a template: it contains names from the API.
-        sent(**{name: _filled(value, parts) for name, value in self.arguments.items()}).notify(context)
+        self._class(self.notifier)(**{name: _filled(value, parts) for name, value in self.arguments.items()}).notify(
+            context
+        )
 
-    def _class(self) -> Any:
-        if not isinstance(self.notifier, str):
-            return self.notifier
-        module, _, name = self.notifier.rpartition(".")
+    @staticmethod
+    def _class(notifier: Any) -> Any:
+        if not isinstance(notifier, str):
+            return notifier
+        module, _, name = notifier.rpartition(".")
         try:
             found = getattr(import_module(module), name)
         except (ImportError, AttributeError, ValueError) as exc:
             raise StemConfigError(
-                f"Invalid notifier {self.notifier!r}: it cannot be imported ({one_line(str(exc))}). Use the path of a "
+                f"Invalid notifier {notifier!r}: it cannot be imported ({one_line(str(exc))}). Use the path of a "
                 "class, and install its provider."
             ) from None
         if not (inspect.isclass(found) and issubclass(found, BaseNotifier)):
-            raise StemConfigError(f"Invalid notifier {self.notifier!r}: it is not a subclass of BaseNotifier.")
+            raise StemConfigError(f"Invalid notifier {notifier!r}: it is not a subclass of BaseNotifier.")
         return found
 
     def _last_day(self, context: Context) -> date:
         end = context.get("data_interval_end") or datetime.now(UTC)
         return end.astimezone(UTC).date() - timedelta(days=1)
 
-    def _subject(self, first: date, last: date, sites: Sequence[_Site]) -> str:
+    def _subject(self, first: date, last: date, sites: Sequence[_Site], unloaded: int) -> str:
         days = f"{first} (UTC)" if first == last else f"{first} to {last} (UTC)"
         expected = sum(site.expected for site in sites)
         if not expected:
@@ -174,7 +179,7 @@ class StemCompletenessNotifier(BaseNotifier):
         return (
             f"Stem telemetry of {days}: {share_of(missing, expected)} of {expected:,} intervals missing, "
             f"{sum(site.late for site in sites):,} late, at {sum(site.missing > 0 for site in sites):,} of "
-            f"{len(sites):,} sites"
+            f"{len(sites):,} sites" + (f"; {unloaded:,} of these days not loaded" if unloaded else "")
         )
 
     def _lines(self, sites: Sequence[_Site]) -> list[str]:

@@ -207,8 +207,8 @@ def test_a_plan_for_many_sites_needs_no_request(dag_file, stem, capsys):
     ("settings", "arguments", "message"),
     [
         ("", ["--sites", "0"], "--sites must be above 0, got 0."),
+        ("", ["--requests-per-second", "nan"], "--requests-per-second must be above 0, got nan."),
         ("", ["--dag-id", "other"], "has no task with StemStreamsToS3Operator in other. Use another file or --dag-id."),
-        ("start='{{ ds }}'", ["--sites", "1"], "daily.land are not known before a run: its start is the template"),
         ("resolution=7", [], "cannot be imported. Correct it: "),
         ("partition='month'", ["--sites", "1"], "partition='month' writes whole UTC months, but the window ends at"),
     ],
@@ -217,6 +217,30 @@ def test_a_plan_that_cannot_be_made_says_why(settings, arguments, message, dag_f
     assert main(["plan", dag_file(settings), *DAY, *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not stem.requests
+
+
+def test_a_task_whose_windows_only_a_run_knows_is_named(dag_file, stem, capsys):
+    file = dag_file("start='{{ ds }}'")
+    assert main(["plan", file, *DAY, "--sites", "1"]) == 0
+    assert capsys.readouterr().out == "daily.land: its windows are not known before a run, which sets its start\n"
+    lines, problems = examined(capsys, file)
+    assert not problems
+    assert "ok       schedule of daily.land: not checked, since a run sets its start" in lines
+
+
+def test_a_run_without_an_interval_writes_nothing(dag_file, stem, capsys):
+    file = dag_file("resolution=3600", DAGS.replace('"@daily"', '"*/15 * * * *"'))
+    assert main(["plan", file, *DAY, "--sites", "8"]) == 0
+    plan = planned(capsys.readouterr().out)
+    assert (plan["runs"], plan["writes"], plan["requests"], plan["rows"]) == (96, 24 * 4, 24 * 8, 24 * 8)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (Path(__file__).parents[1] / "example_dags").glob("*.py"))
+)
+def test_each_example_can_be_examined_and_has_no_problem_but_its_bucket(name, stem, lake, capsys):
+    path = Path(__file__).parents[1] / "example_dags" / name
+    assert {problem.partition(":")[0] for problem in examined(capsys, str(path))[1]} <= {"bucket stem-telemetry"}
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------------
@@ -287,6 +311,19 @@ def test_a_wrong_bucket_or_schedule_is_found_with_its_remedy(dag_file, stem, lak
     _, problems = examined(capsys, dag_file(text="import nothing_of_this_name  # a dag of airflow"))
     assert len(problems) == 1
     assert "cannot be imported. Correct it: ModuleNotFoundError: No module named 'nothing_of_this_name'" in problems[0]
+
+
+@pytest.mark.parametrize("settings", ["s3_bucket='{{ params.bucket }}'", "s3_key='s3://{{ params.bucket }}/x/{start}'"])
+def test_a_bucket_that_is_a_template_is_not_checked(settings, dag_file, stem, lake, capsys):
+    file = dag_file(settings, DAGS.replace('s3_bucket="BUCKET", ', ""))
+    lines, problems = examined(capsys, file)
+    assert not problems
+    assert "ok       DAG file: the bucket of daily.land is a template. To check one, use --bucket" in lines
+    assert not [line for line in lines if "bucket " in line.partition(":")[0]]
+    assert any(
+        f"s3://{lake.bucket}/y: objects can be written" in line
+        for line in examined(capsys, file, "--bucket", f"s3://{lake.bucket}/y")[0]
+    )
 
 
 def test_a_store_without_conditional_writes_is_found(stem, lake, capsys, monkeypatch):

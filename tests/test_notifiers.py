@@ -97,6 +97,15 @@ def test_the_data_interval_sets_the_days(warehouse, sent):
     assert sent[-1][0][25:35] < today.isoformat()
 
 
+def test_a_day_that_was_not_loaded_is_sent_in_any_case(warehouse, sent):
+    notify(context_of("2025-07-05T00:00Z", "2025-07-06T00:00Z"), days=1, min_missing=1.0)
+    notify(context_of("2025-07-03T00:00Z", "2025-07-04T00:00Z"), days=3, min_missing=1.0)
+    assert [subject.partition("UTC): ")[2] for subject, _ in sent] == [
+        "nothing was loaded",
+        "34.38 % of 576 intervals missing, 378 late, at 2 of 3 sites; 1 of these days not loaded",
+    ]
+
+
 def test_only_the_worst_sites_are_listed(warehouse, sent):
     notify(context_of(*DAYS), worst=1)
     assert sent[0][1].splitlines()[1:] == ["site-c: 192 of 192 missing", "and 1 more"]
@@ -152,6 +161,6 @@ def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(arguments, message):
         ("json.JSONDecoder", "Invalid notifier 'json.JSONDecoder': it is not a subclass of BaseNotifier."),
     ],
 )
-def test_a_path_that_is_no_notifier_is_an_error(warehouse, path, message):
+def test_a_path_that_is_no_notifier_is_an_error(path, message):
     with pytest.raises(StemConfigError, match=message):
-        StemCompletenessNotifier(notifier=path, arguments={}, sql_conn_id="warehouse").notify(context_of(*DAYS))
+        StemCompletenessNotifier(notifier=path, arguments={})

@@ -81,6 +81,9 @@ class Command:
             # The reader of the output has enough, such as `head`. Python would report it again when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
             return 0
+        except KeyboardInterrupt:
+            sys.stderr.write(f"stem {self.name}: interrupted\n")
+            return 130
         sys.stderr.write(f"stem {self.name}: {message}\n")
         return 1
 

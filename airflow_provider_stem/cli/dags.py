@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from airflow_provider_stem._arguments import is_known
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.intervals import wall_time_of_run
@@ -40,6 +41,14 @@ class LandingTask:
     def __str__(self) -> str:
         return f"{self.dag.dag_id}.{self.task_id}"
 
+    @property
+    def set_by_runs(self) -> str | None:
+        """The argument that only a run knows, because it is a template or the result of a task; ``None`` if none is."""
+        return next(
+            (name for name in ("start", "end") if not is_known(self.arguments[name])),
+            None,
+        )
+
     def windows(self, start: datetime, end: datetime) -> Iterator[Window]:
         """
         Iterate over the windows that the runs of the DAG's schedule read.
@@ -49,11 +58,6 @@ class LandingTask:
         :raises StemConfigError: a run has no window, or one that does not fit the arguments; as the task raises it.
         """
         arguments = self.arguments
-        for name in ("start", "end"):
-            if isinstance(value := arguments[name], str) and "{{" in value:
-                raise StemConfigError(
-                    f"The windows of {self} are not known before a run: its {name} is the template {value!r}."
-                )
         for context in self._runs(start, end):
             wall_time = wall_time_of_run(
                 context,
@@ -95,11 +99,11 @@ class LandingTask:
 
 def landing_tasks(dag_file: str, dag_id: str | None = None) -> list[LandingTask]:
     """
-    Return the tasks of a file that land streams.
+    Return the tasks of a file that land streams; there may be none.
 
     :param dag_file: path of the file, which is imported.
     :param dag_id: only this DAG's tasks.
-    :raises StemConfigError: the file cannot be imported, or has no such task.
+    :raises StemConfigError: the file cannot be imported.
     """
     if not Path(dag_file).is_file():
         raise StemConfigError(f"{dag_file!r} is not a file. Use the path of a file of DAGs.")
@@ -115,19 +119,13 @@ def landing_tasks(dag_file: str, dag_id: str | None = None) -> list[LandingTask]
         raise StemConfigError(
             f"{dag_file!r} cannot be imported. Correct it: {one_line(problem.strip().splitlines()[-1])}"
         )
-    tasks = [
+    return [
         LandingTask(dag, task.task_id, _arguments(task), _listing(task))
         for dag in bag.dags.values()
         if dag_id in (None, dag.dag_id)
         for task in dag.tasks
         if issubclass(_class_of(task), StemStreamsToS3Operator)
     ]
-    if not tasks:
-        raise StemConfigError(
-            f"{dag_file!r} has no task with StemStreamsToS3Operator in {dag_id or ', '.join(bag.dags) or 'any DAG'}. "
-            "Use another file or --dag-id."
-        )
-    return tasks
 
 
 def _class_of(task: Any) -> type:

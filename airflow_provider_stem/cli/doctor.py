@@ -26,7 +26,7 @@ _PACKAGES = ("apache-airflow", "apache-airflow-providers-amazon", "pyarrow", "bo
 def doctor(arguments: argparse.Namespace, output: TextIO) -> int:
     """Check a set-up, print what was found, and return the exit code: 1 if there is a problem."""
     problems = 0
-    for name, check in _checks(arguments):
+    for name, check in _steps(arguments):
         try:
             output.writelines(f"ok       {name}: {line}\n" for line in check())
         except Exception as exc:  # noqa: BLE001 - the other checks are made all the same
@@ -38,19 +38,22 @@ def doctor(arguments: argparse.Namespace, output: TextIO) -> int:
     return 1 if problems else 0
 
 
-def _checks(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _Found]]]:
+def _steps(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _Found]]]:
     yield "versions", _versions
     tasks: list[LandingTask] = []
     if arguments.dag_file:
 
         def read_file() -> _Found:
             tasks.extend(landing_tasks(arguments.dag_file))
-            yield f"{arguments.dag_file} has {', '.join(map(str, tasks))}"
+            yield f"{arguments.dag_file} has {', '.join(map(str, tasks)) or 'no task that lands streams'}"
+            for task in tasks:
+                if _place(task) is None:
+                    yield f"the bucket of {task} is a template. To check one, use --bucket"
 
         yield "DAG file", read_file
     for connection in sorted({task.arguments["stem_conn_id"] for task in tasks} or {arguments.stem_conn_id}):
         yield f"connection {connection}", partial(_api, connection)
-    places = {(task.arguments["aws_conn_id"], *_place(task)) for task in tasks}
+    places = {place for task in tasks if (place := _place(task))}
     if arguments.bucket:
         bucket, _, prefix = arguments.bucket.removeprefix("s3://").partition("/")
         places = {(arguments.aws_conn_id, bucket, prefix)}
@@ -101,17 +104,24 @@ def _api(stem_conn_id: str) -> _Found:
     yield f"site {one_line(site['id'])} can be read: {rows:,} rows of {', '.join(types)} yesterday (UTC)"
 
 
-def _place(task: LandingTask) -> tuple[str | None, str]:
-    from airflow_provider_stem.streams.store import resolve_address
+def _place(task: LandingTask) -> tuple[Any, str | None, str] | None:
+    """Return the AWS connection, the bucket and the folder that a task writes to; ``None`` if templates hide them."""
+    from airflow_provider_stem.streams.store import resolve_address, split_uri
 
-    bucket, key = resolve_address(task.arguments["s3_bucket"], task.arguments["s3_key"])
-    return bucket, key.partition("{")[0].rpartition("/")[0]
+    aws_conn_id, s3_bucket, s3_key = (task.arguments[name] for name in ("aws_conn_id", "s3_bucket", "s3_key"))
+    if "{{" in f"{aws_conn_id} {s3_bucket} {split_uri(s3_key)[0]}":
+        return None
+    bucket, key = resolve_address(s3_bucket, s3_key)
+    return aws_conn_id, bucket, key.partition("{")[0].rpartition("/")[0]
 
 
 def _bucket(aws_conn_id: str | None, bucket: str | None, prefix: str) -> _Found:
     """Check the permissions, conditional writes and the clock."""
     from airflow_provider_stem._s3 import S3Store
+    from airflow_provider_stem.streams.store import check_bucket
 
+    if bucket is not None:
+        check_bucket("--bucket", bucket)
     store = S3Store(aws_conn_id, bucket)
     folder = f"{prefix}/" if prefix else ""
     store.check(f"{folder}.stem-doctor", may_be_unconditional=False)
@@ -130,9 +140,13 @@ def _bucket(aws_conn_id: str | None, bucket: str | None, prefix: str) -> _Found:
 
 def _schedule(task: LandingTask) -> _Found:
     """Check that recent runs of the schedule have windows, one after another."""
+    if name := task.set_by_runs:
+        yield f"not checked, since a run sets its {name}"
+        return
     now = datetime.now(UTC)
     windows = [window for window in task.windows(now - _REACH, now) if window.end <= now]
     if not windows:
-        raise StemConfigError("No run is due within 32 days. Set a schedule, or start the DAG by assets or by hand.")
+        yield "no run was due in the last 32 days, so it is started by hand or by assets"
+        return
     last: Any = windows[-1]
     yield f"{len(windows):,} runs in the last 32 days; the last one reads {last} of {last.resolution} s"

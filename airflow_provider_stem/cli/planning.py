@@ -82,9 +82,18 @@ def plan(arguments: argparse.Namespace, output: TextIO) -> int:
     start, end = instant("--from", arguments.start), instant("--to", arguments.end)
     check_order(start, end)
     for name, value in (("--sites", arguments.sites), ("--requests-per-second", arguments.requests_per_second)):
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise StemConfigError(f"{name} must be above 0, got {value:g}.")
-    for task in landing_tasks(arguments.dag_file, arguments.dag_id):
+    tasks = landing_tasks(arguments.dag_file, arguments.dag_id)
+    if not tasks:
+        raise StemConfigError(
+            f"{arguments.dag_file!r} has no task with StemStreamsToS3Operator in {arguments.dag_id or 'any DAG'}. Use "
+            "another file or --dag-id."
+        )
+    for task in tasks:
+        if argument := task.set_by_runs:
+            output.write(f"{task}: its windows are not known before a run, which sets its {argument}\n")
+            continue
         fleet = _fleet(task, arguments.sites)
         cost = _Cost()
         for window in progress(task.windows(start, end), "runs"):
@@ -92,7 +101,8 @@ def plan(arguments: argparse.Namespace, output: TextIO) -> int:
             cost.runs += 1
             cost.tasks += fleet.batches
             cost.requests += fleet.requests(window)
-            periods = list(window.periods(task.arguments["partition"]))
+            # A run without an interval of the resolution is skipped.
+            periods = list(window.periods(task.arguments["partition"])) if window.intervals else []
             cost.writes += fleet.batches * len(periods)
             cost.periods.update(periods)
             cost.rows += fleet.rows(window)

@@ -37,8 +37,10 @@ CHANGES_SCHEMA = pa.schema(
         ),
         pa.field("snapshot_id", pa.int64(), nullable=False, metadata={"description": "the snapshot with the change"}),
         pa.field("changed_at", INSTANT, nullable=False, metadata={"description": "when it was committed"}),
-        pa.field("dag_id", pa.string(), metadata={"description": "DAG of the load"}),
-        pa.field("run_id", pa.string(), metadata={"description": "run of the load"}),
+        pa.field(
+            "dag_id", pa.string(), metadata={"description": "DAG of the load; null if snapshots in between expired"}
+        ),
+        pa.field("run_id", pa.string(), metadata={"description": "run of the load; null like dag_id"}),
     ]
 )
 """One row per changed interval and snapshot, sorted by snapshot, ``site_id, stream_type, resolution, interval_end``."""
@@ -49,8 +51,8 @@ def changes(table: Table, since: int, until: int | None = None) -> pa.Table:
     Return the intervals that each snapshot after ``since`` inserted, changed or removed.
 
     An interval whose value stays the same is not listed, also where its file was rewritten. Only data files that were
-    added or removed in between are read. If a snapshot in between has expired, its changes are listed with the next
-    one.
+    added or removed in between are read. If snapshots in between have expired or were rolled back, their changes are
+    listed with the next one, without DAG and run.
 
     :param table: the table, as pyiceberg's catalog loads it.
     :param since: id of the snapshot whose content is the starting point.
@@ -65,7 +67,8 @@ def changes(table: Table, since: int, until: int | None = None) -> pa.Table:
         partitions = _by_partition(*_difference(table, before, after))
         compared = [_compare(_rows(table, removed), _rows(table, added)) for removed, added in partitions]
         if compared:
-            found.append(_in_schema(pa.concat_tables(compared), after))
+            load = after if after.parent_snapshot_id == before.snapshot_id else None
+            found.append(_in_schema(pa.concat_tables(compared), after, load))
     return pa.concat_tables(found)
 
 
@@ -74,7 +77,8 @@ def _steps(metadata: TableMetadata, since: int, until: int | None) -> list[tuple
     first = _snapshot(metadata, "since", since)
     last = metadata.current_snapshot() if until is None else _snapshot(metadata, "until", until)
     chain = [last or first]
-    if chain[0] != first and _sequence(chain[0]) <= _sequence(first):
+    # Without until, the current snapshot may be an older one, to which the table was rolled back.
+    if until is not None and chain[0] != first and _sequence(chain[0]) <= _sequence(first):
         raise StemConfigError(
             f"until={chain[0].snapshot_id} is older than since={since}. Exchange them, or choose other snapshots of "
             "table.snapshots()."
@@ -180,8 +184,8 @@ def _compare(old: pa.Table, new: pa.Table) -> pa.Table:
     return joined.append_column("kind", kind).filter(pc.or_(pc.or_(is_new, is_gone), differs))
 
 
-def _in_schema(compared: pa.Table, snapshot: Snapshot) -> pa.Table:
-    properties = snapshot.summary.additional_properties if snapshot.summary else {}
+def _in_schema(compared: pa.Table, snapshot: Snapshot, load: Snapshot | None) -> pa.Table:
+    properties = load.summary.additional_properties if load and load.summary else {}
     constants = {
         "snapshot_id": snapshot.snapshot_id,
         "changed_at": _instant(snapshot),

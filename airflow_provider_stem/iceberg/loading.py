@@ -100,10 +100,9 @@ def load_objects(
             "stem.window-start": iso(min(landed.start for landed in objects)),
             "stem.window-end": iso(max(landed.end for landed in objects)),
         }
-        load = _Load(staging, [one for one in staged if one.rows], head, properties)
+        load = _Load(staging, [one for one in staged if one.rows], sum(present.values()), head, properties)
         outcome, snapshot_id = load.run(table, reopen)
     counts = outcome.counts
-    counts.unchanged += sum(present.values())
     result = {
         "objects": len(objects),
         "replaced": sum(one.replaced for one in staged),
@@ -207,14 +206,21 @@ class _Load:
     One load.
 
     :param staged: objects with rows, split into partitions.
+    :param present: number of rows of the objects that the table has already.
     :param properties: properties of the snapshot; those that are ``None`` are left out.
     """
 
     def __init__(
-        self, staging: Staging, staged: Sequence[StagedObject], head: Head, properties: Mapping[str, str | None]
+        self,
+        staging: Staging,
+        staged: Sequence[StagedObject],
+        present: int,
+        head: Head,
+        properties: Mapping[str, str | None],
     ) -> None:
         self._staging = staging
         self._staged = staged
+        self._present = present
         self._head = head
         self._properties = {name: value for name, value in properties.items() if value is not None}
         self._groups: dict[tuple[files.Partition, ...], _Outcome] = {}
@@ -284,7 +290,7 @@ class _Load:
         with ThreadPoolExecutor(_THREADS) as pool:
             merged = list(pool.map(lambda group: self._merged(data, *group), groups.items()))
         self._groups = dict(zip(groups, merged, strict=True))
-        total = _Outcome()
+        total = _Outcome(counts=Counts(unchanged=self._present))
         for one in merged:
             total.added += one.added
             total.removed += one.removed

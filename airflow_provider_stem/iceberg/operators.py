@@ -221,6 +221,7 @@ class StemIcebergMaintenanceOperator(CheckedLoad, BaseOperator):
         from pyiceberg.exceptions import NoSuchTableError
 
         from airflow_provider_stem.iceberg.maintenance import compact, expire_snapshots, remove_unused_files
+        from airflow_provider_stem.iceberg.tables import check_table
 
         try:
             table = catalog.load_table(self.table)
@@ -229,6 +230,7 @@ class StemIcebergMaintenanceOperator(CheckedLoad, BaseOperator):
                 f"Invalid table {self.table!r}: the catalog of {self.catalog_conn_id!r} has no such table. Correct the "
                 "name, or load objects first."
             ) from None
+        check_table(table, self.table)
         now = datetime.now(UTC)
         counts: dict[str, int | None] = {}
         if self.compact_after is not None:

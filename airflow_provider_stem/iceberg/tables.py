@@ -68,7 +68,7 @@ def open_table(catalog: Catalog, name: str, buckets: int) -> Table:
         table = catalog.load_table(name)
     except NoSuchTableError:
         table = _created(catalog, name, buckets)
-    _check(table, name)
+    check_table(table, name)
     return table
 
 
@@ -80,8 +80,8 @@ def doubled(table: Table) -> StemDataError:
     )
 
 
-def _check(table: Table, name: str) -> None:
-    """Raise ``StemConfigError`` unless a table has the columns that a load writes, with their types."""
+def check_table(table: Table, name: str) -> None:
+    """Raise ``StemConfigError`` unless a table has the columns that a load writes, and partitions by an interval."""
     found = {field.name: field for field in table.schema().fields}
     for column in COLUMNS:
         expected = _TYPES[column.type]
@@ -102,10 +102,11 @@ def _check(table: Table, name: str) -> None:
                 "it optional, or use another table."
             )
     for partition in table.spec().fields:
-        if (source := table.schema().find_column_name(partition.source_id)) not in COLUMNS.names:
+        # All values of an interval must be in one partition, or a load would not find the one that it replaces.
+        if (source := table.schema().find_column_name(partition.source_id)) not in (*KEY, "interval_start"):
             raise StemConfigError(
-                f"Invalid table {name!r}: it is partitioned by {source!r}, and a load has no value for it. Partition "
-                f"it by other columns, or use another table."
+                f"Invalid table {name!r}: it is partitioned by {source!r}, whose value may differ for the same "
+                f"interval. Partition it by {', '.join(KEY)} or interval_start, or use another table."
             )
 
 

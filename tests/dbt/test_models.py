@@ -11,7 +11,12 @@ from airflow_provider_stem.warehouse.sql import SCHEMA, VIEWS
 from tests.warehouse.helpers import Bucket, at
 
 ZONES = {"site-a": "Europe/Berlin", "site-b": "America/Los_Angeles"}
-SINCE = {"a": "2020-01-01T00:00:01Z", "b": "2025-10-16T17:00:01Z", "c": "2025-10-30T00:00:01Z"}
+SINCE = {
+    "a": "2020-01-01T00:00:01Z",
+    "b": "2025-10-16T17:00:01Z",
+    "c": "2025-10-30T00:00:01Z",
+    "d": "2025-07-01T12:00:01Z",
+}
 NOW = {"stem_now": "2025-11-01 08:00:00+00:00", "stem_test_from": "2025-07-01"}
 
 
@@ -43,6 +48,8 @@ def loaded(engine):
         for name, since in SINCE.items()
     ]
     load_sites(read_records(records), engine.session(), time_zone=ZONES, listed_at=at("01T00:00"))
+    # From then on site-d is not listed any more.
+    load_sites(read_records(records[:3]), engine.session(), listed_at=at("02T00:00"))
     bucket = Bucket()
     for values, when in [([10.0, -4.0, None, 0.0], "01T02:00"), ([12.0, -4.0, 8.0, None], "03T22:30")]:
         receipt = bucket.land("july", {("site-a", "MONITOR"): values}, "01T00:00", "01T01:00")
@@ -60,6 +67,8 @@ def loaded(engine):
         # As many quarters as are expected, but one is too early, and one is missing.
         insert(session, "site-c", "MONITOR", "-0.5", "2025-10-29T23:45", "2025-11-01T00:00")
         update(session, "site-c", "2025-10-30T12:00", f"DELETE FROM {SCHEMA}.streams")
+        # Half of the last day on which it was listed, and a quarter that is not expected.
+        insert(session, "site-d", "MONITOR", "1.0", "2025-07-01T12:00", "2025-07-02T00:15")
     return engine
 
 
@@ -87,6 +96,8 @@ def test_the_models_have_the_numbers_worked_out_by_hand(loaded, dbt):
         ("site-b", "2025-10-01", b, 374.25, 0.0, 374.25, 1.0, "2025-10-16T16:45:00+00:00", 1.0, 1496, 1497, True),
         # Two days and a quarter less a quarter: 48 h of 0.5 kW.
         ("site-c", "2025-10-01", c, 0.0, 24.0, -24.0, -0.5, "2025-10-29T23:45:00+00:00", None, 192, 192, False),
+        # Twelve hours and a quarter.
+        ("site-d", "2025-07-01", c, 12.25, 0.0, 12.25, 1.0, "2025-07-01T12:00:00+00:00", 1.0, 48, 49, True),
     ]
     peaks = "SELECT day, peak_kw, interval_start FROM analytics.stem_daily_demand_peaks WHERE peak_kw > 2 ORDER BY 1"
     assert loaded.rows(peaks) == [
@@ -118,6 +129,20 @@ def test_the_models_have_the_numbers_worked_out_by_hand(loaded, dbt):
     for view in VIEWS:
         for one, other in [("stem.", "analytics.stem_"), ("analytics.stem_", "stem.")]:
             assert loaded.rows(f"SELECT * FROM {one}{view} EXCEPT SELECT * FROM {other}{view}") == []
+
+
+def test_a_month_without_a_row_between_two_others_is_found(loaded, dbt):
+    october = {**NOW, "stem_test_from": "2025-10-01"}
+    with loaded.session()() as session, session.transaction():
+        # Otherwise the October of these sites is not complete.
+        update(session, "site-a", "2025-10-11T10:00", f"UPDATE {SCHEMA}.streams SET kw_total_avg = 2")
+        session.execute(f"DELETE FROM {SCHEMA}.streams WHERE site_id = 'site-c'")
+    # site-a has July, and neither August nor September.
+    assert failed(dbt.run("build", **october)) == {"stem_months_are_complete"}
+    with loaded.session()() as session, session.transaction():
+        session.execute(f"DELETE FROM {SCHEMA}.streams WHERE site_id = 'site-a' AND interval_start < '2025-09-01'")
+    assert failed(dbt.run("test", "--select", "stem_months_are_complete", **october)) == {"stem_months_are_complete"}
+    assert failed(dbt.run("build", "--exclude", "stem_days_are_complete", **october)) == set()
 
 
 def failed(statuses):
@@ -180,7 +205,8 @@ def test_another_project_has_the_package_with_the_capacities_of_batteries(loaded
     statuses = dbt.run("build", "--exclude", "stem_months_are_complete", project=project, **NOW)
     assert statuses.pop("stem_days_are_complete") == "warn"
     assert set(statuses.values()) <= {"success", "pass", "no-op"}
-    assert loaded.rows("SELECT site_id, month, amount FROM analytics.bills") == [
-        ("site-b", "2025-10-01", pytest.approx(74.85))
+    assert loaded.rows("SELECT site_id, month, amount FROM analytics.bills ORDER BY 1") == [
+        ("site-b", "2025-10-01", pytest.approx(74.85)),
+        ("site-d", "2025-07-01", pytest.approx(2.45)),
     ]
     assert loaded.rows("SELECT cycles FROM analytics.stem_battery") == [(pytest.approx(2.0),)]  # 34 of 17 kWh

@@ -168,15 +168,21 @@ def test_changes_of_expired_snapshots_in_between_are_listed_with_the_next_one(ta
     first = commit(table, [row("a", 0, 1.0)])
     table.manage_snapshots().create_tag(first, "billed").commit()
     second = commit(table, [row("a", 0, 2.0)], delete=live(table).values())
-    third = commit(table, [row("a", 0, 3.0), row("b", 0, 0.0)], delete=live(table).values())
+    properties = {"stem.dag-id": "daily", "stem.run-id": "r1"}
+    third = commit(table, [row("a", 0, 3.0), row("b", 0, 0.0)], delete=live(table).values(), **properties)
+    assert changes(table, second)["run_id"].to_pylist() == ["r1", "r1"]
     expire(table, second)
-    assert summary(changes(table, first)) == [("a", "changed", 1.0, 3.0, third), ("b", "inserted", None, 0.0, third)]
+    found = changes(table, first)
+    assert summary(found) == [("a", "changed", 1.0, 3.0, third), ("b", "inserted", None, 0.0, third)]
+    # Some of these are changes of other runs.
+    assert found["dag_id"].to_pylist() == found["run_id"].to_pylist() == [None, None]
 
 
 def test_a_starting_point_that_was_rolled_back_is_compared_with_what_came_after_it(table):
     first = commit(table, [row("a", 0, 1.0)])
     rolled_back = commit(table, [row("a", 0, 2.0)], delete=live(table).values())
     table.manage_snapshots().rollback_to_snapshot(first).commit()
+    assert summary(changes(table, rolled_back)) == [("a", "changed", 2.0, 1.0, first)]
     third = commit(table, [row("b", 0, 5.0)])
     assert summary(changes(table, rolled_back)) == [
         ("a", "changed", 2.0, 1.0, third),

@@ -101,6 +101,11 @@ def test_a_load_inserts_changes_and_leaves_rows_in_one_commit(target):
     }
     assert str(before.summary.operation) == "Operation.APPEND"
     assert str(after.summary.operation) == "Operation.OVERWRITE"
+    # Also the rows of an object that the table has already are counted in the snapshot.
+    counts = target.load(second, land(target, "other", [5.0], sites=["other"]))
+    found = target.table.current_snapshot().summary.additional_properties
+    assert (counts["inserted"], counts["unchanged"]) == (1, 4)
+    assert (found["stem.inserted"], found["stem.unchanged"]) == ("1", "4")
 
 
 def test_a_value_that_comes_back_is_a_new_file_and_old_snapshots_stay_readable(target):
@@ -476,6 +481,18 @@ def test_a_table_with_another_partition_spec_stays_exact(evolve, target):
     }
     assert target.load(restated)["added_files"] == 0
     assert target.rows(target.snapshots()[0]) == old
+
+
+@pytest.mark.parametrize("column", ["kw_total_avg", "read_at", "uri"])
+def test_a_partitioning_by_what_a_restatement_changes_is_rejected(column, target):
+    """The value that a load replaces would be in another partition than the new one."""
+    target.load(land(target, "x", [1.0, 2.0]))
+    with target.table.update_spec() as update:
+        update.add_field(column, IdentityTransform(), "wrong")
+    rows = target.rows()
+    with pytest.raises(StemConfigError, match=f"it is partitioned by '{column}', whose value may differ for the same"):
+        target.load(land(target, "y", [3.0, 2.0]))
+    assert target.rows() == rows
 
 
 def test_more_columns_keep_their_values(target):

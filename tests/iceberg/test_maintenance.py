@@ -337,6 +337,15 @@ def test_a_missing_table_fails_at_once(catalog):
         operator(table="stem.stream").execute({})
 
 
+def test_a_table_of_others_fails_at_once(target):
+    with target.table.update_schema() as update:
+        update.delete_column("uri")
+    snapshots = target.snapshots()
+    with pytest.raises(AirflowFailException, match="Invalid table 'stem.streams': it has no column 'uri'"):
+        operator().execute({})
+    assert target.snapshots() == snapshots
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,13 +1,23 @@
 {# The macros of the models. The warehouse's views are made from this file too, so it uses plain Jinja, and of dbt only
    config, ref, source, target and var. #}
 
+{# The last day that is expected of a site: null, or the last day on which it was listed if the last listing lacks it. #}
+{% macro stem_last_day() -%}
+CASE WHEN last_listed_at < (SELECT max(last_listed_at) FROM {{ source('stem', 'sites') }})
+            THEN {{ stem_utc_day('last_listed_at') }} END
+{%- endmacro %}
+
 {% macro stem_sites() %}
 {% if var('stem_warehouse') %}
-(SELECT site_id, time_zone, monitor_since FROM {{ source('stem', 'sites') }} WHERE valid_to IS NULL)
+(
+    SELECT site_id, time_zone, monitor_since,
+        {{ stem_last_day() }} AS last_day
+    FROM {{ source('stem', 'sites') }} WHERE valid_to IS NULL
+)
 {%- else %}
 (
     SELECT CAST(NULL AS VARCHAR) AS site_id, CAST(NULL AS VARCHAR) AS time_zone,
-        CAST(NULL AS TIMESTAMP WITH TIME ZONE) AS monitor_since
+        CAST(NULL AS TIMESTAMP WITH TIME ZONE) AS monitor_since, CAST(NULL AS DATE) AS last_day
     WHERE 1 = 0
 )
 {%- endif %}

@@ -2,11 +2,9 @@
 -- Expected and received intervals of each stream, for each day that was loaded. Days are UTC days, and an interval
 -- belongs to the day in which it begins. A row is late if it was first loaded after the end of the following day.
 WITH known AS (
-    -- A site that the last listing lacks is expected to deliver up to the last day on which it was listed.
 {% for type in var('stem_types') %}
     SELECT site_id, '{{ type }}' AS stream_type, {{ type | lower }}_since AS since,
-        CASE WHEN last_listed_at < (SELECT max(last_listed_at) FROM {{ source('stem', 'sites') }})
-            THEN {{ stem_utc_day('last_listed_at') }} END AS last_day
+        {{ stem_last_day() }} AS last_day
     FROM {{ source('stem', 'sites') }} WHERE valid_to IS NULL
 {% if not loop.last %}
     UNION ALL
