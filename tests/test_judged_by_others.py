@@ -56,6 +56,8 @@ def test_the_strict_schema_of_airflows_providers_misses_only_fields_of_its_relea
     if not (Path(airflow.__file__).parent / "provider.yaml.schema.json").exists():
         pytest.skip("this Airflow does not ship the schema")
     found = findings("provider.yaml.schema.json")
+    if AIRFLOW < (3, 2):  # which do not know commands of providers, and ignore them
+        found = [one for one in found if one.message != "Additional properties are not allowed ('cli' was unexpected)"]
     missing = {name for name in OF_ITS_RELEASES if any(f"'{name}' is a required" in one.message for one in found)}
     assert (missing, len(found)) == (OF_ITS_RELEASES, len(OF_ITS_RELEASES)), [one.message for one in found]
 
