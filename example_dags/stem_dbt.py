@@ -1,10 +1,10 @@
 """
 Check the warehouse with dbt every day, and build the models that bills are computed from.
 
-``stem_warehouse`` or ``stem_to_warehouse`` load the warehouse. The task fails if telemetry is old, missing, doubled or
+``stem_warehouse`` or ``stem_to_warehouse`` load the warehouse. The task fails if telemetry is old, missing, duplicate or
 out of range; dbt then skips the models that depend on it. It checks the month of the run and the one before.
 
-dbt is in an environment of its own, because it needs other versions of what Airflow needs. Environment variables:
+dbt is in a separate environment, because its dependencies conflict with Airflow's. Environment variables:
 
 - ``STEM_DBT_COMMAND``: path of dbt, such as ``/opt/dbt/bin/dbt``.
 - ``STEM_DBT_PROFILES``: folder of a ``profiles.yml`` with the profile ``stem_telemetry``.
