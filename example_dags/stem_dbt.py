@@ -1,8 +1,8 @@
 """
 Check the warehouse with dbt every day, and build the models that bills are computed from.
 
-``stem_warehouse`` or ``stem_to_warehouse`` load the warehouse. The task fails if telemetry is old, missing, duplicate or
-out of range; dbt then skips the models that depend on it. It checks the month of the run and the one before.
+``stem_warehouse`` or ``stem_to_warehouse`` load the warehouse. The task fails if telemetry is old, missing, duplicate
+or out of range; dbt then skips the models that depend on it. It checks the month of the run and the one before.
 
 dbt is in a separate environment, because its dependencies conflict with Airflow's. Environment variables:
 

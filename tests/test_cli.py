@@ -131,6 +131,21 @@ def test_wrong_arguments_are_refused_before_any_request(arguments, message, stem
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.stem_simulator(api_key="site-00001")
+def test_no_message_has_the_key(stem, tmp_path, capsys, monkeypatch):
+    assert main(["pull", "site-00001-x", *DAY, "-o", str(tmp_path / "day.csv")]) == 1
+    assert "could not be found" in (message := capsys.readouterr().err)
+    assert "site-00001" not in message
+
+    def fail(*_):
+        raise KeyError("site-00001")
+
+    monkeypatch.setattr(StemHook, "list_sites", fail)
+    [problem] = examined(capsys)[1]
+    assert "KeyError" in problem
+    assert "site-00001" not in problem
+
+
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -84,8 +84,22 @@ class Command:
         except KeyboardInterrupt:
             sys.stderr.write(f"stem {self.name}: interrupted\n")
             return 130
-        sys.stderr.write(f"stem {self.name}: {message}\n")
+        sys.stderr.write(f"stem {self.name}: {redacted(message, arguments)}\n")
         return 1
+
+
+def redacted(message: str, arguments: argparse.Namespace) -> str:
+    """
+    Return a message without the API key, which an id from the API may contain.
+
+    :param arguments: of the command; its connection has the key.
+    """
+    from airflow_provider_stem.hooks import StemHook
+
+    connection = getattr(arguments, "stem_conn_id", StemHook.default_conn_name)
+    with suppress(Exception), StemHook(connection).get_conn() as client:
+        return client.redact(message)
+    return message
 
 
 _CONNECTION = _argument("--stem-conn-id", default="stem_default", help="connection of type stem (default: %(default)s)")

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points, version
 from typing import Any, TextIO
 
 from airflow_provider_stem._text import missing_connection, one_line
+from airflow_provider_stem.cli import redacted
 from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
 from airflow_provider_stem.errors import StemConfigError, StemError
 
@@ -32,7 +33,8 @@ def doctor(arguments: argparse.Namespace, output: TextIO) -> int:
         except Exception as exc:  # noqa: BLE001 - the other checks are made all the same
             problems += 1
             known = isinstance(exc, StemError)
-            output.write(f"PROBLEM  {name}: {one_line(str(exc) if known else f'{type(exc).__name__}: {exc}')}\n")
+            message = redacted(str(exc) if known else f"{type(exc).__name__}: {exc}", arguments)
+            output.write(f"PROBLEM  {name}: {one_line(message)}\n")
         output.flush()
     output.write(f"{problems} problem{'' if problems == 1 else 's'} found\n")
     return 1 if problems else 0

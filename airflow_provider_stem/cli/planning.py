@@ -43,7 +43,7 @@ class _Fleet:
     """
     The sites of a task, by the start of their streams.
 
-    :param sites: the sites, in the batches of the task's instances.
+    :param batches: the sites of each instance of the task.
     :param stream_types: the types that the task reads.
     :param resolution: seconds.
     """
