@@ -29,6 +29,7 @@ with DAG(
     @task
     def publish_page(**context: Any) -> dict[str, Any]:
         """Read the last complete UTC days, and replace the page."""
+        from concurrent.futures import ThreadPoolExecutor
         from contextlib import closing
         from datetime import UTC, datetime, timedelta
         from tempfile import TemporaryFile
@@ -46,7 +47,7 @@ with DAG(
             # PostgreSQL sends the rows of a cursor with a name while they are read. DuckDB holds the result of a query
             # in memory, so each is of ten days.
             step, name = (params["days"], ["page"]) if warehouse.conn_type == "postgres" else (10, [])
-            with closing(warehouse.get_conn()) as connection:
+            with closing(warehouse.get_conn()) as connection, ThreadPoolExecutor(1) as ahead:
                 for start in range(params["days"], 0, -step):
                     since, until = (made.date() - timedelta(days=back) for back in (start, max(start - step + 1, 1)))
                     cursor = connection.cursor(*name)
@@ -54,7 +55,10 @@ with DAG(
                         f"SELECT {', '.join(COLUMNS)} FROM stem.completeness "  # noqa: S608 - no foreign values
                         f"WHERE day BETWEEN DATE '{since}' AND DATE '{until}'"
                     )
-                    while batch := cursor.fetchmany(10_000):
+                    # The database computes the next rows while these are drawn.
+                    following = ahead.submit(cursor.fetchmany, 10_000)
+                    while batch := following.result():
+                        following = ahead.submit(cursor.fetchmany, 10_000)
                         yield from batch
 
         with TemporaryFile() as page:
