@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
+from airflow_provider_stem._arguments import check_count
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.cli.progress import progress
 from airflow_provider_stem.errors import StemConfigError
@@ -74,8 +76,7 @@ def pull(arguments: argparse.Namespace, output: TextIO) -> int:
     check_end(end, arguments.resolution)
     types = parse_stream_types(arguments.stream_types)
     wanted = read_sites(arguments.sites)
-    if arguments.max_workers < 1:
-        raise StemConfigError(f"--max-workers must be an integer >= 1, got {arguments.max_workers}.")
+    check_count("--max-workers", arguments.max_workers)
     if not path.parent.is_dir():
         raise StemConfigError(f"--output {str(path)!r} is in no folder. Create {str(path.parent)!r}.")
     results: list[SiteResult[pa.RecordBatch]] = []
@@ -110,7 +111,7 @@ def pull(arguments: argparse.Namespace, output: TextIO) -> int:
     return 0
 
 
-def instant(name: str, text: str) -> Any:
+def instant(name: str, text: str) -> datetime:
     """
     Return a time on the command line as an instant in UTC.
 
