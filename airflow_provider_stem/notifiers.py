@@ -137,12 +137,21 @@ class StemCompletenessNotifier(BaseNotifier):
         first = last - timedelta(days=self.days - 1)
         query = _BY_SITE.format(schema=self.schema, first=first, last=last)
         sites = [_Site(*row[:2], *map(int, row[2:])) for row in BaseHook.get_hook(self.sql_conn_id).get_records(query)]
-        expected, missing = (sum(getattr(site, name) for site in sites) for name in ("expected", "missing"))
+        expected, missing = sum(site.expected for site in sites), sum(site.missing for site in sites)
+        late = sum(site.late for site in sites)
         unloaded = self.days - max((site.days for site in sites), default=0)
         if self.min_missing is not None and expected and not unloaded and missing / expected < self.min_missing:
             self.log.info("Not sent, since %s is missing", share_of(missing, expected))
             return
-        subject = self._subject(first, last, sites, unloaded)
+        subject = f"Stem telemetry of {first if first == last else f'{first} to {last}'} (UTC): "
+        if expected:
+            subject += (
+                f"{share_of(missing, expected)} of {expected:,} intervals missing, {late:,} late, at "
+                f"{sum(site.missing > 0 for site in sites):,} of {len(sites):,} sites"
+            )
+            subject += f"; {unloaded:,} of these days not loaded" if unloaded else ""
+        else:
+            subject += "nothing was loaded"
         text = "\n".join([subject, *self._lines(sites)])
         parts = {"subject": subject, "text": text, "html": f"<pre>{html.escape(text)}</pre>"}
         # Not by calling it, which would render the text as a template: it contains names from the API.
@@ -169,18 +178,6 @@ class StemCompletenessNotifier(BaseNotifier):
     def _last_day(self, context: Context) -> date:
         end = context.get("data_interval_end") or datetime.now(UTC)
         return end.astimezone(UTC).date() - timedelta(days=1)
-
-    def _subject(self, first: date, last: date, sites: Sequence[_Site], unloaded: int) -> str:
-        days = f"{first} (UTC)" if first == last else f"{first} to {last} (UTC)"
-        expected = sum(site.expected for site in sites)
-        if not expected:
-            return f"Stem telemetry of {days}: nothing was loaded"
-        missing = sum(site.missing for site in sites)
-        return (
-            f"Stem telemetry of {days}: {share_of(missing, expected)} of {expected:,} intervals missing, "
-            f"{sum(site.late for site in sites):,} late, at {sum(site.missing > 0 for site in sites):,} of "
-            f"{len(sites):,} sites" + (f"; {unloaded:,} of these days not loaded" if unloaded else "")
-        )
 
     def _lines(self, sites: Sequence[_Site]) -> list[str]:
         worst = sorted((site for site in sites if site.missing), key=lambda site: (-site.missing, site.site_id))
