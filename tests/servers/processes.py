@@ -68,9 +68,10 @@ class ServerProcess:
         self._log = log
         self._begin = log.stat().st_size if log and log.exists() else 0
         guarded, caller = os.pipe()
-        # The guard ends the program when this end is closed, also if a signal interrupts the rest of this method.
+        # The guard ends the program when this end is closed.
         self._lifeline = os.fdopen(caller, "wb")
-        with ExitStack() as stack:
+        with ExitStack() as interrupted, ExitStack() as stack:
+            interrupted.callback(self._lifeline.close)
             stack.callback(os.close, guarded)
             self.guard = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(guarded), user, *command],
@@ -84,6 +85,7 @@ class ServerProcess:
                 text=True,
                 errors="replace",
             )
+            interrupted.pop_all()
 
     @property
     def is_running(self) -> bool:
@@ -232,12 +234,14 @@ def _guard(lifeline: int, user: str, command: Sequence[str]) -> int:
     # The program receives SIGTERM too. It does not inherit a handler, as it would inherit SIG_IGN; the guard waits.
     signal.signal(signal.SIGTERM, lambda *_: None)
     as_user = {"user": user, "group": user, "extra_groups": []} if user else {}
-    with subprocess.Popen(command, **as_user) as child:  # type: ignore[call-overload]
+    with subprocess.Popen(command, **as_user) as child, ExitStack() as stack:  # type: ignore[call-overload]
+        # Popen waits for the program when it is left, so an error in this block must not leave the program alive.
+        stack.callback(child.kill)
         # Nothing is ever written to the pipe, so it becomes readable when it is closed.
         while child.poll() is None and not select.select([lifeline], [], [], 0.2)[0]:
             pass
         _end_session(os.getpid())
-        return int(child.wait())
+    return int(child.returncode)
 
 
 if __name__ == "__main__":

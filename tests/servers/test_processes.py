@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -78,9 +77,7 @@ def test_a_signal_during_a_start_leaves_no_process(signum, tmp_path, monkeypatch
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     with pytest.raises(Stopped) as stopped, stoppable():
         ServerProcess([sys.executable, "-c", SERVER], log=tmp_path / "log", environment={}, folder=tmp_path)
+    # The exception and its traceback still refer to the object here.
     assert stopped.value.signum == signum
-    # The traceback refers to the object.
-    del stopped
-    gc.collect()
-    started[0].wait()
+    until(lambda: started[0].poll() is not None)
     assert not processes_in(tmp_path)
