@@ -31,6 +31,7 @@ _NUMBERS = itertools.count(1)
 
 IS_FULL = os.environ.get("TEST_DEPTH") == "full"
 """Whether to test all combinations and as many drawn examples as a test names, as ``.ci/run`` does."""
+full_depth_only = pytest.mark.skipif(not IS_FULL, reason="takes many seconds of CPU; TEST_DEPTH=full runs it")
 
 
 def at_most(number):

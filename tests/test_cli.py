@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_provider_stem._s3 import S3Store
-from airflow_provider_stem.cli import COMMANDS, main
+from airflow_provider_stem.cli import main
 from airflow_provider_stem.cli.dags import landing_tasks
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
@@ -396,5 +396,3 @@ def test_airflow_stem_is_a_command(stem):
     failed = command(program, "stem", "sites", "--stem-conn-id", "none")
     assert failed.returncode == 1
     assert "Create this connection" in failed.stderr
-    listed = command(program, "stem", "--help").stdout
-    assert all(re.search(rf"^ +{one.name} +\S", listed, flags=re.MULTILINE) for one in COMMANDS)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.servers.catalogs import HAS_SQL
-from tests.support import IS_FULL
+from tests.support import full_depth_only
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.s3
-@pytest.mark.skipif(not IS_FULL, reason="takes a minute of CPU")
+@full_depth_only
 def test_no_row_is_wrong_after_any_step_of_the_benchmark():
     size = ["--sites=8", "--batches=2", "--buckets=2", "--rounds=2", "--kills=1", "--upsert-sites=1"]
     catalog = "--catalogs=sqlite" if HAS_SQL else "--catalogs=rest"

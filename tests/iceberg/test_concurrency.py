@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.servers.catalogs import CATALOGS
-from tests.support import IS_FULL
+from tests.support import IS_FULL, full_depth_only
 
 from .helpers import Target, race
 
@@ -34,20 +34,18 @@ def test_the_same_new_table_from_several_processes(processes, catalog, tmp_path)
     assert len(target.rows()) == 16
 
 
-@pytest.mark.parametrize("catalog", SOME, indirect=True)
+@full_depth_only
+@pytest.mark.parametrize("catalog", CATALOGS[:3], indirect=True)
 def test_several_processes_load_revisions_and_other_batches_at_the_same_time(catalog, tmp_path):
     """No row is lost, none is there twice, and of each key the value that was read last is there."""
     target = Target()
     loads, expected = [], {}
-    for number in range(3 if IS_FULL else 1):
+    for number in range(3):
         target.load(land(target, f"batch-{number}", 0.0, [f"site-{number}"]))
         # Two processes load revisions of one batch, which lie under two keys; others load batches of their own.
         for name, value in [("early", 1.0), ("late", 2.0)]:
             loads.append(target.start(tmp_path, land(target, f"{name}-{number}", value, [f"site-{number}"])))
         expected[f"site-{number}"] = 2.0
-    if not IS_FULL:
-        loads.append(target.start(tmp_path, land(target, "new", 3.0, ["site-new"])))
-        expected["site-new"] = 3.0
     race(*loads)
     found: dict[str, list[float]] = {}
     for (site, *_), value in target.values().items():
@@ -55,6 +53,7 @@ def test_several_processes_load_revisions_and_other_batches_at_the_same_time(cat
     assert found == {site: [value] * 8 for site, value in expected.items()}
 
 
+@full_depth_only
 def test_a_load_that_is_killed_at_a_random_moment_is_done_or_not_and_can_be_repeated(catalog, tmp_path):
     draw = random.Random(0)
     target = Target()
@@ -65,8 +64,8 @@ def test_a_load_that_is_killed_at_a_random_moment_is_done_or_not_and_can_be_repe
 
     target.load(*restate(-2.0))
     [whole] = race(target.start(tmp_path, *restate(-1.0), last_call=10**9))
-    before, rounds = -1.0, 8 if IS_FULL else 2
-    for value in map(float, range(rounds)):
+    before = -1.0
+    for value in map(float, range(8)):
         receipts = restate(value)
         # More than half of the calls are made before the commit, so moments near the end are drawn as often.
         last_call = draw.choice([draw.randrange(whole["calls"]), whole["calls"] - draw.randrange(whole["calls"] // 5)])

@@ -24,7 +24,7 @@ from airflow_provider_stem.iceberg.operators import StemIcebergMaintenanceOperat
 from tests.iceberg.helpers import Target
 from tests.servers.catalogs import CATALOGS, HAS_SQL
 from tests.servers.processes import HUNG_AFTER
-from tests.support import IS_FULL
+from tests.support import IS_FULL, full_depth_only
 
 pytestmark = pytest.mark.s3
 
@@ -243,9 +243,10 @@ def test_nothing_is_removed_if_the_store_lacks_a_file_of_the_table(target, lake)
     assert stored(lake, table) == before
 
 
-LOADED = (2, 8, 9, 10) if IS_FULL else (2, 8)  # hours, of which the table has the first already
+LOADED = (2, 8, 9, 10)  # hours, of which the table has the first already
 
 
+@full_depth_only
 def test_loads_and_maintenance_at_the_same_time_keep_each_row(target, tmp_path):
     old = datetime.now(UTC) - timedelta(days=1)  # files of running loads are younger
     receipts = [land(target.bucket, hour, kw=float(hour)) for hour in LOADED]
@@ -295,7 +296,8 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("steps", range(1, 61, 12) if IS_FULL else (2, 60))
+@full_depth_only
+@pytest.mark.parametrize("steps", range(1, 61, 12))
 def test_maintenance_that_is_killed_is_completed_by_the_next_one(target, lake, steps):
     rows = target.rows()
     killed = subprocess.run(
