@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _BEHAVIOUR: dict[str, Any] = {
-    "relabeling": {"password": "API key"},  # nosec B105 # a label
+    "relabeling": {"password": "API key (required)", "schema": "Scheme"},  # nosec B105 # labels
     "placeholders": {
         "host": "app.stem.com",
         "schema": "https",
@@ -45,6 +45,11 @@ _FIELDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "true, false, or the path of a CA bundle (default true).",
         {"type": ["string", "null"], "examples": ["true", "false"]},
     ),
+    "requests_per_second": (
+        "Requests per second",
+        "Pace of one task. All tasks of a pool together: its slots times this number (default: no limit).",
+        {"type": ["number", "null"], "maximum": 1_000},
+    ),
 }
 
 CONN_FIELDS: dict[str, Any] = {
@@ -57,12 +62,15 @@ def connection_form_widgets() -> dict[str, Any]:
     """Return the provider's fields of the form as widgets for Airflow 2's web server."""
     from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
     from wtforms import IntegerField, StringField
-    from wtforms.validators import NumberRange, Optional
+    from wtforms.validators import NumberRange, Optional, Regexp
 
     widgets: dict[str, Any] = {}
     for name, (label, description, schema) in _FIELDS.items():
         field, validators = StringField, [Optional()]
-        if "string" not in schema["type"]:
+        if name == "requests_per_second":
+            # A string: the forms of Airflow 3.0 and 3.1 know no widget for a fraction.
+            validators.append(Regexp(r"\s*(?=.*[1-9])(\d+\.?\d*|\.\d+)\s*$", message="Enter a number above 0."))
+        elif "string" not in schema["type"]:
             # An empty number is saved as null. Without that the last field could not be cleared, because the form
             # ignores an Extra without keys.
             field, validators = IntegerField, [Optional(), NumberRange(1, schema.get("maximum"))]

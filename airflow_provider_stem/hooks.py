@@ -40,7 +40,7 @@ class StemHook(BaseHook):
     :mod:`airflow_provider_stem.errors`.
 
     :param stem_conn_id: connection of type ``stem``. Password is the API key. Host is only needed for another server.
-        Extra may have ``timeout``, ``max_attempts``, ``page_size`` and ``verify``.
+        Extra may have ``timeout``, ``max_attempts``, ``page_size``, ``verify`` and ``requests_per_second``.
     :raises StemConfigError: ``stem_conn_id`` is not a connection id.
     """
 
@@ -100,7 +100,7 @@ class StemHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """
-        Test the connection with a request for the first client.
+        Test the connection with a request for the first client, without a wait for ``requests_per_second``.
 
         :return: whether it works, and a message that says what to correct if not.
         """
@@ -108,7 +108,9 @@ class StemHook(BaseHook):
             from airflow_provider_stem.api.client import StemClient
 
             config = self._config_of(self.get_connection(self.stem_conn_id))
-            once = dataclasses.replace(config, max_attempts=1, timeout=min(config.timeout, _TEST_TIMEOUT))
+            once = dataclasses.replace(
+                config, max_attempts=1, timeout=min(config.timeout, _TEST_TIMEOUT), requests_per_second=None
+            )
             with StemClient(once) as client:
                 first = next(client.list_clients(), None)
         except StemAuthError as exc:

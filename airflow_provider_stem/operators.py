@@ -293,7 +293,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         return landed(self._receipt, self.sites, base_url, self.stream_types, redact)
 
     def on_kill(self) -> None:
-        """Cancel requests that wait for their next attempt."""
+        """Cancel requests that wait for their next attempt, or for the pace of the connection."""
         if self._client is not None:
             self._client.close()
 

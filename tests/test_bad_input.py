@@ -177,14 +177,15 @@ CONNECTION = [
     Wrong(
         "Extra",
         [{"retries": 3}, {"Timeout": 3}, {"": 1}],
-        "Use only ['max_attempts', 'page_size', 'timeout', 'verify']",
+        "Use only ['max_attempts', 'page_size', 'requests_per_second', 'timeout', 'verify']",
     ),
     Wrong("timeout", [0, -1, "soon", True, [60], NAN, 86_401], "must be a number of seconds above 0 and up to 86,400"),
     Wrong("max_attempts", NUMBERS, "must be an integer >= 1"),
     Wrong("page_size", NUMBERS, "must be an integer from 1 to 100,000"),
+    Wrong("requests_per_second", [0, -1, "many", True, [5], NAN, 0.0009, 1001], "must be a number from 0.001 to 1,000"),
     Wrong("verify", ["maybe", "/no/such/bundle.pem", 2, [True], {}], "must be true, false or the path"),
 ]
-OPTIONS = ("timeout", "max_attempts", "page_size", "verify")
+OPTIONS = ("timeout", "max_attempts", "page_size", "verify", "requests_per_second")
 CONFIGURED = [
     Wrong("timeout", ["0", "-1", "soon", "nan", "1e9"], "must be a number of seconds above 0 and up to 86,400"),
     Wrong("max_attempts", ["0", "1.5", "many"], "must be an integer >= 1"),

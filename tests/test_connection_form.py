@@ -11,7 +11,7 @@ from airflow_provider_stem._connection_form import CONN_FIELDS, UI_FIELD_BEHAVIO
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.errors import StemConfigError
 
-OPTIONS = ["timeout", "max_attempts", "page_size", "verify"]
+OPTIONS = ["timeout", "max_attempts", "page_size", "verify", "requests_per_second"]
 on_airflow_2 = pytest.mark.skipif(not airflow_version.startswith("2."), reason="Airflow 3 has no such form")
 
 
@@ -39,7 +39,8 @@ def test_airflow_3_shows_the_fields():
     if form.standard_fields is None:
         pytest.skip("Airflow 3.0 knows no connection form at all unless the FAB provider is installed")
     assert form.standard_fields.login.hidden
-    assert form.standard_fields.password.title == "API key"
+    assert form.standard_fields.password.title == "API key (required)"
+    assert form.standard_fields.url_schema.title == "Scheme"
     assert [form.standard_fields.host.placeholder, form.standard_fields.url_schema.placeholder] == [
         "app.stem.com",
         "https",
@@ -57,7 +58,7 @@ def test_airflow_2_accepts_the_forms_description():
     from airflow.providers_manager import ProvidersManager
 
     behaviour = ProvidersManager().field_behaviours["stem"]
-    assert behaviour["relabeling"] == {"password": "API key"}
+    assert behaviour["relabeling"] == {"password": "API key (required)", "schema": "Scheme"}
     assert behaviour["hidden_fields"] == ["login"]
     assert behaviour["placeholders"]["extra__stem__timeout"] == "60"
     shown = ProvidersManager().connection_form_widgets
@@ -65,7 +66,8 @@ def test_airflow_2_accepts_the_forms_description():
 
 
 def test_placeholders_are_the_defaults():
-    placeholders = {name: UI_FIELD_BEHAVIOUR["placeholders"][f"extra__stem__{name}"] for name in OPTIONS}
+    shown = UI_FIELD_BEHAVIOUR["placeholders"]
+    placeholders = {name: shown[f"extra__stem__{name}"] for name in OPTIONS if name != "requests_per_second"}
     assert config_of(placeholders) == config_of({})
 
 
@@ -73,21 +75,26 @@ def test_placeholders_are_the_defaults():
 def test_empty_widgets_mean_the_defaults(widgets):
     form = widgets()
     assert form.validate(), form.errors
-    assert form.data == {"timeout": None, "max_attempts": None, "page_size": None, "verify": ""}
+    assert form.data == {**dict.fromkeys(OPTIONS), "verify": "", "requests_per_second": ""}
     assert config_of(form.data) == config_of({})
 
 
 @on_airflow_2
 def test_the_hook_reads_typed_values(widgets):
-    form = widgets(timeout=" 20", max_attempts="3", page_size="50", verify="false")
+    form = widgets(timeout=" 20", max_attempts="3", page_size="50", verify="false", requests_per_second=" 0.5")
     assert form.validate(), form.errors
     read = config_of(form.data)
     assert (read.timeout, read.max_attempts, read.page_size, read.verify) == (20.0, 3, 50, False)
+    assert read.requests_per_second == 0.5
 
 
 @on_airflow_2
 @pytest.mark.parametrize(
-    "typed", [{"timeout": "soon"}, {"timeout": "0"}, {"timeout": "86401"}, {"max_attempts": "0"}, {"page_size": "-1"}]
+    "typed",
+    [
+        *({"timeout": "soon"}, {"timeout": "0"}, {"timeout": "86401"}, {"max_attempts": "0"}, {"page_size": "-1"}),
+        *({"requests_per_second": text} for text in ("0", "0.0", "-1", "1 2", ".", "many")),
+    ],
 )
 def test_widgets_reject_what_the_hook_rejects(typed, widgets):
     form = widgets(**typed)
@@ -95,11 +102,12 @@ def test_widgets_reject_what_the_hook_rejects(typed, widgets):
     assert set(form.errors) == set(typed)
 
 
-def test_the_longest_timeout_of_the_form_is_that_of_the_hook():
-    longest = CONN_FIELDS["timeout"]["schema"]["maximum"]
-    assert config_of({"timeout": longest}).timeout == longest
-    with pytest.raises(StemConfigError, match="timeout"):
-        config_of({"timeout": longest + 1})
+@pytest.mark.parametrize("name", ["timeout", "requests_per_second"])
+def test_the_maximum_of_the_form_is_that_of_the_hook(name):
+    maximum = CONN_FIELDS[name]["schema"]["maximum"]
+    assert getattr(config_of({name: maximum}), name) == maximum
+    with pytest.raises(StemConfigError, match=name):
+        config_of({name: maximum + 1})
 
 
 def test_the_names_under_which_airflow_2_tests_options_are_understood():

@@ -199,5 +199,5 @@ def test_get_streams_rejects_wrong_arguments_before_any_request(arguments, optio
 
 
 def test_both_forms_of_the_connection_form_have_the_same_fields():
-    assert set(CONN_FIELDS) == {"timeout", "max_attempts", "page_size", "verify"}
-    assert StemHook.get_ui_field_behaviour()["relabeling"] == {"password": "API key"}
+    assert set(CONN_FIELDS) == {"timeout", "max_attempts", "page_size", "verify", "requests_per_second"}
+    assert StemHook.get_ui_field_behaviour()["relabeling"] == {"password": "API key (required)", "schema": "Scheme"}

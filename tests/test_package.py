@@ -108,8 +108,8 @@ def test_the_connection_form_of_airflow_3_shows_our_fields():
     assert form["hook_name"] == "Stem"
     if form["extra_fields"] is None and version("apache-airflow").startswith("3.0."):
         pytest.skip("Airflow 3.0 reads forms from hooks alone, and those need the FAB provider")
-    assert set(form["extra_fields"]) == {"timeout", "max_attempts", "page_size", "verify"}
-    assert form["standard_fields"]["password"]["title"] == "API key"
+    assert set(form["extra_fields"]) == {"timeout", "max_attempts", "page_size", "verify", "requests_per_second"}
+    assert form["standard_fields"]["password"]["title"] == "API key (required)"
 
 
 def test_every_parameter_is_read():

@@ -37,7 +37,7 @@ class StemClient:
     Thread-safe. Every method that sends requests raises the errors of :mod:`airflow_provider_stem.errors`.
 
     :param config: base URL, API key and limits.
-    :param sleep: function that waits between attempts, given seconds; for tests.
+    :param sleep: function that waits between attempts and for the pace, given seconds; for tests.
     """
 
     def __init__(self, config: ClientConfig, sleep: Callable[[float], None] | None = None) -> None:
@@ -71,7 +71,7 @@ class StemClient:
         return self._config.api_key.redact(text)
 
     def close(self) -> None:
-        """Interrupt waits between attempts and close all connections. Later requests raise `StemTransportError`."""
+        """Interrupt waits and close all connections. Later requests raise `StemTransportError`."""
         self._transport.close()
 
     def __enter__(self) -> StemClient:

@@ -20,6 +20,7 @@ DEFAULT_BASE_URL = "https://app.stem.com/api/v1/"
 _DEFAULT_PATH = "/api/v1/"
 _MAX_SECONDS = 86_400
 _MAX_PAGE_SIZE = 100_000
+_MIN_RATE, _MAX_RATE = 0.001, 1_000
 _HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
 
 
@@ -34,6 +35,8 @@ class ClientConfig:
     :param max_attempts: maximum number of times that one request is sent, 1 or more.
     :param page_size: ``per_page`` of the listings, 1 or more (guide: "Obtaining clients", "Obtaining sites").
     :param verify: whether to verify TLS certificates, or the path of a CA bundle to verify them with.
+    :param requests_per_second: limit of the requests that one process sends with the key, see
+        :class:`~airflow_provider_stem.api.pace.Pace`; ``None`` means no limit.
     :param columnar_decoding: whether :class:`~airflow_provider_stem.streams.decoding.StreamsDecoder` may decode in
         columns.
     """
@@ -44,6 +47,7 @@ class ClientConfig:
     max_attempts: int = 5
     page_size: int = 100
     verify: bool | str = True
+    requests_per_second: float | None = None
     columnar_decoding: bool = True
 
     def __post_init__(self) -> None:
@@ -69,7 +73,8 @@ class ClientConfig:
         :param schema: ``https`` or ``http``; the default is ``https``.
         :param port: 1 to 65535; the default is the schema's port.
         :param password: the API key. White space around it is removed.
-        :param extra: JSON object with any of ``timeout``, ``max_attempts``, ``page_size`` and ``verify``.
+        :param extra: JSON object with any of ``timeout``, ``max_attempts``, ``page_size``, ``verify`` and
+            ``requests_per_second``.
         :param defaults: values of the same options from Airflow's configuration; ``extra`` overrides them.
         :param columnar_decoding: see the field.
         :raises StemConfigError: a field is invalid. The message names the field, its value (never the key) and the
@@ -216,6 +221,11 @@ def _page_size(value: object) -> int | None:
     return size if size is not None and size <= _MAX_PAGE_SIZE else None
 
 
+def _rate(value: object) -> float | None:
+    number = _number(value)
+    return number if number is not None and _MIN_RATE <= number <= _MAX_RATE else None
+
+
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)) or "_" in str(value):
         return None
@@ -247,10 +257,12 @@ _OPTIONS: dict[str, Callable[[object], Any]] = {
     "max_attempts": _count,
     "page_size": _page_size,
     "verify": _verify,
+    "requests_per_second": _rate,
 }
 _EXPECTED = {
     "timeout": f"a number of seconds above 0 and up to {_MAX_SECONDS:,}",
     "max_attempts": "an integer >= 1",
     "page_size": f"an integer from 1 to {_MAX_PAGE_SIZE:,}",
     "verify": "true, false or the path of an existing CA bundle",
+    "requests_per_second": f"a number from {_MIN_RATE} to {_MAX_RATE:,}",
 }

@@ -26,6 +26,7 @@ from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.deadline import TotalTimeoutAdapter
 from airflow_provider_stem.api.key import ApiKey
+from airflow_provider_stem.api.pace import pace_of
 from airflow_provider_stem.api.payloads import Body, UnreadableResponseError, error_messages
 from airflow_provider_stem.errors import (
     StemApiError,
@@ -78,12 +79,14 @@ class Transport:
     Thread-safe: each thread has its own session, so connections are reused without locks.
 
     :param config: base URL, API key and limits.
-    :param sleep: function that waits between attempts, given seconds. By default :meth:`close` interrupts the wait.
+    :param sleep: function that waits between attempts and for the pace, given seconds. By default :meth:`close`
+        interrupts the wait.
     """
 
     def __init__(self, config: ClientConfig, sleep: Callable[[float], None] | None = None) -> None:
         self._config = config
         self._auth = ApiKeyAuth(config.api_key)
+        self._pace = pace_of(config)
         self._closed = threading.Event()
         self._sleep = sleep or self._wait_until_closed
         self._local = threading.local()
@@ -128,7 +131,7 @@ class Transport:
         raise StemDataError(message)
 
     def close(self) -> None:
-        """Interrupt waits between attempts, reject new requests and close all connections."""
+        """Interrupt waits, reject new requests and close all connections."""
         self._closed.set()
         with self._lock:
             sessions, self._sessions = self._sessions, []
@@ -144,6 +147,8 @@ class Transport:
 
     def _send(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T | StemError | OSError:
         url = self._config.base_url + path
+        if self._pace is not None:
+            self._sleep(self._pace.take_turn())
         if self._closed.is_set():
             return StemTransportError(f"The client is closed. Create a new one [GET {self._redacted(url)}]")
         try:

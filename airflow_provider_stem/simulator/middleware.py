@@ -58,6 +58,7 @@ class RecordedRequest:
     :param query: the query's parameters, each with all of its values.
     :param headers: the headers with names in lower case, without ``authorization``.
     :param authorized: whether the key was valid.
+    :param arrived: when the request arrived, in seconds of :func:`time.monotonic`.
     :param status: status of the response; None until the response begins, or if there is none.
     """
 
@@ -67,6 +68,7 @@ class RecordedRequest:
     query: dict[str, list[str]]
     headers: dict[str, str]
     authorized: bool
+    arrived: float = field(default_factory=time.monotonic)
     status: int | None = None
 
 

@@ -192,6 +192,7 @@ def test_a_config_cannot_be_changed() -> None:
 def test_the_defaults(extra: str | None) -> None:
     config = read(extra=extra)
     assert (config.timeout, config.max_attempts, config.page_size, config.verify) == (60.0, 5, 100, True)
+    assert config.requests_per_second is None
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,10 @@ def test_the_defaults(extra: str | None) -> None:
         ("max_attempts", "3.0", 3),
         ("page_size", 500, 500),
         ("page_size", "1", 1),
+        ("requests_per_second", 4, 4.0),
+        ("requests_per_second", " 0.5 ", 0.5),
+        ("requests_per_second", 0.001, 0.001),
+        ("requests_per_second", "1000", 1000.0),
         ("verify", True, True),
         ("verify", False, False),
         ("verify", "true", True),
@@ -230,11 +235,13 @@ def test_an_option_may_be_json_or_a_string(name: str, value: object, expected: o
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, value) for name in ("timeout", "max_attempts", "page_size") for value in (
+        *((name, value) for name in ("timeout", "max_attempts", "page_size", "requests_per_second") for value in (
             "0", "-1", "true", "false", "NaN", "Infinity", "-Infinity", '"nan"', '"inf"', '"-1"', '"0"', '"soon"',
             '"30 s"', "[]", "{}", "[30]", "1e400", "1" + "0" * 400, '"' + "9" * 400 + '"',
         )),
         ("timeout", "1e300"),
+        ("requests_per_second", "0.0009"),
+        ("requests_per_second", "1000.1"),
         ("max_attempts", "1.5"),
         ("max_attempts", '"2.5"'),
         ("page_size", "0.5"),
@@ -268,7 +275,7 @@ def test_unknown_keys_are_all_named_and_their_values_are_not() -> None:
         read(extra='{"timout": "s3cr3t", "timeout": 30, "Verify": false}')
     assert "['Verify', 'timout']" in str(raised.value)
     assert "s3cr3t" not in str(raised.value)
-    assert all(name in str(raised.value) for name in ("timeout", "max_attempts", "page_size", "verify"))
+    assert all(name in str(raised.value) for name in OPTIONS)
 
 
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
@@ -325,6 +332,7 @@ def test_a_key_is_kept_whole_or_rejected_without_being_shown(key: str) -> None:
         assert result.api_key.reveal() == key.strip()
 
 
+OPTIONS = ("timeout", "max_attempts", "page_size", "verify", "requests_per_second")
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
@@ -332,7 +340,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["timeout", "max_attempts", "page_size", "verify", "other"]), json_values))
+@given(st.dictionaries(st.sampled_from([*OPTIONS, "other"]), json_values))
 def test_any_extra_gives_valid_options_or_a_config_error(options: dict[str, Any]) -> None:
     config = read_or_message(extra=json.dumps(options))
     if isinstance(config, str):
@@ -341,6 +349,7 @@ def test_any_extra_gives_valid_options_or_a_config_error(options: dict[str, Any]
     assert config.max_attempts >= 1
     assert config.page_size >= 1
     assert isinstance(config.verify, (bool, str))
+    assert config.requests_per_second is None or 0.001 <= config.requests_per_second <= 1000
 
 
 @pytest.mark.parametrize("field", ["host", "schema", "extra"])

@@ -19,7 +19,7 @@ EXAMPLE_DAGS = Path(__file__).parents[2] / "example_dags"
 VERSION = tuple(map(int, airflow_version.split(".")[:2]))
 KEY = "a-key-that-nobody-may-see"
 WRONG_KEY = "a-wrong-key-that-nobody-may-see-either"
-TYPED = {"timeout": "20", "max_attempts": "3", "page_size": "50", "verify": "false"}
+TYPED = {"timeout": "20", "max_attempts": "3", "page_size": "50", "verify": "false", "requests_per_second": "0.5"}
 
 pytestmark = [
     pytest.mark.airflow,
@@ -107,7 +107,7 @@ def test_the_form_of_airflow_3_has_the_right_fields(airflow, page):
     shown = [name for name in names if connections.field(name).is_visible()]
     assert shown == ["description", "host", "password", "port", "schema"]
     assert connections.field("password").get_attribute("type") == "password"
-    assert connections.form.get_by_label("API key", exact=True).count() == 1
+    assert connections.form.get_by_label("API key (required)", exact=True).count() == 1
     assert {name: connections.field(name).get_attribute("placeholder") for name in ("host", "port", "schema")} == {
         "host": "app.stem.com",
         "port": "443",
@@ -128,7 +128,7 @@ def test_a_connection_is_added_tested_and_edited_on_airflow_3(airflow, page, api
     for name, text in {**typed_host, "password": KEY, **TYPED}.items():
         connections.fill(name, text)
     connections.save()
-    numbers = {"timeout": 20, "max_attempts": 3, "page_size": 50, "verify": "false"}
+    numbers = {"timeout": 20, "max_attempts": 3, "page_size": 50, "verify": "false", "requests_per_second": 0.5}
     assert saved(airflow, "stem_typed") == expected(typed_host, KEY, **numbers)
 
     with no_response_contains_a_key(page):
@@ -166,8 +166,8 @@ def test_empty_fields_mean_the_defaults(airflow, page):
 def test_the_form_of_airflow_2_has_the_right_fields(airflow, page):
     connections = Connections2(page, airflow.url)
     connections.add("fields")
-    standard = ["Connection Id", "Connection Type", "Description", "Host", "Schema", "API key", "Port", "Extra"]
-    assert connections.labels() == standard + [field["label"] for field in CONN_FIELDS.values()]
+    standard = ("Connection Id", "Connection Type", "Description", "Host", "Scheme", "API key (required)", "Port")
+    assert connections.labels() == [*standard, "Extra"] + [field["label"] for field in CONN_FIELDS.values()]
     assert connections.field("password").get_attribute("type") == "password"
     shown = {name: connections.field(name).get_attribute("placeholder") for name in ("host", "schema", *CONN_FIELDS)}
     assert shown == {
@@ -177,6 +177,7 @@ def test_the_form_of_airflow_2_has_the_right_fields(airflow, page):
         "max_attempts": "5",
         "page_size": "100",
         "verify": "true",
+        "requests_per_second": None,
     }
     for field in CONN_FIELDS.values():
         assert connections.form.get_by_text(field["description"], exact=True).is_visible()
@@ -194,7 +195,7 @@ def test_a_connection_is_added_tested_and_edited_on_airflow_2(airflow, page, api
     assert connections.test().startswith("The API rejected the key (")
     connections.fill("password", KEY)
     connections.save()
-    numbers = {"timeout": 20, "max_attempts": 3, "page_size": 50, "verify": "false"}
+    numbers = {"timeout": 20, "max_attempts": 3, "page_size": 50, "verify": "false", "requests_per_second": "0.5"}
     assert saved(airflow, "stem_typed") == expected(typed_host, KEY, **numbers)
 
     connections.edit("stem_typed")

@@ -17,7 +17,7 @@ from tests.servers.processes import HUNG_AFTER
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-OPTIONS = ("timeout", "max_attempts", "page_size", "verify")
+OPTIONS = ("timeout", "max_attempts", "page_size", "verify", "requests_per_second")
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _TEST = "**/connections/test"
 
