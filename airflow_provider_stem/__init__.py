@@ -62,7 +62,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         # Airflow 3.2 and later read this.
         "cli": ["airflow_provider_stem.cli.get_cli_commands"],
-        "extra-links": ["airflow_provider_stem.links.LandedObjectsLink"],
+        "extra-links": [f"airflow_provider_stem.links.{name}" for name in ("LandedObjectsLink", "CompletenessLink")],
         "config": {
             "stem": {
                 "description": "Defaults. A connection's Extra and a task's arguments override them.",

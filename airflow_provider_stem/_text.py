@@ -1,8 +1,27 @@
-"""Text of other systems in logs and messages."""
+"""Text in logs and messages: counts, and text of other systems."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 _LIMIT = 500
+
+
+def number_of(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 row`` or ``1,200 rows``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def list_counts(counts: Mapping[str, int | None]) -> str:
+    """
+    Return counts as one line, such as ``3 objects, 48 rows, 1 added file``.
+
+    :param counts: numbers by their names, which are plural nouns or adjectives, such as ``added_files``.
+    """
+    return ", ".join(
+        f"{number or 0:,} {name.removesuffix('s') if number == 1 else name}".replace("_", " ")
+        for name, number in counts.items()
+    )
 
 
 def one_line(text: str) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_provider_stem._text import number_of
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.records import read_objects, read_receipt
-from airflow_provider_stem.streams.windows import check_resolution
+from airflow_provider_stem.streams.records import Receipt, as_entries, read_objects, read_receipt
+from airflow_provider_stem.streams.windows import WindowRecord, check_resolution
 
-__all__ = ["as_alias_extra", "combined", "event_extras", "landed_objects"]
+__all__ = ["as_alias_extra", "combined", "event_extras", "landed_objects", "summary"]
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -51,24 +52,62 @@ def combined(receipts: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
     :return: ``window`` from the earliest start to the latest end, all ``objects``, and the sum of ``rows``.
     :raises StemConfigError: there is no receipt, one is invalid, or their resolutions differ.
     """
-    argument: Any = receipts
-    if not isinstance(argument, Iterable) or isinstance(argument, (str, Mapping)):
+    valid, window = _read_receipts(receipts)
+    return {
+        "window": window,
+        "objects": [landed for receipt in valid for landed in receipt["objects"]],
+        "rows": sum(receipt["rows"] for receipt in valid),
+    }
+
+
+def summary(receipts: Mapping[str, Any] | Iterable[Mapping[str, Any] | None]) -> str:
+    """
+    Return what one or more receipts say, as one line for people.
+
+    :param receipts: return value of a :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator`, or those of
+        several tasks; ``None``, of a skipped task, is ignored.
+    :return: such as ``96 of 96 sites complete, 27,648 rows, 0 missing; window 2025-07-01T00:00:00Z to
+        2025-07-02T00:00:00Z``. A site is complete if it was read and no row of it is missing. If receipts do not list
+        all incomplete streams, the number of complete sites is an upper bound and begins with ``at most``.
+    :raises StemConfigError: there is no receipt, one is invalid, or their resolutions differ.
+    """
+    valid, window = _read_receipts([receipts] if isinstance(receipts, Mapping) else receipts)
+    try:
+        sites, rows, missing, failed, incomplete = (
+            sum(int(receipt[name]) for receipt in valid)
+            for name in ("sites", "rows", "missing", "failed_count", "incomplete_count")
+        )
+        listed = sum(len(receipt["incomplete"]) for receipt in valid)
+        with_gaps = sum(len({stream["site_id"] for stream in receipt["incomplete"]}) for receipt in valid)
+    except (KeyError, TypeError, ValueError):
+        raise StemConfigError(
+            "receipts contains a receipt without its counts. Use what StemStreamsToS3Operator returned."
+        ) from None
+    complete = f"{sites - failed - with_gaps:,} of {number_of(sites, 'site')} complete"
+    if listed != incomplete:
+        complete = f"at most {complete}"
+    parts = [complete, number_of(rows, "row"), f"{missing:,} missing"]
+    if failed:
+        parts.append(f"{number_of(failed, 'site')} failed")
+    return f"{', '.join(parts)}; window {window['start']} to {window['end']}"
+
+
+def _read_receipts(receipts: Any) -> tuple[list[Receipt], WindowRecord]:
+    """Return the valid receipts, and the time from the start of the first window to the end of the last one."""
+    entries = as_entries(receipts)
+    if entries is None or isinstance(receipts, Mapping):
         raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
-    valid = [read_receipt(receipt) for receipt in argument if receipt]
+    valid = [read_receipt(receipt) for receipt in entries if receipt]
     resolutions = {receipt["window"]["resolution"] for receipt in valid}
     if len(resolutions) != 1:
         raise StemConfigError(
             f"receipts must be one or more of a single resolution, got resolutions {sorted(resolutions)}."
         )
-    return {
-        "window": {
-            # All have the same format in UTC, so they sort by time as strings.
-            "start": min(receipt["window"]["start"] for receipt in valid),
-            "end": max(receipt["window"]["end"] for receipt in valid),
-            "resolution": resolutions.pop(),
-        },
-        "objects": [landed for receipt in valid for landed in receipt["objects"]],
-        "rows": sum(receipt["rows"] for receipt in valid),
+    # All times have the same format in UTC, so they sort by time as strings.
+    return valid, {
+        "start": min(receipt["window"]["start"] for receipt in valid),
+        "end": max(receipt["window"]["end"] for receipt in valid),
+        "resolution": resolutions.pop(),
     }
 
 

@@ -1,14 +1,15 @@
-"""Link from a task in Airflow's UI to the objects that it landed; for the operators."""
+"""Links from a task in Airflow's UI to the objects that it landed and to their completeness; for the operators."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from posixpath import commonprefix
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
+from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
 
 from airflow_provider_stem.streams.store import split_uri
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["LandedObjectsLink"]
+__all__ = ["CompletenessLink", "LandedObjectsLink"]
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,11 @@ class LandedObjectsLink(BaseOperatorLink):
 
     name = "Landed objects"
 
-    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Return the address that the task stored; empty if it landed nothing."""
+        # Airflow 3 calls this in the worker, also after a failure, and logs an error if the XCom does not exist.
+        if hasattr(operator, "receipt") and not (operator.receipt and operator.receipt["objects"]):
+            return ""
         return XCom.get_value(ti_key=ti_key, key=_KEY) or ""
 
     @staticmethod
@@ -56,6 +60,25 @@ class LandedObjectsLink(BaseOperatorLink):
             log.warning("The link to the landed objects could not be created: %s", type(exc).__name__)
         else:
             push(key=_KEY, value=address)
+
+
+class CompletenessLink(BaseOperatorLink):
+    """Link to the heat map of completeness in Airflow's UI, for the days of the window that a task landed."""
+
+    name = "Completeness"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
+        """
+        Return the address; empty if the task landed nothing, or no ``[stem] completeness_conn_id`` is configured.
+
+        Airflow 3 calls this in the worker, with the operator that ran.
+        """
+        receipt = getattr(operator, "receipt", None)
+        if receipt is None or not conf.get("stem", "completeness_conn_id", fallback=""):
+            return ""
+        first, end = (datetime.fromisoformat(receipt["window"][bound]) for bound in ("start", "end"))
+        days = {"first_day": first.date(), "last_day": (end - timedelta.resolution).date()}
+        return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/stem/completeness?{urlencode(days)}"
 
 
 def _address(aws_conn_id: str | None, uris: Sequence[str]) -> str | None:

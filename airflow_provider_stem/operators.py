@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     Asset,
@@ -17,13 +18,13 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_stem._arguments import checked
 from airflow_provider_stem._mapping import CheckedWhenParsed, MappedOverSites
-from airflow_provider_stem._text import one_line
-from airflow_provider_stem.assets import as_alias_extra
+from airflow_provider_stem._text import number_of, one_line
+from airflow_provider_stem.assets import as_alias_extra, summary
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
-from airflow_provider_stem.links import LandedObjectsLink
+from airflow_provider_stem.links import CompletenessLink, LandedObjectsLink
 from airflow_provider_stem.streams.batches import batch_index
 from airflow_provider_stem.streams.formats import FORMATS, FormatName, ParquetEncoding, resolve_compression
 from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
 
 _MAX_LINES = 100
+_UI_HAS_PLUGINS = tuple(map(int, airflow_version.split(".")[:2])) >= (3, 1)
 _MAX_ID = 1_024  # the longest key that S3 allows
 
 
@@ -99,7 +101,7 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
                 f"No site found ({self._filters()}). Check these arguments and the permissions of the API key."
             )
         found = len(listed) if self.batches is None else sum(len(batch["sites"]) for batch in listed)
-        self.log.info("Found %s sites (%s)", f"{found:,}", self._filters())
+        self.log.info("Found %s", number_of(found, "site"))
         limit = conf.getint("core", "max_map_length", fallback=1024)
         if len(listed) > limit:
             self.log.warning(
@@ -192,7 +194,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         "aws_conn_id",
     )
     template_fields_renderers = {"sites": "json", "s3_extra_args": "json"}  # noqa: RUF012 - declared so by the base class
-    operator_extra_links = (LandedObjectsLink(),)
+    operator_extra_links = (LandedObjectsLink(), *([CompletenessLink()] if _UI_HAS_PLUGINS else []))
 
     @checked
     def __init__(
@@ -250,7 +252,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         self.stem_conn_id = stem_conn_id
         self.aws_conn_id = aws_conn_id
         self._client: StemClient | None = None
-        self._receipt: Receipt | None = None
+        self.receipt: Receipt | None = None
 
     def execute(self, context: Context) -> Receipt:
         """
@@ -276,12 +278,16 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
                 may_be_unconditional=self.if_exists == "replace"
                 or conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
             )
-            self._receipt = receipt = landing.run(self._client, sites, store)
+            self.receipt = receipt = landing.run(self._client, sites, store)
         self._log_findings(receipt)
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"The API has no rows for {window}. Nothing was uploaded (on_empty='skip').")
         self._emit_asset_events(context, receipt, window, store.uri(landing.template.prefix))
         LandedObjectsLink.persist(context, self.aws_conn_id, [landed["uri"] for landed in receipt["objects"]])
+        line = summary(receipt)
+        if self.do_xcom_push and hasattr(context.get("ti"), "xcom_push"):
+            context["ti"].xcom_push(key="summary", value=line)
+        self.log.info("%s", line)
         return receipt
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
@@ -290,7 +296,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
 
         base_url = self._client.base_url if self._client else None
         redact = self._client.redact if self._client else str
-        return landed(self._receipt, self.sites, base_url, self.stream_types, redact)
+        return landed(self.receipt, self.sites, base_url, self.stream_types, redact)
 
     def on_kill(self) -> None:
         """Cancel requests that wait for their next attempt, or for the pace of the connection."""
@@ -299,15 +305,15 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
 
     def _log_findings(self, receipt: Receipt) -> None:
         findings: tuple[tuple[str, int, Sequence[Mapping[str, Any]]], ...] = (
-            ("incomplete", receipt["incomplete_count"], receipt["incomplete"]),
-            ("unavailable", receipt["unavailable_count"], receipt["unavailable"]),
-            ("failed_sites", receipt["failed_count"], receipt["failed_sites"]),
+            ("Incomplete streams", receipt["incomplete_count"], receipt["incomplete"]),
+            ("Unavailable streams", receipt["unavailable_count"], receipt["unavailable"]),
+            ("Failed sites", receipt["failed_count"], receipt["failed_sites"]),
         )
         for title, count, listed in findings:
             self._log_group(f"{title} ({count:,})", [self._format_finding(finding) for finding in listed])
 
     def _format_finding(self, finding: Mapping[str, Any]) -> str:
-        line = " ".join(f"{name}={value}" for name, value in finding.items())
+        line = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in finding.items())
         return one_line(self._client.redact(line) if self._client else line)
 
     def _log_group(self, title: str, lines: Sequence[str]) -> None:
@@ -378,8 +384,6 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             raise StemConfigError("partition_events=True needs Airflow 3.3 or later. Leave it out.")
 
     def _emit_asset_events(self, context: Context, receipt: Receipt, window: Window, prefix: str) -> None:
-        from airflow import __version__ as airflow_version
-
         extra: dict[str, Any] = {name: receipt[name] for name in ("window", "objects", "rows")}
         for outlet in self.outlets:
             event = context["outlet_events"][outlet]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from airflow_provider_stem.assets import as_alias_extra, combined, event_extras, landed_objects
+from airflow_provider_stem.assets import as_alias_extra, combined, event_extras, landed_objects, summary
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.records import read_objects
 from tests.support import instant
 
 
@@ -110,3 +113,54 @@ def test_the_event_of_an_alias_has_the_same_extra_in_every_airflow(airflow):
 def test_a_string_that_is_not_json_is_unchanged():
     extra = {"window": "noon to dusk", "objects": "[]"}
     assert list(event_extras({"triggering_asset_events": {"asset": [SimpleNamespace(extra=extra)]}})) == [extra]
+
+
+def gap(site_id, stream_type="MONITOR"):
+    return {"site_id": site_id, "stream_type": stream_type}
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ({}, "96 of 96 sites complete, 27,648 rows, 0 missing"),
+        ({"sites": 1, "rows": 1}, "1 of 1 site complete, 1 row, 0 missing"),
+        (
+            {"missing": 7, "incomplete": [gap("a"), gap("a", "CONVERTER"), gap("b")], "incomplete_count": 3},
+            "94 of 96 sites complete, 27,648 rows, 7 missing",
+        ),
+        (
+            {"missing": 1_200, "incomplete": [gap("a"), gap("b")], "incomplete_count": 5, "failed_count": 2},
+            "at most 92 of 96 sites complete, 27,648 rows, 1,200 missing, 2 sites failed",
+        ),
+    ],
+)
+def test_a_receipt_is_one_line(counts, line):
+    complete = {"sites": 96, "rows": 27_648, "missing": 0, "failed_count": 0, "incomplete_count": 0, "incomplete": []}
+    found = receipt(*DAY) | complete | counts
+    window = "; window 2025-07-01T00:00:00Z to 2025-07-02T00:00:00Z"
+    assert summary(found) == summary([None, found]) == line + window
+    if not counts:
+        twice = "192 of 192 sites complete, 55,296 rows, 0 missing; window 2025-07-01T00:00:00Z to 2025-07-03T00:00:00Z"
+        later = found | receipt("2025-07-02T00:00:00Z", "2025-07-03T00:00:00Z") | complete
+        assert summary([later, found]) == twice
+
+
+class OfMappedTasks(Sequence[Any]):
+    """What mapped tasks returned, as Airflow presents it; it logs an error for an item that does not exist."""
+
+    def __init__(self, returned):
+        self.returned = returned
+
+    def __len__(self):
+        return len(self.returned)
+
+    def __getitem__(self, key):
+        assert isinstance(key, slice) or key < len(self), "XCom not found"
+        return self.returned[key]
+
+
+@pytest.mark.parametrize("number", [1, 100, 250])
+def test_what_mapped_tasks_returned_is_not_read_past_its_end(number):
+    receipts = [receipt(*DAY, landed(f"{one:04}")) for one in range(number)]
+    assert combined(OfMappedTasks(receipts)) == combined(receipts)
+    assert read_objects(OfMappedTasks(receipts)) == read_objects(receipts)

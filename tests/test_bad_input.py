@@ -192,11 +192,18 @@ CONFIGURED = [
     Wrong("page_size", ["0", "-100", "all"], "must be an integer from 1 to 100,000"),
 ]
 RECEIPT = {"window": {"start": "a", "end": "b", "resolution": 900}, "objects": [], "rows": 0}
+COUNTLESS = RECEIPT | {"window": {"start": "2025-07-01T00:00:00Z", "end": "2025-07-02T00:00:00Z", "resolution": 900}}
 ASSETS = {
     "combined": [
         Wrong("receipts", [None, 17, "receipt", RECEIPT], "must be a list of what the tasks returned"),
         Wrong("receipts", [["receipt"], [17], [{"rows": 3}]], "Use what StemStreamsToS3Operator returned"),
         Wrong("receipts", [[], [None], [None, None]], "must be one or more of a single", shows="got resolutions []"),
+    ],
+    "summary": [
+        Wrong("receipts", [None, 17, "receipt"], "must be a list of what the tasks returned"),
+        Wrong("receipts", [["receipt"], [17], {"rows": 3}], "Use what StemStreamsToS3Operator returned"),
+        Wrong("receipts", [[], [None], {}], "must be one or more of a single", shows="got resolutions []"),
+        Wrong("receipts", [COUNTLESS, [COUNTLESS], COUNTLESS | {"sites": "all"}], "Use what", shows="its counts"),
     ],
     "landed_objects": [Wrong("context", [None, 17, "context", []], "must be the context of a running task")],
     "event_extras": [Wrong("context", [None, 17, "context", []], "must be the context of a running task")],

@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import inspect
 import json
+from importlib.metadata import version
 from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 
 from airflow_provider_stem import links
-from airflow_provider_stem.links import LandedObjectsLink
+from airflow_provider_stem.assets import summary
+from airflow_provider_stem.links import CompletenessLink, LandedObjectsLink
 from airflow_provider_stem.operators import StemStreamsToS3Operator
 from tests.support import run_context
 from tests.test_operators import streams_to_s3
 
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 TASK = StemStreamsToS3Operator(task_id="land", sites="site-00001", s3_bucket="lake")
 KEY = SimpleNamespace(dag_id="dag", task_id="land", run_id="run", map_index=7)
 
@@ -51,7 +54,9 @@ def stored(ti, monkeypatch):
         return ti.xcoms.get(key)
 
     monkeypatch.setattr(links, "XCom", SimpleNamespace(get_value=get_value))
-    address = LandedObjectsLink().get_link(TASK, ti_key=KEY)  # type: ignore[arg-type]
+    # On Airflow 2 the web server asks, whose copy of the task has no receipt.
+    asked = ti.task if ti.task.receipt else SimpleNamespace()
+    address = LandedObjectsLink().get_link(asked, ti_key=KEY)  # type: ignore[arg-type]
     for secret in ("AKIAEXAMPLE", "the-secret-key", "Signature", "Credential"):
         assert secret not in json.dumps(ti.xcoms)
     return address
@@ -137,10 +142,43 @@ def test_a_task_stores_the_link_to_what_it_landed(stem, lake, monkeypatch):
     assert ti.xcoms == {}
 
 
-def test_airflow_registers_the_link_and_its_xcom_can_be_read():
+@pytest.mark.s3
+def test_a_task_that_landed_nothing_asks_for_no_xcom(stem, lake, monkeypatch):
+    """Airflow 3 would log that the XCom was not found, as an error, below the task's own message."""
+    monkeypatch.delattr(links, "XCom")
+    task = streams_to_s3(lake, stem_conn_id="absent")
+    with pytest.raises(AirflowFailException):
+        task.execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z", ti=TaskInstance(task)))
+    assert LandedObjectsLink().get_link(task, ti_key=KEY) == ""  # type: ignore[arg-type]
+    skipped = streams_to_s3(lake)
+    skipped.receipt = {"objects": []}  # on_empty="skip"
+    assert LandedObjectsLink().get_link(skipped, ti_key=KEY) == ""  # type: ignore[arg-type]
+
+
+@pytest.mark.s3
+def test_a_task_stores_its_summary_and_links_to_the_completeness_of_its_days(stem, lake, monkeypatch):
+    task = streams_to_s3(lake)
+    ti = TaskInstance(task)
+    of = CompletenessLink().get_link
+    monkeypatch.setenv("AIRFLOW__STEM__COMPLETENESS_CONN_ID", "warehouse")
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.com/airflow/")
+    assert of(task, ti_key=KEY) == ""  # type: ignore[arg-type]
+    receipt = task.execute(run_context("2025-06-30T22:00Z", "2025-07-02T00:00Z", ti=ti))
+    assert ti.xcoms["summary"] == summary(receipt)
+    page = "https://example.com/airflow/stem/completeness?first_day=2025-06-30&last_day=2025-07-01"
+    assert of(task, ti_key=KEY) == page  # type: ignore[arg-type]
+    monkeypatch.delenv("AIRFLOW__API__BASE_URL")
+    assert of(task, ti_key=KEY) == page.removeprefix("https://example.com/airflow")  # type: ignore[arg-type]
+    monkeypatch.delenv("AIRFLOW__STEM__COMPLETENESS_CONN_ID")
+    assert of(task, ti_key=KEY) == ""  # type: ignore[arg-type]
+
+
+def test_airflow_registers_the_links_and_their_xcom_can_be_read():
     from airflow_provider_stem import get_provider_info
 
-    assert [link.name for link in TASK.operator_extra_links] == ["Landed objects"]
-    (path,) = get_provider_info()["extra-links"]
-    assert path == f"{LandedObjectsLink.__module__}.{LandedObjectsLink.__qualname__}"
+    names = ["Landed objects", "Completeness"] if AIRFLOW >= (3, 1) else ["Landed objects"]
+    assert [link.name for link in TASK.operator_extra_links] == names
+    assert get_provider_info()["extra-links"] == [
+        f"{link.__module__}.{link.__qualname__}" for link in (LandedObjectsLink, CompletenessLink)
+    ]
     inspect.signature(vars(links)["XCom"].get_value).bind(ti_key=KEY, key="return_value")

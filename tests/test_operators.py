@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_stem._s3 import S3Store
-from airflow_provider_stem.assets import as_alias_extra
+from airflow_provider_stem.assets import as_alias_extra, summary
 from airflow_provider_stem.errors import (
     StemAuthError,
     StemConfigError,
@@ -644,10 +644,13 @@ def test_the_log_has_plan_progress_findings_and_total(stem_simulator_factory, la
     assert all(f"Read {done} of 40 sites" in log for done in range(4, 41, 4))
     assert "::group::Objects to land" in log
     assert all(landed["uri"] in log for landed in receipt["objects"])
-    assert f"::group::incomplete ({receipt['incomplete_count']:,})" in log
-    assert f"::group::unavailable ({lacking:,})" in log
+    assert f"::group::Incomplete streams ({receipt['incomplete_count']:,})" in log
+    assert f"::group::Unavailable streams ({lacking:,})" in log
     assert log.count("::group::") == log.count("::endgroup::")
     assert f"{receipt['rows']:,} rows in 2 objects with {receipt['requests']:,} requests" in log
+    first, *_ = receipt["incomplete"]
+    assert f"site id: {first['site_id']}, stream type: {first['stream_type']}, expected: {first['expected']:,}" in log
+    assert summary(receipt) in log
 
 
 def test_a_long_list_of_objects_is_shortened_in_the_log(stem, lake, capsys, caplog):

@@ -21,7 +21,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 
-from airflow_provider_stem._text import one_line
+from airflow_provider_stem._text import list_counts, number_of, one_line
 from airflow_provider_stem.errors import StemTransportError
 from airflow_provider_stem.iceberg import files
 from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact, planning
@@ -111,10 +111,10 @@ def load_objects(
         "removed_files": len(outcome.removed),
         **asdict(counts),
     }
-    log.info("Loaded %s", ", ".join(f"{count:,} {what}" for what, count in result.items()))
+    log.info("Loaded %s", list_counts(result))
     counts_and_snapshot: dict[str, int | None] = {**result, "snapshot_id": snapshot_id}
     if overtaken := _overtaken(outcome.last_read, head) if outcome.added else []:
-        log.info("%s objects were landed again during the commit. Loading them", len(overtaken))
+        log.info("Loading %s that landed again during the commit", number_of(len(overtaken), "object"))
         more = load_objects(overtaken, fetch, head, catalog, name, dag_id=dag_id, run_id=run_id).counts
         counts_and_snapshot["snapshot_id"] = more["snapshot_id"]
         for what in ("added_files", "removed_files"):

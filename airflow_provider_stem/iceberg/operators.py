@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_stem._arguments import check_connection_id, check_count, check_duration, checked
 from airflow_provider_stem._loads import CheckedLoad, check_aws_conn_id, check_objects, final_errors, objects_of
+from airflow_provider_stem._text import list_counts
 from airflow_provider_stem.errors import StemConfigError
 
 if TYPE_CHECKING:
@@ -240,5 +241,5 @@ class StemIcebergMaintenanceOperator(CheckedLoad, BaseOperator):
             counts["expired_snapshots"] = expire_snapshots(table, now - self.expire_after, self.keep_snapshots)
         if self.remove_after is not None:
             counts |= remove_unused_files(table, now - self.remove_after)
-        self.log.info("Maintained %s: %s", self.table, ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+        self.log.info("Maintained %s: %s", self.table, list_counts(counts))
         return {**counts, "snapshot_id": table.metadata.current_snapshot_id}

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from airflow_provider_stem._text import one_line
+from airflow_provider_stem._text import list_counts, number_of, one_line
 from airflow_provider_stem.api.client import StemClient
 from airflow_provider_stem.errors import StemConfigError, StemError, StemIncompleteError, StemTransportError
 from airflow_provider_stem.streams.extraction import Extraction
@@ -120,17 +120,13 @@ class Landing:
             raise StemTransportError(
                 f"Other tasks landed later rows of {self.window} {_MAX_ATTEMPTS} times. Try again when they are done."
             )
-        counts = (
-            f"{receipt['missing']:,} missing of {receipt['expected']:,} expected; {receipt['inserted']:,} inserted, "
-            f"{receipt['changed']:,} changed, {receipt['unchanged']:,} unchanged, {receipt['kept']:,} kept"
-        )
         log.info(
             "Landed %s in %s with %s in %.1f s: %s",
-            _count(receipt["rows"], "row"),
-            _count(len(receipt["objects"]), "object"),
-            _count(receipt["requests"], "request"),
+            number_of(receipt["rows"], "row"),
+            number_of(len(receipt["objects"]), "object"),
+            number_of(receipt["requests"], "request"),
             time.monotonic() - began,
-            counts,
+            list_counts({name: receipt[name] for name in ("inserted", "changed", "unchanged", "kept")}),
         )
         return receipt
 
@@ -231,12 +227,12 @@ class Landing:
         log.info(
             "Reading %s of %s at %s s: %s to %s, with %s or more, to land in %s",
             ", ".join(self.stream_types),
-            _count(len(sites), "site"),
+            number_of(len(sites), "site"),
             self.window.resolution,
             iso(self.window.start),
             iso(self.window.end),
-            _count(extraction.planned_requests(sites), "request"),
-            _count(len(self.objects), "object"),
+            number_of(extraction.planned_requests(sites), "request"),
+            number_of(len(self.objects), "object"),
         )
         return extraction.read(sites, self.max_workers)
 
@@ -248,7 +244,7 @@ class Landing:
             first = receipt["incomplete"][0]
             message = (
                 f"{receipt['missing']:,} of {receipt['expected']:,} rows are missing in "
-                f"{_count(receipt['incomplete_count'], 'stream')}, first {first['stream_type']} of site "
+                f"{number_of(receipt['incomplete_count'], 'stream')}, first {first['stream_type']} of site "
                 f"{one_line(first['site_id'])} for the interval that ends at {first['first_missing']}"
             )
             if self.on_incomplete == "fail":
@@ -258,7 +254,7 @@ class Landing:
             log.warning("%s", message)
         if not receipt["rows"] and self.on_empty == "fail":
             raise StemIncompleteError(
-                f"No rows for {self.window} from {_count(len(results), 'site')}; nothing was uploaded. "
+                f"No rows for {self.window} from {number_of(len(results), 'site')}; nothing was uploaded. "
                 "Try again later, or set on_empty='write' or 'skip'."
             )
 
@@ -307,9 +303,5 @@ def _collected(
     for result in incoming:
         results.append(result)
         if len(results) % step == 0 and total >= 20:
-            log.info("Read %s of %s", f"{len(results):,}", _count(total, "site"))
+            log.info("Read %s of %s", f"{len(results):,}", number_of(total, "site"))
         yield result
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

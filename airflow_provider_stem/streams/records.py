@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, cast
@@ -14,6 +14,7 @@ from airflow_provider_stem.streams.store import is_uri
 from airflow_provider_stem.streams.windows import WindowRecord, check_resolution, iso, parse_instant
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+_SLICE = 100
 
 
 class ObjectRecord(TypedDict):
@@ -161,8 +162,18 @@ class LandedObject:
 
 def as_entries(argument: Any) -> Iterable[Any] | None:
     """Return one record or several as an iterable; ``None`` if the argument is neither."""
-    entries = [argument] if isinstance(argument, Mapping) else argument
-    return None if not isinstance(entries, Iterable) or isinstance(entries, (str, bytes, bytearray)) else entries
+    if isinstance(argument, Mapping):
+        return [argument]
+    if not isinstance(argument, Iterable) or isinstance(argument, (str, bytes, bytearray)):
+        return None
+    return _in_slices(argument) if isinstance(argument, Sequence) else argument
+
+
+def _in_slices(entries: Sequence[Any]) -> Iterator[Any]:
+    # What mapped tasks returned is read from Airflow item by item, or as a slice. An iteration also asks for the item
+    # after the last one, for which Airflow 3 logs an error.
+    for first in range(0, len(entries), _SLICE):
+        yield from entries[first : first + _SLICE]
 
 
 def read_objects(argument: Any) -> list[LandedObject]:

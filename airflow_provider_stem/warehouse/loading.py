@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from airflow_provider_stem._text import one_line
+from airflow_provider_stem._text import list_counts, one_line
 from airflow_provider_stem.errors import StemDataError
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.streams.staging import Fetch, StagedObject, Staging
@@ -106,8 +106,8 @@ def load_objects(
                     )  # fmt: skip
                     for name, count in counted[number].items():
                         total[name] += count
-                    log.info("%s: %s", one_line(one.landed.uri), _summary(counted[number]))
-    log.info("Loaded %s", _summary(total))
+                    log.info("%s: %s", one_line(one.landed.uri), list_counts(counted[number]))
+    log.info("Loaded %s", list_counts(total))
     return total
 
 
@@ -270,7 +270,3 @@ def _counts(rows: int, inserted: int, changed: int = 0, absent: int = 0) -> Coun
         "unchanged": rows - inserted - changed,
         "absent": absent,
     }
-
-
-def _summary(counts: Counts) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())

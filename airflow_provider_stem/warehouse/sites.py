@@ -10,7 +10,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from airflow_provider_stem._text import one_line
+from airflow_provider_stem._text import list_counts, one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.records import as_entries
 from airflow_provider_stem.streams.sites import read_site
@@ -132,7 +132,7 @@ def load_sites(
             session.execute(mark_listed, now)
             session.drop("stem_listed")
     counts = {"sites": len(rows), "added": len(rows) - known, "changed": changed, "unchanged": known - changed}
-    log.info("Loaded %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    log.info("Loaded %s", list_counts(counts))
     return counts
 
 
