@@ -72,7 +72,7 @@ def test_clients_with_the_same_server_key_and_rate_share_a_pace() -> None:
     config = config_for("http://127.0.0.1:1", requests_per_second=3)
     pace = pace_of(config)
     assert pace is not None
-    assert pace_of(config_for("http://127.0.0.1:1", requests_per_second="3", timeout=5)) is pace
+    assert pace_of(config_for("http://127.0.0.1:1", requests_per_second="3", page_size=5)) is pace
     others = [
         config_for("http://127.0.0.1:2", requests_per_second=3),
         config_for("http://127.0.0.1:1", KEY[:-1], requests_per_second=3),
