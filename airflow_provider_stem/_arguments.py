@@ -56,6 +56,25 @@ def checked(constructor: Constructor) -> Constructor:
     return cast(Constructor, wrapper)
 
 
+Owner = TypeVar("Owner", bound=type)
+
+
+def with_inherited_arguments(owner: Owner) -> Owner:
+    """
+    Decorate a class: show the arguments of its first base class in its signature and in its docstring too.
+
+    The constructor of the base class stays the only list of these arguments, and its docstring their only description.
+    """
+    base = owner.__bases__[0]
+    constructor = vars(owner)["__init__"]
+    *inherited, variadic = inspect.signature(vars(base)["__init__"]).parameters.values()
+    _, *own, _ = inspect.signature(constructor).parameters.values()
+    constructor.__signature__ = inspect.Signature([*inherited, *own, variadic])
+    _, mark, described = inspect.cleandoc(base.__doc__ or "").partition(":param ")
+    owner.__doc__ = f"{inspect.cleandoc(owner.__doc__ or '')}\n{mark}{described}"
+    return owner
+
+
 def check_arguments(owner: type, **arguments: Any) -> None:
     """
     Validate arguments when the DAG is parsed; values that are not known yet are skipped.
@@ -68,7 +87,7 @@ def check_arguments(owner: type, **arguments: Any) -> None:
     check_lookback(arguments.get("lookback"), arguments.get("partition", "interval"))
     check_templated(**{name: value for name, value in arguments.items() if is_known(value)})
     s3_bucket, s3_key = arguments.get("s3_bucket"), arguments.get("s3_key")
-    if is_known(s3_bucket) and isinstance(s3_key, str) and is_known(split_uri(s3_key)[0]):
+    if is_known(s3_bucket) and isinstance(s3_key, str) and is_known(split_uri(s3_key)[1]):
         resolve_address(s3_bucket, s3_key)
 
 
@@ -133,12 +152,14 @@ def is_known(value: object) -> bool:
 
 @cache
 def _annotated_checks(owner: type) -> dict[str, Callable[[str, Any], object]]:
-    """Return the checks that follow from a constructor's annotations: ``Literal`` for a choice, ``bool`` for a flag."""
+    """Return the checks that follow from annotations of constructors: ``Literal`` for a choice, ``bool`` for a flag."""
     # The constructor of a subclass may lack these arguments, and have annotations that cannot be resolved.
     constructors = [vars(one).get("__init__") for one in owner.__mro__]
-    constructor = next(one for one in constructors if hasattr(one, "is_checked"))
+    hints: dict[str, Any] = {}
+    for constructor in constructors:
+        hints |= get_type_hints(constructor) if hasattr(constructor, "is_checked") else {}
     checks: dict[str, Callable[[str, Any], object]] = {}
-    for argument, annotation in get_type_hints(constructor).items():
+    for argument, annotation in hints.items():
         if annotation is bool:
             checks[argument] = _check_flag
         elif get_origin(annotation) is Literal:
@@ -217,9 +238,9 @@ def _check_client_ids(argument: str, value: object) -> None:
             raise StemConfigError(f"{argument} contains {one!r}. Use client ids that the API lists.")
 
 
-def _check_key_placeholders(_: str, value: object) -> None:
+def _check_key_placeholders(argument: str, value: object) -> None:
     if isinstance(value, str):  # its placeholders are known even if it contains Jinja
-        check_key_template(value)
+        check_key_template(argument, value)
 
 
 def _check_extra_args(argument: str, value: object) -> None:
@@ -243,6 +264,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "default_interval": _optional(check_duration),
     "lookback": _optional(check_duration),
     "s3_key": _check_key_placeholders,
+    "path": _check_key_placeholders,
     "max_workers": check_count,
     "min_completeness": check_share,
     "settle": _optional(check_duration),
@@ -263,7 +285,9 @@ _TEMPLATED_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "name": _optional(_check_string),
     "batch": _optional(_check_name),
     "s3_bucket": _optional(check_bucket),
-    "s3_key": lambda _, value: check_key_template(value),
+    "s3_key": check_key_template,
+    "path": check_key_template,
+    "conn_id": _optional(check_connection_id),
     "s3_extra_args": _optional(_check_extra_args),
     "stem_conn_id": check_connection_id,
     "aws_conn_id": _optional(_check_string),

@@ -135,8 +135,8 @@ def _outputs(objects: Iterable[ObjectRecord]) -> Iterator[OutputDataset]:
 
 def name_of_object(uri: str) -> tuple[str, str]:
     """Return the namespace and the name of a landed object. They connect it as an output and as an input."""
-    bucket, key = split_uri(uri)
-    return f"s3://{bucket}", key
+    scheme, bucket, key = split_uri(uri)
+    return ("file", f"/{key}") if scheme == "file" else (f"{scheme}://{bucket}", key)
 
 
 def schema_facet(fields: Iterable[pa.Field]) -> SchemaFacet:

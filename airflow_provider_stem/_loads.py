@@ -29,7 +29,7 @@ def check_objects(argument: str, value: Any) -> None:  # noqa: ARG001 - a Check
         read_objects(value)
 
 
-def check_aws_conn_id(argument: str, value: Any) -> None:
+def check_store_conn_id(argument: str, value: Any) -> None:
     """Raise ``StemConfigError`` unless it is ``None`` or the id of a connection."""
     check_templated(**{argument: value})
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Container, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -30,14 +30,18 @@ from urllib3.exceptions import HTTPError
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.streams.store import DamagedObjectError, ObjectChangedError, Version, object_uri, split_uri
+from airflow_provider_stem.streams.store import (
+    DIGEST,
+    READ_AT,
+    DamagedObjectError,
+    ObjectChangedError,
+    Version,
+    object_uri,
+    report_ignored,
+    version_of,
+)
 
 log = logging.getLogger(__name__)
-
-DIGEST = "sha256"
-"""Metadata name of the SHA-256 of an object's content, in hexadecimal digits."""
-READ_AT = "read-at"
-"""Metadata name of the time at which the reading of an object's newest rows began: ISO 8601, UTC, the store's clock."""
 
 _PROBE_BODY = b"Written to find out whether this store honours If-None-Match and If-Match. It can be deleted.\n"
 _NO_SUCH_ETAG = '"00000000000000000000000000000000"'
@@ -116,7 +120,7 @@ class S3Store:
 
     def uri(self, key: str) -> str:
         """Return the address of a key."""
-        return object_uri(self.bucket, key)
+        return object_uri("s3", self.bucket, key)
 
     def check(self, probe: str, *, may_be_unconditional: bool) -> None:
         """
@@ -143,16 +147,8 @@ class S3Store:
         ignored = self._ignored_condition(probe) and self._ignored_condition(f"{probe}-{uuid4().hex}")
         if ignored is None:
             return
-        message = (
-            f"The store of connection {self._aws_conn_id!r} does not honour {ignored}, so two tasks that write one "
-            "object at the same time can lose rows."
-        )
-        if not may_be_unconditional:
-            raise StemConfigError(
-                f"{message} Use a store that honours conditional writes, or set [stem] allow_unconditional_writes = "
-                "True and make sure that only one task writes an object at a time."
-            )
-        log.warning("%s", message)
+        store = f"The store of connection {self._aws_conn_id!r}"
+        report_ignored(store, ignored, may_be_unconditional=may_be_unconditional)
         self._conditional = False
 
     def head(self, key: str) -> tuple[Version | None, datetime]:
@@ -379,40 +375,13 @@ class S3Store:
         return {name: self._extra_args[name]} if name in self._extra_args else {}
 
 
-class S3Objects:
-    """
-    Objects of any bucket, by their URI.
-
-    :param aws_conn_id: connection of type ``aws``, or ``None`` for boto3's own credentials.
-    """
-
-    def __init__(self, aws_conn_id: str | None) -> None:
-        self._store = cache(lambda bucket: S3Store(aws_conn_id, bucket))
-
-    def get(self, uri: str, file: ScratchFile) -> Version | None:
-        """Copy an object into a file, as :meth:`S3Store.get`."""
-        bucket, key = split_uri(uri)
-        return self._store(bucket).get(key, file)
-
-    def head(self, uri: str) -> Version | None:
-        """Return an object's version, as :meth:`S3Store.head`."""
-        bucket, key = split_uri(uri)
-        return self._store(bucket).head(key)[0]
-
-
 def _version(response: Mapping[str, Any]) -> Version:
-    metadata = response.get("Metadata", {})
-    try:
-        read_at = datetime.fromisoformat(metadata[READ_AT]).astimezone(UTC)
-    except (KeyError, ValueError, OverflowError):
-        read_at = None
     if "ETag" not in response:
         raise StemTransportError(
             "The store sends no ETag, so conditional writes are not possible. Use a store that sends it, and "
             "check the proxies in front of it."
         )
-    digest = metadata.get(DIGEST)
-    return Version(response["ETag"], digest and digest.lower(), read_at)
+    return version_of(response["ETag"], response.get("Metadata", {}))
 
 
 def _status(exc: ClientError) -> int:

@@ -43,19 +43,19 @@ class LandedObjectsLink(BaseOperatorLink):
         return XCom.get_value(ti_key=ti_key, key=_KEY) or ""
 
     @staticmethod
-    def persist(context: Mapping[str, Any], aws_conn_id: str | None, uris: Sequence[str]) -> None:
+    def persist(context: Mapping[str, Any], conn_id: str | None, uris: Sequence[str]) -> None:
         """
         Store the link for the task's page. Only the task can read the connection; the API server cannot.
 
         :param context: context of the task.
-        :param aws_conn_id: connection of type ``aws``.
-        :param uris: ``s3://`` URIs of the objects; if empty, no link is stored.
+        :param conn_id: connection of the store.
+        :param uris: URIs of the objects; if empty, no link is stored.
         """
         push = getattr(context.get("ti"), "xcom_push", None)
         if push is None or not context["ti"].task.do_xcom_push:
             return
         try:
-            address = _address(aws_conn_id, uris)
+            address = _address(conn_id, uris)
         except Exception as exc:  # noqa: BLE001 - a missing link must not fail a task that has landed its objects
             log.warning("The link to the landed objects could not be created: %s", type(exc).__name__)
         else:
@@ -81,19 +81,21 @@ class CompletenessLink(BaseOperatorLink):
         return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/stem/completeness?{urlencode(days)}"
 
 
-def _address(aws_conn_id: str | None, uris: Sequence[str]) -> str | None:
+def _address(conn_id: str | None, uris: Sequence[str]) -> str | None:
     """Return the address of an object, or of the common prefix of several, without credentials."""
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
     if not uris:
         return None
-    bucket, _ = split_uri(uris[0])
+    scheme, bucket, _ = split_uri(uris[0])
+    if scheme != "s3":
+        return None
     if bucket.startswith("arn:"):  # the console has no page for the alias of an access point
         return None
-    keys = [split_uri(uri)[1] for uri in uris]
+    keys = [split_uri(uri)[2] for uri in uris]
     common = commonprefix(keys).rpartition("/")[0]
     prefix = f"{common}/" if common else ""
-    client = S3Hook(aws_conn_id=aws_conn_id).get_conn()
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    client = S3Hook(aws_conn_id=conn_id).get_conn()
     # The endpoint in use, from the connection, the environment or botocore's configuration.
     endpoint = urlsplit(client.meta.endpoint_url)
     host = endpoint.hostname or ""

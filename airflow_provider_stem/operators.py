@@ -1,4 +1,4 @@
-"""Operators that list sites and land their streams in S3."""
+"""Operators that list sites and land their streams in S3 or another object store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_stem._arguments import checked
+from airflow_provider_stem._arguments import checked, with_inherited_arguments
 from airflow_provider_stem._mapping import CheckedWhenParsed, MappedOverSites
 from airflow_provider_stem._text import number_of, one_line
 from airflow_provider_stem.assets import as_alias_extra, summary
@@ -27,7 +27,7 @@ from airflow_provider_stem.intervals import is_partitioned, wall_time_of_run
 from airflow_provider_stem.links import CompletenessLink, LandedObjectsLink
 from airflow_provider_stem.streams.batches import batch_index
 from airflow_provider_stem.streams.formats import FORMATS, FormatName, ParquetEncoding, resolve_compression
-from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate
+from airflow_provider_stem.streams.keys import DEFAULT_KEY, KeyTemplate, parse_path
 from airflow_provider_stem.streams.sites import read_sites, stream_starts
 from airflow_provider_stem.streams.store import resolve_address
 from airflow_provider_stem.streams.stream_types import STREAM_TYPES, parse_stream_types
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from airflow_provider_stem.api.client import StemClient
     from airflow_provider_stem.streams.landing import Landing
     from airflow_provider_stem.streams.records import Receipt, SiteRecord
+    from airflow_provider_stem.streams.store import ObjectStore
 
-__all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
+__all__ = ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToObjectStorageOperator", "StemStreamsToS3Operator"]
 
 _MAX_LINES = 100
 _UI_HAS_PLUGINS = tuple(map(int, airflow_version.split(".")[:2])) >= (3, 1)
@@ -138,13 +139,9 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
         return f"client_id={self.client_id!r}, name={self.name!r}, stream_types={self.stream_types!r}"
 
 
-class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
+class _LandStreamsOperator(MappedOverSites, BaseOperator):
     """
-    Land the streams of sites in S3: each interval of the run's window exactly once.
-
-    Rows are in the landing schema: ``site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg``;
-    average kW, times in UTC. Nothing is uploaded before the whole window has been read and checked. The same data
-    produces the same bytes, so a retry or a cleared task changes nothing.
+    Land the streams of sites in a store. Subclasses add the arguments that say which.
 
     :param sites: a site id, a record of :class:`StemSiteListOperator`, or a list of either.
     :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`; one request fetches
@@ -156,9 +153,6 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
     :param lookback: also read this much time before the start, for values that arrived late or were restated. Needs
         ``partition`` ``hour``, ``day`` or ``month``.
     :param partition: ``interval`` for one object per run; ``hour``, ``day`` or ``month`` for one object per UTC period.
-    :param s3_bucket: name of the bucket; may instead be part of ``s3_key``, or set in the AWS connection.
-    :param s3_key: key or full ``s3://`` address. Jinja is rendered first, then the placeholders ``{start}``, ``{end}``,
-        ``{resolution}``, ``{batch}``, ``{dag_id}``, ``{task_id}``, ``{extension}``.
     :param batch: value of ``{batch}``; default: the site's id if ``sites`` is one site, else ``all``.
     :param file_format: ``parquet``, or another of :data:`~airflow_provider_stem.streams.formats.FORMATS`.
     :param compression: ``default`` (zstd for Parquet, gzip for text), ``none``, or another that the format has.
@@ -174,27 +168,16 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         never overwrites one that began later.
     :param parquet_encoding: ``portable`` for encodings that every common reader supports; ``smallest`` may use newer
         ones.
-    :param s3_extra_args: more arguments of each PUT, named as in boto3, such as ``ServerSideEncryption``.
     :param max_workers: how many sites to read at a time, 1 or more; default: ``[stem] max_workers``, else 8.
     :param stem_conn_id: connection of type ``stem``.
-    :param aws_conn_id: connection of type ``aws``.
     :return: the receipt: window, objects, rows, and what is missing, unavailable or failed.
     :raises StemConfigError: an argument is wrong.
     """
 
-    template_fields: Sequence[str] = (
-        "sites",
-        "start",
-        "end",
-        "s3_bucket",
-        "s3_key",
-        "batch",
-        "stem_conn_id",
-        "s3_extra_args",
-        "aws_conn_id",
-    )
-    template_fields_renderers = {"sites": "json", "s3_extra_args": "json"}  # noqa: RUF012 - declared so by the base class
+    template_fields: Sequence[str] = ("sites", "start", "end", "batch", "stem_conn_id")
+    template_fields_renderers = {"sites": "json"}  # noqa: RUF012 - declared so by the base class
     operator_extra_links = (LandedObjectsLink(), *([CompletenessLink()] if _UI_HAS_PLUGINS else []))
+    _key_argument: str
 
     @checked
     def __init__(
@@ -208,8 +191,6 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         default_interval: timedelta | None = None,
         lookback: timedelta | None = None,
         partition: Partition = "interval",
-        s3_bucket: str | None = None,
-        s3_key: str = DEFAULT_KEY,
         batch: str | None = None,
         file_format: FormatName = "parquet",
         compression: str = "default",
@@ -220,10 +201,8 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         partition_events: bool = False,
         if_exists: Literal["merge", "replace", "fail"] = "merge",
         parquet_encoding: ParquetEncoding = "portable",
-        s3_extra_args: Mapping[str, Any] | None = None,
         max_workers: int = conf.getint("stem", "max_workers", fallback=8),
         stem_conn_id: str = StemHook.default_conn_name,
-        aws_conn_id: str | None = "aws_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -235,8 +214,6 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         self.default_interval = default_interval
         self.lookback = lookback
         self.partition = partition
-        self.s3_bucket = s3_bucket
-        self.s3_key = s3_key
         self.batch = batch
         self.file_format = file_format
         self.compression = compression
@@ -247,10 +224,8 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         self.partition_events = partition_events
         self.if_exists = if_exists
         self.parquet_encoding = parquet_encoding
-        self.s3_extra_args = s3_extra_args
         self.max_workers = max_workers
         self.stem_conn_id = stem_conn_id
-        self.aws_conn_id = aws_conn_id
         self._client: StemClient | None = None
         self.receipt: Receipt | None = None
 
@@ -262,15 +237,12 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         :raises AirflowSkipException: no interval ends within the window, or no rows came and ``on_empty`` is ``skip``.
         :raises StemError: any other error of the API, its data or the store; a retry may help.
         """
-        from airflow_provider_stem._s3 import S3Store
-
         with final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as self._client:
             sites = read_sites(self.sites)
             self._check_rendered()
             window = self._window(context)
-            bucket, key = resolve_address(self.s3_bucket, self.s3_key)
+            store, conn_id, key = self._destination()
             landing = self._landing(window, key, self._batch_name(context, self._client))
-            store = S3Store(self.aws_conn_id, bucket, self.s3_extra_args)
             self._check_outlets(context)
             self._log_group("Objects to land", [store.uri(key) for key in landing.objects])
             store.check(
@@ -283,7 +255,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"The API has no rows for {window}. Nothing was uploaded (on_empty='skip').")
         self._emit_asset_events(context, receipt, window, store.uri(landing.template.prefix))
-        LandedObjectsLink.persist(context, self.aws_conn_id, [landed["uri"] for landed in receipt["objects"]])
+        LandedObjectsLink.persist(context, conn_id, [landed["uri"] for landed in receipt["objects"]])
         line = summary(receipt)
         if self.do_xcom_push and hasattr(context.get("ti"), "xcom_push"):
             context["ti"].xcom_push(key="summary", value=line)
@@ -302,6 +274,10 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
         """Cancel requests that wait for their next attempt, or for the pace of the connection."""
         if self._client is not None:
             self._client.close()
+
+    def _destination(self) -> tuple[ObjectStore, str | None, str]:
+        """Return the store, the id of its connection, and the template of the keys."""
+        raise NotImplementedError
 
     def _log_findings(self, receipt: Receipt) -> None:
         findings: tuple[tuple[str, int, Sequence[Mapping[str, Any]]], ...] = (
@@ -347,6 +323,7 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             dag_id=self.dag_id,
             task_id=self.task_id,
             extension=FORMATS[self.file_format].extension(compression),
+            argument=self._key_argument,
         )
         return Landing(
             window=window,
@@ -393,6 +370,87 @@ class StemStreamsToS3Operator(MappedOverSites, BaseOperator):
             event.extra.update(extra)
             if (self.partition_events or is_partitioned(context)) and hasattr(event, "add_partitions"):
                 event.add_partitions(str(window))
+
+
+@with_inherited_arguments
+class StemStreamsToS3Operator(_LandStreamsOperator):
+    """
+    Land the streams of sites in S3: each interval of the run's window exactly once.
+
+    Rows are in the landing schema: ``site_id, stream_type, resolution, interval_start, interval_end, kw_total_avg``;
+    average kW, times in UTC. Nothing is uploaded before the whole window has been read and checked. The same data
+    produces the same bytes, so a retry or a cleared task changes nothing.
+
+    :param s3_bucket: name of the bucket; may instead be part of ``s3_key``, or set in the AWS connection.
+    :param s3_key: key or full ``s3://`` address. Jinja is rendered first, then the placeholders ``{start}``, ``{end}``,
+        ``{resolution}``, ``{batch}``, ``{dag_id}``, ``{task_id}``, ``{extension}``.
+    :param s3_extra_args: more arguments of each PUT, named as in boto3, such as ``ServerSideEncryption``.
+    :param aws_conn_id: connection of type ``aws``.
+    """
+
+    template_fields: Sequence[str] = (
+        *_LandStreamsOperator.template_fields,
+        "s3_bucket",
+        "s3_key",
+        "s3_extra_args",
+        "aws_conn_id",
+    )
+    template_fields_renderers = {"sites": "json", "s3_extra_args": "json"}  # noqa: RUF012 - declared so by the base class
+    _key_argument = "s3_key"
+
+    @checked
+    def __init__(
+        self,
+        *,
+        s3_bucket: str | None = None,
+        s3_key: str = DEFAULT_KEY,
+        s3_extra_args: Mapping[str, Any] | None = None,
+        aws_conn_id: str | None = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.s3_bucket = s3_bucket
+        self.s3_key = s3_key
+        self.s3_extra_args = s3_extra_args
+        self.aws_conn_id = aws_conn_id
+
+    def _destination(self) -> tuple[ObjectStore, str | None, str]:
+        from airflow_provider_stem._s3 import S3Store
+
+        bucket, key = resolve_address(self.s3_bucket, self.s3_key)
+        return S3Store(self.aws_conn_id, bucket, self.s3_extra_args), self.aws_conn_id, key
+
+
+@with_inherited_arguments
+class StemStreamsToObjectStorageOperator(_LandStreamsOperator):
+    """
+    Land the streams of sites in any object store or in a folder: each interval of the run's window exactly once.
+
+    The guarantees are those of :class:`StemStreamsToS3Operator`. Airflow's ``ObjectStoragePath`` reads what landed.
+
+    :param path: address ``s3://bucket/key``, ``gs://bucket/key``, ``abfs://container/key`` or ``file:///folder/key``;
+        the connection may be part of it, as in ``gs://connection@bucket/key``. Jinja is rendered first, then the
+        placeholders ``{start}``, ``{end}``, ``{resolution}``, ``{batch}``, ``{dag_id}``, ``{task_id}``,
+        ``{extension}``. If it ends with ``/`` or is a bucket alone, :data:`DEFAULT_KEY` follows.
+    :param conn_id: connection of type ``aws``, ``google_cloud_platform`` or ``wasb``; default: ``aws_default``,
+        ``google_cloud_default`` or ``wasb_default``. A folder needs none.
+    """
+
+    template_fields: Sequence[str] = (*_LandStreamsOperator.template_fields, "path", "conn_id")
+    _key_argument = "path"
+
+    @checked
+    def __init__(self, *, path: str, conn_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = path
+        self.conn_id = conn_id
+
+    def _destination(self) -> tuple[ObjectStore, str | None, str]:
+        from airflow_provider_stem._stores import open_store
+
+        place = parse_path(self.path)
+        conn_id = place.connection(self.conn_id)
+        return open_store(place.scheme, place.bucket, conn_id), conn_id, place.key
 
 
 def _record(site: Mapping[str, Any], client_id: str, redact: Callable[[str], str]) -> SiteRecord:

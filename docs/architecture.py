@@ -30,7 +30,7 @@ LAYERS: Mapping[str, Sequence[str]] = {
     ),
     "Airflow side": (
         *("hooks", "assets", "failures", "intervals", "ledger", "links"),
-        *("arguments", "lineage", "loads", "mapping", "s3", "schedules"),
+        *("arguments", "lineage", "loads", "mapping", "s3", "schedules", "stores"),
         *("warehouse.connections", "warehouse.lineage", "iceberg.catalogs", "iceberg.lineage"),
     ),
     "Warehouse": ("warehouse", "iceberg", "completeness", "dbt"),

@@ -65,7 +65,7 @@ def main(bucket: str, warehouse: str) -> None:
 
     def land(sites: Any) -> Any:
         task = StemStreamsToS3Operator(
-            task_id="land", sites=sites, stream_types=["MONITOR", "SOLAR"], file_format="arrow",  # type: ignore[arg-type]
+            task_id="land", sites=sites, stream_types=["MONITOR", "SOLAR"], file_format="arrow",
             partition="day", s3_bucket=bucket,
         )  # fmt: skip
         return task.execute(run_context(*DAY))

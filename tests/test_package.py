@@ -55,7 +55,8 @@ def test_the_public_surface_is_what_the_documentation_says():
     from airflow_provider_stem import hooks, operators, sensors, simulator, triggers
 
     assert airflow_provider_stem.__all__ == ["__version__", "get_provider_info"]
-    assert operators.__all__ == ["DEFAULT_KEY", "StemSiteListOperator", "StemStreamsToS3Operator"]
+    landing = ["StemStreamsToObjectStorageOperator", "StemStreamsToS3Operator"]
+    assert operators.__all__ == ["DEFAULT_KEY", "StemSiteListOperator", *landing]
     assert (sensors.__all__, triggers.__all__) == (["StemStreamsSensor"], ["StemStreamsTrigger"])
     assert [name for name in vars(hooks) if name.startswith("Stem") and name.endswith("Hook")] == ["StemHook"]
     assert {"Settings", "Simulator"} <= set(simulator.__all__)

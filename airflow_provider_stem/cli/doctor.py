@@ -111,7 +111,7 @@ def _place(task: LandingTask) -> tuple[Any, str | None, str] | None:
     from airflow_provider_stem.streams.store import resolve_address, split_uri
 
     aws_conn_id, s3_bucket, s3_key = (task.arguments[name] for name in ("aws_conn_id", "s3_bucket", "s3_key"))
-    if "{{" in f"{aws_conn_id} {s3_bucket} {split_uri(s3_key)[0]}":
+    if "{{" in f"{aws_conn_id} {s3_bucket} {split_uri(s3_key)[1]}":
         return None
     bucket, key = resolve_address(s3_bucket, s3_key)
     return aws_conn_id, bucket, key.partition("{")[0].rpartition("/")[0]

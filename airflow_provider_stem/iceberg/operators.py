@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_stem._arguments import check_connection_id, check_count, check_duration, checked
-from airflow_provider_stem._loads import CheckedLoad, check_aws_conn_id, check_objects, final_errors, objects_of
+from airflow_provider_stem._loads import CheckedLoad, check_objects, check_store_conn_id, final_errors, objects_of
 from airflow_provider_stem._text import list_counts
 from airflow_provider_stem.errors import StemConfigError
 
@@ -67,6 +67,8 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
     :param catalog_conn_id: connection to the catalog, of any type; its Extra contains pyiceberg's properties.
     :param aws_conn_id: connection of type ``aws`` for the objects and, unless the catalog has its own credentials, for
         the table; ``None`` for boto3's own credentials.
+    :param store_conn_id: connection of the other stores that objects are in, such as of type ``wasb`` for ``abfs://``;
+        default: that of :class:`~airflow_provider_stem.operators.StemStreamsToObjectStorageOperator`.
     :param buckets: number of buckets of site ids in a new table, 1 to 2,147,483,647. If it divides the number of
         batches of :class:`~airflow_provider_stem.operators.StemSiteListOperator`, a batch is one data file for each
         day.
@@ -84,13 +86,14 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
         every attempt.
     """
 
-    template_fields: Sequence[str] = ("objects", "table", "catalog_conn_id", "aws_conn_id")
+    template_fields: Sequence[str] = ("objects", "table", "catalog_conn_id", "aws_conn_id", "store_conn_id")
     template_fields_renderers = {"objects": "json"}  # noqa: RUF012 - declared so by the base class
     _checks = {  # noqa: RUF012 - declared so by the base class
         "objects": check_objects,
         "table": _check_table,
         "catalog_conn_id": check_connection_id,
-        "aws_conn_id": check_aws_conn_id,
+        "aws_conn_id": check_store_conn_id,
+        "store_conn_id": check_store_conn_id,
         "buckets": _check_buckets,
     }
 
@@ -102,6 +105,7 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
         table: str = "stem.streams",
         catalog_conn_id: str = "stem_iceberg",
         aws_conn_id: str | None = "aws_default",
+        store_conn_id: str | None = None,
         buckets: int = 16,
         **kwargs: Any,
     ) -> None:
@@ -110,12 +114,13 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
         self.table = table
         self.catalog_conn_id = catalog_conn_id
         self.aws_conn_id = aws_conn_id
+        self.store_conn_id = store_conn_id
         self.buckets = buckets
         self._load: Any = None
 
     def execute(self, context: Context) -> dict[str, int | None]:
         """Fetch and verify the objects, merge their rows, and return the counts."""
-        from airflow_provider_stem._s3 import S3Objects
+        from airflow_provider_stem._stores import StoredObjects
         from airflow_provider_stem.iceberg.catalogs import catalog_errors, catalog_from
 
         with final_errors():
@@ -124,7 +129,7 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
             catalog = catalog_from(self.catalog_conn_id, self.aws_conn_id)
             from airflow_provider_stem.iceberg.loading import load_objects
 
-            lake = S3Objects(self.aws_conn_id)
+            lake = StoredObjects(self.aws_conn_id, self.store_conn_id)
             with catalog_errors(self.catalog_conn_id, catalog.properties):
                 load = load_objects(
                     objects,
@@ -179,7 +184,7 @@ class StemIcebergMaintenanceOperator(CheckedLoad, BaseOperator):
     _checks = {  # noqa: RUF012 - declared so by the base class
         "table": _check_table,
         "catalog_conn_id": check_connection_id,
-        "aws_conn_id": check_aws_conn_id,
+        "aws_conn_id": check_store_conn_id,
         "compact_after": _check_optional_duration,
         "expire_after": _check_optional_duration,
         "keep_snapshots": check_count,

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.store import resolve_address
+from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, resolve_address, split_uri
 from airflow_provider_stem.streams.windows import Partition, Window
 
 DEFAULT_KEY = (
@@ -28,15 +28,23 @@ PLACEHOLDERS = ("start", "end", "resolution", "batch", "dag_id", "task_id", "ext
 _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _MAX_KEY_BYTES = 1024
 _MARK = "stem-batch-mark"
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 
 class _KeyFormatter(string.Formatter):
-    """``str.format`` without attributes and indices, and with a default format for instants."""
+    """
+    ``str.format`` without attributes and indices, and with a default format for instants.
+
+    :param argument: name of the operator's argument, for messages.
+    """
+
+    def __init__(self, argument: str) -> None:
+        self._argument = argument
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Any) -> Any:  # noqa: ARG002
         if field_name not in PLACEHOLDERS:
             raise StemConfigError(
-                f"s3_key has the unknown placeholder {{{field_name}}}. Use only "
+                f"{self._argument} has the unknown placeholder {{{field_name}}}. Use only "
                 f"{', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}."
             )
         return kwargs[field_name], field_name
@@ -47,26 +55,79 @@ class _KeyFormatter(string.Formatter):
         return str(super().format_field(value, format_spec))
 
 
-_FORMATTER = _KeyFormatter()
 _EXAMPLE = Window.covering(
     datetime.fromisoformat("2025-01-01T00:00Z"), datetime.fromisoformat("2025-01-02T00:00Z"), 900
 )
 
 
-def check_key_template(s3_key: object) -> None:
+def check_key_template(argument: str, value: object) -> None:
     """
-    Validate a key template when the DAG is parsed.
+    Validate ``s3_key`` or ``path`` when the DAG is parsed.
 
-    :param s3_key: key or full address; Jinja expressions in it are ignored.
+    :param argument: name of the argument.
+    :param value: key or full address; Jinja expressions in it are ignored.
     :raises StemConfigError: it is not a string, has an unknown placeholder, or cannot become a valid key.
     """
-    if not isinstance(s3_key, str):
-        raise StemConfigError(f"s3_key must be a string, got {s3_key!r}. Use a key, or a full s3:// address.")
-    without_jinja = _JINJA.sub("", s3_key)
+    if not isinstance(value, str):
+        raise StemConfigError(f"{argument} must be a string, got {value!r}. Use a full address, such as 's3://lake/x'.")
+    without_jinja = _JINJA.sub("", value)
     example = {"batch": "batch", "dag_id": "dag", "task_id": "task", "extension": "parquet"}
-    _format(without_jinja, _values(_EXAMPLE, **example))
-    if without_jinja == s3_key:
-        KeyTemplate(resolve_address(None, s3_key)[1], **example).key(_EXAMPLE)
+    _format(without_jinja, _values(_EXAMPLE, **example), argument)
+    if without_jinja == value:
+        key = parse_path(value).key if argument == "path" else resolve_address(None, value)[1]
+        KeyTemplate(key, **example, argument=argument).key(_EXAMPLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """
+    Where a task writes, as ``path`` describes it.
+
+    :param scheme: one of :data:`~airflow_provider_stem.streams.store.DEFAULT_CONNECTIONS`.
+    :param conn_id: connection in the address, in Airflow's form ``gs://connection@bucket/key``; ``None`` without one.
+    :param bucket: name of the bucket or container; empty for a folder.
+    :param key: template of the keys.
+    """
+
+    scheme: str
+    conn_id: str | None
+    bucket: str
+    key: str
+
+    def connection(self, conn_id: str | None) -> str | None:
+        """
+        Return the id of the connection to use.
+
+        :param conn_id: the operator's argument.
+        :raises StemConfigError: it differs from the connection in the address, or a folder has one.
+        """
+        if conn_id and self.scheme == "file":
+            raise StemConfigError(f"conn_id is {conn_id!r}, but a folder has no connection. Leave it out.")
+        if conn_id and self.conn_id and conn_id != self.conn_id:
+            raise StemConfigError(f"conn_id is {conn_id!r}, but path has {self.conn_id!r}. Remove one of them.")
+        return self.conn_id or conn_id or DEFAULT_CONNECTIONS[self.scheme]
+
+
+def parse_path(path: str) -> Place:
+    """
+    Return where a task writes.
+
+    :param path: address with Jinja rendered. If it ends with ``/``, or is a bucket alone, :data:`DEFAULT_KEY` follows.
+    :raises StemConfigError: the address is invalid.
+    """
+    scheme, authority, key = split_uri(path)
+    if scheme not in DEFAULT_CONNECTIONS or not path.startswith(f"{scheme}://"):
+        raise StemConfigError(
+            f"Invalid path {path!r}. Use an address that begins with s3://, gs://, abfs:// or file:///."
+        )
+    conn_id, _, bucket = authority.rpartition("@")
+    if scheme == "file" and authority:
+        raise StemConfigError(f"Invalid path {path!r}. Use three slashes and an absolute path: 'file:///data/stem/'.")
+    if scheme != "file" and not _BUCKET.fullmatch(bucket):
+        raise StemConfigError(
+            f"Invalid path {path!r}. Use the name of a bucket or container and a key, such as '{scheme}://my-lake/stem/'."
+        )
+    return Place(scheme, conn_id or None, bucket, key + DEFAULT_KEY if key[-1:] in ("", "/") else key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +135,20 @@ class KeyTemplate:
     """
     The keys of one task's objects.
 
-    :param s3_key: the template, with Jinja rendered and without the bucket.
+    :param template: the template, with Jinja rendered and without the bucket.
     :param batch: any string; like the ids, it is percent-encoded, so that it stays one part of the key.
     :param dag_id: id of the DAG.
     :param task_id: id of the task.
     :param extension: file name extension, without the leading dot.
+    :param argument: name of the operator's argument, for messages.
     """
 
-    s3_key: str
+    template: str
     batch: str
     dag_id: str
     task_id: str
     extension: str
+    argument: str = "s3_key"
 
     def key(self, period: Window) -> str:
         """
@@ -97,11 +160,13 @@ class KeyTemplate:
         key = self._filled(period, self.batch)
         if not key or key.startswith("/") or {"", ".", ".."} & set(key.split("/")):
             raise StemConfigError(
-                f"s3_key renders to {key!r}. Use a key without empty, '.' or '..' parts and without '/' at the end."
+                f"{self.argument} renders to {key!r}. Use a key without empty, '.' or '..' parts and without '/' at "
+                "the end."
             )
         if len(key.encode()) > _MAX_KEY_BYTES or not key.isprintable():
             raise StemConfigError(
-                f"s3_key renders to {key[:100]!r}…. Use a key of at most 1,024 bytes without control characters."
+                f"{self.argument} renders to {key[:100]!r}…. Use a key of at most 1,024 bytes without control "
+                "characters."
             )
         return key
 
@@ -123,7 +188,7 @@ class KeyTemplate:
         planned = {self.key(period): period for period in periods}
         if len(planned) < len(periods):
             raise StemConfigError(
-                f"s3_key {self.s3_key!r} renders to the same key for several {partition}s, such as "
+                f"{self.argument} {self.template!r} renders to the same key for several {partition}s, such as "
                 f"{next(iter(planned))!r}. Use {{start}} in it, with the precision of the partition."
             )
         return planned
@@ -132,7 +197,7 @@ class KeyTemplate:
     def prefix(self) -> str:
         """The part of the key before the first placeholder that varies between periods or batches; names the asset."""
         prefix = ""
-        for literal, field, _, _ in _FORMATTER.parse(self.s3_key):
+        for literal, field, _, _ in string.Formatter().parse(self.template):
             prefix += literal
             if field in {"dag_id", "task_id"}:
                 prefix += _part(self.dag_id if field == "dag_id" else self.task_id)
@@ -159,7 +224,8 @@ class KeyTemplate:
         return parts[0], re.compile(f"{begin}(?P<batch>[^/]+)" + "(?P=batch)".join(rest))
 
     def _filled(self, period: Window, batch: str) -> str:
-        return _format(self.s3_key, _values(period, batch, self.dag_id, self.task_id, self.extension))
+        values = _values(period, batch, self.dag_id, self.task_id, self.extension)
+        return _format(self.template, values, self.argument)
 
 
 def _values(period: Window, batch: str, dag_id: str, task_id: str, extension: str) -> dict[str, Any]:
@@ -180,12 +246,12 @@ def _part(text: str) -> str:
     return quoted.replace(".", "%2E") if set(quoted) <= {"."} else quoted
 
 
-def _format(template: str, values: dict[str, Any]) -> str:
+def _format(template: str, values: dict[str, Any], argument: str) -> str:
     try:
-        return _FORMATTER.vformat(template, (), values)
+        return _KeyFormatter(argument).vformat(template, (), values)
     except StemConfigError:
         raise
     except (ValueError, KeyError, IndexError, TypeError) as exc:
         raise StemConfigError(
-            f"s3_key {template!r} cannot be formatted ({exc}). Write a literal brace twice."
+            f"{argument} {template!r} cannot be formatted ({exc}). Write a literal brace twice."
         ) from None

@@ -168,7 +168,7 @@ class Landing:
                 if other not in (None, own):
                     raise StemConfigError(
                         f"Objects of {other} exist for {period}, and this task writes {own}: every interval would be "
-                        f"there twice. Go back to {other}, use another s3_key, or delete the other objects "
+                        f"there twice. Go back to {other}, use another key, or delete the other objects "
                         f"[{one_line(store.uri(key))}]"
                     )
 

@@ -128,7 +128,7 @@ class LandedObject:
     """
     A landed object, as its receipt describes it.
 
-    :param uri: ``s3://bucket/key``.
+    :param uri: address, such as ``s3://bucket/key``.
     :param rows: number of rows.
     :param size: bytes.
     :param sha256: SHA-256 of its bytes, in hexadecimal.

@@ -1,15 +1,17 @@
 """
 A store of objects: addresses, versions and conditional writes; for the landing, the ledger and the loads.
 
-:class:`~airflow_provider_stem._s3.S3Store` implements :class:`ObjectStore`, and is the only code that calls S3.
+:class:`~airflow_provider_stem._s3.S3Store` and the classes of :mod:`airflow_provider_stem._stores` implement
+:class:`ObjectStore`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from airflow_provider_stem._text import one_line
@@ -18,9 +20,22 @@ from airflow_provider_stem.errors import StemConfigError, StemTransportError
 if TYPE_CHECKING:
     from airflow_provider_stem.streams.spool import ScratchFile
 
+log = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
-_SCHEME = "s3://"
+DEFAULT_CONNECTIONS = {"s3": "aws_default", "gs": "google_cloud_default", "abfs": "wasb_default", "file": None}
+"""
+Schemes of the addresses of objects, each with the connection that Airflow's own hook uses by default.
+
+They are Amazon S3, Google Cloud Storage, Azure Blob Storage, and a folder, which has no connection.
+"""
+
+DIGEST = "sha256"
+"""Metadata name of the SHA-256 of an object's content, in hexadecimal digits."""
+READ_AT = "read-at"
+"""Metadata name of the time at which the reading of an object's newest rows began: ISO 8601, UTC, the store's clock."""
+
 # The check of boto3: a name, or the ARN of an access point.
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
 _MAX_WRITES = 20  # a write is repeated only if another task has written the object in the meantime
@@ -44,9 +59,9 @@ def resolve_address(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str
     :return: the bucket, ``None`` if neither argument names one, and the key.
     :raises StemConfigError: the bucket of the address is invalid, or both arguments name a bucket.
     """
-    if not s3_key.startswith(_SCHEME):
+    if not s3_key.startswith("s3://"):
         return s3_bucket or None, s3_key
-    bucket, key = split_uri(s3_key)
+    _, bucket, key = split_uri(s3_key)
     if not _BUCKET.fullmatch(bucket):
         raise StemConfigError(f"Invalid s3_key {s3_key!r}. Use a key, or a full address such as 's3://my-lake/key'.")
     if s3_bucket:
@@ -56,20 +71,24 @@ def resolve_address(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str
     return bucket, key
 
 
-def object_uri(bucket: str, key: str) -> str:
-    """Return the ``s3://`` URI of an object."""
-    return f"{_SCHEME}{bucket}/{key}"
+def object_uri(scheme: str, bucket: str, key: str) -> str:
+    """Return the URI of an object; a file has no bucket, and its key is its absolute path without the first slash."""
+    return f"{scheme}://{bucket}/{key}"
 
 
-def split_uri(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of an object's ``s3://`` URI."""
-    bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
-    return bucket, key
+def split_uri(uri: str) -> tuple[str, str, str]:
+    """Return the scheme, the bucket and the key of an object's URI."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    return scheme, bucket, key
 
 
 def is_uri(value: object) -> bool:
-    """Return whether a value is an ``s3://`` URI without control characters."""
-    return isinstance(value, str) and value.startswith(_SCHEME) and value.isprintable()
+    """Return whether a value is the URI of an object in a known kind of store, without control characters."""
+    if not isinstance(value, str) or not value.isprintable():
+        return False
+    scheme, bucket, _ = split_uri(value)
+    return scheme in DEFAULT_CONNECTIONS and value.startswith(f"{scheme}://") and (scheme != "file" or bucket == "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +107,25 @@ class Version:
     read_at: datetime | None
 
 
+def version_of(etag: str, metadata: Mapping[str, str], *, read_at: str = READ_AT) -> Version:
+    """
+    Return the version of an object with this metadata.
+
+    :param read_at: metadata name of the time, in a store that does not allow :data:`READ_AT`.
+    """
+    try:
+        time = datetime.fromisoformat(metadata[read_at]).astimezone(UTC)
+    except (KeyError, ValueError, OverflowError):
+        time = None
+    digest = metadata.get(DIGEST)
+    return Version(etag, digest and digest.lower(), time)
+
+
 class ObjectStore(Protocol):
     """A store of objects; see :class:`~airflow_provider_stem._s3.S3Store`."""
+
+    def check(self, probe: str, *, may_be_unconditional: bool) -> None:
+        """Check that objects can be written with conditions, by means of a probe with this key; else raise an error."""
 
     def head(self, key: str) -> tuple[Version | None, datetime]:
         """Return an object's version, ``None`` if it does not exist, and the store's time in UTC."""
@@ -105,6 +141,21 @@ class ObjectStore(Protocol):
 
     def uri(self, key: str) -> str:
         """Return the URI of a key."""
+
+
+def report_ignored(store: str, ignored: str, *, may_be_unconditional: bool) -> None:
+    """
+    Log a warning about a condition that a store ignores, or raise an error if writes must be conditional.
+
+    :raises StemConfigError: writes must be conditional.
+    """
+    message = f"{store} does not honour {ignored}, so two tasks that write one object at the same time can lose rows."
+    if not may_be_unconditional:
+        raise StemConfigError(
+            f"{message} Use a store that honours conditional writes, or set [stem] allow_unconditional_writes = True "
+            "and make sure that only one task writes an object at a time."
+        )
+    log.warning("%s", message)
 
 
 class ObjectChangedError(Exception):

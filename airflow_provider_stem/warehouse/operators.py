@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_stem._arguments import check_connection_id, check_duration, checked
-from airflow_provider_stem._loads import CheckedLoad, check_aws_conn_id, check_objects, final_errors, objects_of
+from airflow_provider_stem._loads import CheckedLoad, check_objects, check_store_conn_id, final_errors, objects_of
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.warehouse.session import check_schema
 from airflow_provider_stem.warehouse.sites import check_time_zone, read_records
@@ -29,7 +29,8 @@ class _ToSql(CheckedLoad):
         "sql_conn_id": check_connection_id,
         "schema": check_schema,
         "lock_timeout": check_duration,
-        "aws_conn_id": check_aws_conn_id,
+        "aws_conn_id": check_store_conn_id,
+        "store_conn_id": check_store_conn_id,
     }
 
 
@@ -46,6 +47,8 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
     :param schema: schema of the tables and views, which are created if they do not exist.
     :param lock_timeout: how long to wait for other writers of the warehouse.
     :param aws_conn_id: connection of type ``aws``, or ``None`` for boto3's own credentials.
+    :param store_conn_id: connection of the other stores that objects are in, such as of type ``wasb`` for ``abfs://``;
+        default: that of :class:`~airflow_provider_stem.operators.StemStreamsToObjectStorageOperator`.
     :return: counts. Of ``objects``, ``replaced`` were rewritten since their receipt. Of ``rows``, some are
         ``inserted``, ``changed`` or ``unchanged``. ``absent`` rows are in the warehouse but no longer in the object.
     :raises StemConfigError: an argument is invalid.
@@ -56,7 +59,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
     :raises StemTransportError: from ``execute``: S3 or the DuckDB file cannot be used, or the warehouse stayed locked.
     """
 
-    template_fields: Sequence[str] = ("objects", "sql_conn_id", "schema", "aws_conn_id")
+    template_fields: Sequence[str] = ("objects", "sql_conn_id", "schema", "aws_conn_id", "store_conn_id")
     template_fields_renderers = {"objects": "json"}  # noqa: RUF012 - declared so by the base class
 
     @checked
@@ -68,6 +71,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         schema: str = "stem",
         lock_timeout: timedelta = timedelta(minutes=10),
         aws_conn_id: str | None = "aws_default",
+        store_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -76,11 +80,12 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         self.schema = schema
         self.lock_timeout = lock_timeout
         self.aws_conn_id = aws_conn_id
+        self.store_conn_id = store_conn_id
         self._loaded: tuple[list[LandedObject], dict[str, int]] | None = None
 
     def execute(self, context: Context) -> dict[str, int]:
         """Fetch and verify the objects, merge their rows, and return the counts."""
-        from airflow_provider_stem._s3 import S3Objects
+        from airflow_provider_stem._stores import StoredObjects
         from airflow_provider_stem.warehouse.connections import session_factory
         from airflow_provider_stem.warehouse.loading import load_objects
 
@@ -89,7 +94,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
             objects = objects_of(self.objects, context)
             counts = load_objects(
                 objects,
-                S3Objects(self.aws_conn_id).get,
+                StoredObjects(self.aws_conn_id, self.store_conn_id).get,
                 session_factory(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
                 dag_id=self.dag_id,
                 run_id=context.get("run_id"),

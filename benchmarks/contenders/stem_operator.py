@@ -46,7 +46,7 @@ def prepare(work: Work) -> Callable[[], None]:
         end=work.end,
         s3_bucket=work.bucket,
         s3_key=f"{work.prefix}/all.{{extension}}",
-        file_format=work.file_format,  # type: ignore[arg-type]
+        file_format=work.file_format,
         max_workers=work.workers,
     )
     # Loads Airflow's plugins, which a worker loads before a task begins.

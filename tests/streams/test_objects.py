@@ -40,6 +40,9 @@ class MemoryStore:
         self.requests: list[str] = []
         self.step = step
 
+    def check(self, probe: str, *, may_be_unconditional: bool) -> None:  # noqa: ARG002
+        raise AssertionError("only a task checks its store")
+
     def uri(self, key: str) -> str:
         return f"s3://lake/{key}"
 

@@ -167,4 +167,4 @@ def test_a_uri_is_recognized(value: object, expected: bool) -> None:
 
 @pytest.mark.parametrize("key", ["a", "a/b", "a//b", "s3://x/y", "a b/ü?#%2F"])
 def test_a_uri_is_split_into_what_it_was_made_of(key: str) -> None:
-    assert split_uri(object_uri("lake", key)) == ("lake", key)
+    assert split_uri(object_uri("s3", "lake", key)) == ("s3", "lake", key)

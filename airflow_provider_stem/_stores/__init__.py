@@ -1,0 +1,57 @@
+"""Stores of objects by the scheme of an address, and objects by their URI; for operators."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, ObjectStore, Version, split_uri
+
+if TYPE_CHECKING:
+    from airflow_provider_stem.streams.spool import ScratchFile
+
+
+def open_store(scheme: str, bucket: str, conn_id: str | None) -> ObjectStore:
+    """
+    Return a store. Nothing is sent to it yet.
+
+    :param scheme: one of :data:`~airflow_provider_stem.streams.store.DEFAULT_CONNECTIONS`.
+    :param bucket: name of the bucket or container; empty for a folder.
+    :param conn_id: connection of the type that the scheme needs; a folder ignores it.
+    """
+    if scheme == "file":
+        from airflow_provider_stem._stores.folder import FolderStore
+
+        return FolderStore()
+    if scheme == "s3":
+        from airflow_provider_stem._s3 import S3Store
+
+        return S3Store(conn_id, bucket)
+    raise StemConfigError(f"Invalid path: {scheme}:// is not supported. Use s3:// or file:///.")
+
+
+class StoredObjects:
+    """
+    Objects of any store, by their URI.
+
+    :param aws_conn_id: connection of type ``aws`` for ``s3://``, or ``None`` for boto3's own credentials.
+    :param store_conn_id: connection for ``gs://`` and ``abfs://``; ``None`` for the default one of the scheme.
+    """
+
+    def __init__(self, aws_conn_id: str | None, store_conn_id: str | None) -> None:
+        def opened(scheme: str, bucket: str) -> ObjectStore:
+            conn_id = aws_conn_id if scheme == "s3" else store_conn_id or DEFAULT_CONNECTIONS[scheme]
+            return open_store(scheme, bucket, conn_id)
+
+        self._store = cache(opened)
+
+    def get(self, uri: str, file: ScratchFile) -> Version | None:
+        """Copy an object into a file, as :meth:`ObjectStore.get`."""
+        scheme, bucket, key = split_uri(uri)
+        return self._store(scheme, bucket).get(key, file)
+
+    def head(self, uri: str) -> Version | None:
+        """Return an object's version, as :meth:`ObjectStore.head`."""
+        scheme, bucket, key = split_uri(uri)
+        return self._store(scheme, bucket).head(key)[0]
