@@ -69,7 +69,9 @@ def check_key_template(argument: str, value: object) -> None:
     :raises StemConfigError: it is not a string, has an unknown placeholder, or cannot become a valid key.
     """
     if not isinstance(value, str):
-        raise StemConfigError(f"{argument} must be a string, got {value!r}. Use a full address, such as 's3://lake/x'.")
+        raise StemConfigError(
+            f"{argument} must be a string, got {value!r}. Use a key with its address, such as 's3://my-lake/key'."
+        )
     without_jinja = _JINJA.sub("", value)
     example = {"batch": "batch", "dag_id": "dag", "task_id": "task", "extension": "parquet"}
     _format(without_jinja, _values(_EXAMPLE, **example), argument)
