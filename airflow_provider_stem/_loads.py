@@ -12,8 +12,8 @@ from airflow_provider_stem._arguments import check_templated, is_known
 from airflow_provider_stem._mapping import CheckedWhenParsed
 from airflow_provider_stem._text import missing_connection
 from airflow_provider_stem.assets import event_extras
-from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.failures import final_error
+from airflow_provider_stem.errors import StemConfigError, StemError
+from airflow_provider_stem.failures import final_error, retryable_error
 from airflow_provider_stem.streams.records import LandedObject, read_objects
 
 if TYPE_CHECKING:
@@ -88,3 +88,5 @@ def final_errors() -> Iterator[None]:
         raise final_error(exc, missing_connection(exc)) from exc
     except StemConfigError as exc:
         raise final_error(exc, str(exc)) from exc
+    except StemError as exc:
+        raise retryable_error(exc) from None

@@ -125,16 +125,15 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         :raises AirflowSkipException: no interval ends within the window.
         :raises StemError: any other error of the API; a retry may help.
         """
-        with self._final_errors():
+        with self._with_flags():
             if not self.deferrable:
                 return self._wait_in_worker(context)
             deadline = datetime.now(UTC) + timedelta(seconds=self.timeout)
             try:
                 done = self.poke(context)
-            except StemError as exc:
+            except StemError:
                 if not self.silent_fail:
                     raise
-                self.log.error("%s", exc)  # noqa: TRY400 - the message is complete
             else:
                 if done.is_done:
                     return done.xcom_value
@@ -218,7 +217,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         """Resume after the trigger. In every Airflow, an error ends the task as it does without a trigger."""
         if next_method == _TRIGGER_FAILED:
             next_method, next_kwargs = "execute_complete", {"event": self._failure_event(next_kwargs or {})}
-        with self._final_errors():
+        with self._with_flags(), final_errors(self.stem_conn_id):
             return super().resume_execution(next_method, next_kwargs, context)
 
     @classmethod
@@ -229,10 +228,10 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         return super().partial(**kwargs)
 
     @contextmanager
-    def _final_errors(self) -> Iterator[None]:
+    def _with_flags(self) -> Iterator[None]:
+        """Apply ``soft_fail`` and ``never_fail`` as documented, whatever Airflow's base class does."""
         try:
-            with final_errors(self.stem_conn_id):
-                yield
+            yield
         except AirflowSkipException as exc:
             # With soft_fail, the base class turns each of Airflow's exceptions into a skip. Only time-outs may skip.
             if self.soft_fail and isinstance(exc.__cause__, AirflowFailException):

@@ -6,6 +6,7 @@ import io
 import json
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -659,6 +660,22 @@ def test_a_long_list_of_objects_is_shortened_in_the_log(stem, lake, capsys, capl
         run_context("2025-07-01T00:00Z", "2025-07-06T00:00Z")
     )
     assert "and 20 more" in logged(capsys, caplog)
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, AirflowFailException), (503, StemServerError)])
+def test_the_remedy_is_above_a_short_traceback_and_once(status, error, stem, lake, monkeypatch, caplog):
+    monkeypatch.setenv("AIRFLOW__STEM__MAX_ATTEMPTS", "1")
+    stem.fail(status, times=None)
+    caplog.set_level("DEBUG")
+    with pytest.raises(error) as raised:
+        streams_to_s3(lake).execute(run_context("2025-07-01T00:00Z", "2025-07-01T01:00Z"))
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert str(raised.value).startswith(f"{line} [GET http://")
+    # Of the package, only the operator and the place that raises again.
+    frames = [frame.path for frame in raised.traceback if "airflow_provider_stem" in str(frame.path)]
+    assert [Path(frame).name for frame in frames] == ["operators.py", "failures.py"]
+    complete = [record.exc_text or "" for record in caplog.records if record.name == "airflow_provider_stem.failures"]
+    assert any("landing.py" in text for text in complete) == (status == 503)
 
 
 # --- Airflow's configuration ------------------------------------------------------------------------------------------
