@@ -1,0 +1,70 @@
+"""
+Land a period in S3, after a person has approved it if it costs many requests (Airflow 3.1 or later).
+
+Trigger it with the first and the last day. Before Airflow 3.1 nobody is asked: a period above the limit fails. Needs
+the connections ``stem_default`` and ``aws_default``. The task that asks is under *Required Actions*.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
+
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+
+ApprovalOperator: Any = None
+with suppress(Exception):  # before Airflow 3.1 the module is absent, or raises an error of its own
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
+
+START, END = "{{ params.first_day }}T00:00Z", "{{ macros.ds_add(params.last_day, 1) }}T00:00Z"
+
+with DAG(
+    dag_id="stem_history_approved",
+    description="A period of Stem's telemetry, after approval if it costs many requests",
+    schedule=None,
+    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+    params={"first_day": "2025-07-01", "last_day": "2025-07-31", "bucket": "stem-telemetry", "limit": 1000},
+    tags=["stem", "energy"],
+) as dag:
+    sites = StemSiteListOperator(task_id="list_sites", batches=8)
+
+    # [START ask]
+    @task.branch
+    def plan(batches: list[dict[str, Any]], **context: Any) -> str:
+        """Compute what the period costs, and choose the next task."""
+        from airflow_provider_stem.streams.sites import read_sites
+        from airflow_provider_stem.streams.windows import Window
+
+        params = context["params"]
+        first, last = (datetime.fromisoformat(params[name]).replace(tzinfo=UTC) for name in ("first_day", "last_day"))
+        window = Window.covering(first, last + timedelta(days=1), 900)
+        requests = sum(len(read_sites(batch["sites"])) for batch in batches) * len(list(window.parts()))
+        context["ti"].xcom_push(key="cost", value=f"{requests:,} requests for {window}")
+        if requests <= params["limit"]:
+            return "approved"
+        if ApprovalOperator is None:
+            raise AirflowFailException(f"{requests:,} requests are above the limit. Use a shorter period.")
+        return "ask"
+
+    next_task = plan(sites.output)
+    approved = task(task_id="approved", trigger_rule="none_failed_min_one_success")(lambda: None)()
+    next_task >> approved
+    if ApprovalOperator is not None:
+        ask = ApprovalOperator(
+            task_id="ask",
+            subject="Land {{ params.first_day }} to {{ params.last_day }}?",
+            body="This costs {{ ti.xcom_pull(task_ids='plan', key='cost') }}.",
+            defaults="Reject",
+            response_timeout=timedelta(days=1),
+        )
+        next_task >> ask >> approved
+    # [END ask]
+
+    land = StemStreamsToS3Operator.partial(
+        task_id="land_streams", start=START, end=END, partition="day", s3_bucket="{{ params.bucket }}"
+    ).expand_kwargs(sites.output)
+    approved >> land

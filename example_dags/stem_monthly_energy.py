@@ -1,0 +1,88 @@
+"""
+Land each day as a partition, and compute a month's energy once all its days have landed (Airflow 3.3 or later).
+
+Needs the connections ``stem_default`` and ``aws_default``. On older versions of Airflow the file has no DAG.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, Asset, task
+
+from airflow_provider_stem.assets import combined, landed_objects
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+
+BUCKET = "stem-telemetry"
+
+try:
+    from airflow.sdk import (
+        CronPartitionTimetable,
+        MonthWindow,
+        PartitionedAssetTimetable,
+        RollupMapper,
+        StartOfMonthMapper,
+    )
+except ImportError:
+    pass
+else:
+    # Airflow's UI shows the names.
+    DAYS = Asset(name="stem_days", uri=f"s3://{BUCKET}/stem/stem_days", group="stem")
+    ENERGY = Asset(name="stem_monthly_energy", uri=f"s3://{BUCKET}/energy/monthly", group="stem")
+
+    with DAG(
+        dag_id="stem_days",
+        description="Stem's telemetry, one partition a day",
+        # The run after midnight has the partition of the day before.
+        schedule=CronPartitionTimetable("0 0 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d"),
+        start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+        catchup=False,
+        tags=["stem", "energy"],
+    ):
+        sites = StemSiteListOperator(task_id="list_sites", batches=8)
+        land = StemStreamsToS3Operator.partial(
+            task_id="land_streams", default_interval=timedelta(days=1), s3_bucket=BUCKET
+        ).expand_kwargs(sites.output)
+
+        @task(outlets=[DAYS])
+        def emit(receipts: Any, **context: Any) -> None:
+            """Emit one event for the day."""
+            context["outlet_events"][DAYS].extra.update(combined(receipts))
+
+        emit(land.output)
+
+    # [START monthly]
+    with DAG(
+        dag_id="stem_monthly_energy",
+        description="Energy of each site and month, once all days have landed",
+        schedule=PartitionedAssetTimetable(
+            assets=DAYS,
+            default_partition_mapper=RollupMapper(
+                upstream_mapper=StartOfMonthMapper(input_format="%Y-%m-%d"), window=MonthWindow()
+            ),
+        ),
+        start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
+        catchup=False,
+        tags=["stem", "energy"],
+    ):
+
+        @task(outlets=[ENERGY])
+        def sum_up(**context: Any) -> dict[str, float]:
+            """Return the kWh of each site that the month's objects hold."""
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+            from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+            s3, kwh = S3Hook(), dict[str, float]()
+            for landed in landed_objects(context):
+                bucket, key = s3.parse_s3_url(landed["uri"])
+                body = s3.get_conn().get_object(Bucket=bucket, Key=key)["Body"].read()
+                for row in pq.read_table(pa.BufferReader(body)).to_pylist():
+                    energy = (row["kw_total_avg"] or 0.0) * row["resolution"] / 3600
+                    kwh[row["site_id"]] = kwh.get(row["site_id"], 0.0) + energy
+            return kwh
+
+        sum_up()
+    # [END monthly]
