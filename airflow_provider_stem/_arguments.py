@@ -291,4 +291,5 @@ _TEMPLATED_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "s3_extra_args": _optional(_check_extra_args),
     "stem_conn_id": check_connection_id,
     "aws_conn_id": _optional(_check_string),
+    "store_conn_id": _optional(check_connection_id),
 }

@@ -183,6 +183,7 @@ WRONG = [
     Wrong("table", ["", "streams", "stem.", ".streams", "a..b", "a. b", None, 17, True, ["a", "b"]], "'stem.streams'"),
     Wrong("catalog_conn_id", CONNECTIONS, "must be the id of a connection"),
     Wrong("aws_conn_id", [17, True, ["aws"]], "must be a string"),
+    Wrong("store_conn_id", [17, "", ["gcs"]], "must be the id of a connection"),
     Wrong("buckets", COUNTS, "must be an integer >= 1"),
     Wrong("buckets", [2**31, 10**30], "must be up to 2,147,483,647, the limit of Iceberg"),
 ]

@@ -210,6 +210,7 @@ OPERATORS = {
             Wrong("objects", [17, "s3://lake/x", True], "Use what StemStreamsToS3Operator returned"),
             Wrong("objects", [[17], ["s3://lake/x"], [{"uri": "s3://x"}]], "Use what StemStreamsToS3Operator returned"),
             Wrong("aws_conn_id", [17, True, ["aws"]], "must be a string"),
+            Wrong("store_conn_id", [17, "", ["gcs"]], "must be the id of a connection"),
         ],
     ),
     StemSitesToSqlOperator: (
