@@ -273,7 +273,11 @@ _TRIGGER_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "default_interval": _optional(_seconds(above=0)),
     "settle": _seconds(least=0),
     "poke_interval": _seconds(least=0),
+    "poll_interval": _seconds(least=1),
     "max_wait": _optional(_seconds(least=0)),
+    "window": _seconds(above=0),
+    "lookback": _seconds(above=0),
+    "restatement_interval": _optional(_seconds(above=0)),
     "deadline": _optional(parse_instant),
     "progress": _optional(_check_progress),
 }

@@ -128,6 +128,8 @@ def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """
     Iterate over the extras of the events that triggered the run, the oldest first.
 
+    For an event of an ``AssetWatcher``, this is the payload that its trigger emitted.
+
     :param context: context of a running task.
     :raises StemConfigError: ``context`` is not a mapping.
     """
@@ -138,6 +140,9 @@ def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     events.sort(key=lambda event: getattr(event, "timestamp", None) or _EPOCH)
     for event in events:
         extra = dict(event.extra or {})
+        if extra.get("from_trigger") is True:
+            payload = extra.get("payload")
+            extra = dict(payload) if isinstance(payload, Mapping) else {}
         texts = {name: extra[name] for name in ("window", "objects") if isinstance(extra.get(name), str)}
         try:
             yield extra | {name: json.loads(text) for name, text in texts.items()}

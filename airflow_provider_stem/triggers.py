@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_stem._arguments import check_templated, check_trigger_arguments, checked
+from airflow_provider_stem._polling import in_thread, open_source, request_each
 from airflow_provider_stem._text import missing_connection
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import FINAL_ERRORS
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
     from airflow_provider_stem.streams.watch import Watch
 
 __all__ = ["StemStreamsTrigger"]
-
-_T = TypeVar("_T")
-
-_THREADS = 16
 
 
 class StemStreamsTrigger(BaseTrigger):
@@ -162,7 +157,7 @@ class StemStreamsTrigger(BaseTrigger):
     async def _wait(self) -> dict[str, Any]:
         if self._unresolved is not None:
             raise self._unresolved
-        watch = await _in_thread(self._new_watch)
+        watch = await in_thread(self._new_watch)
         if not watch.window.intervals:
             return {"status": "empty"}
         ready = watch.ready(timedelta(seconds=self.settle))
@@ -201,39 +196,9 @@ class StemStreamsTrigger(BaseTrigger):
             self.log.error("%s", exc)  # noqa: TRY400 - the message is complete
 
     async def _request_missing(self, watch: Watch) -> None:
-        from airflow.providers.common.compat.connection import get_async_connection
-
-        from airflow_provider_stem.streams.source import StreamsSource
-
-        connection = await get_async_connection(self.stem_conn_id, hook=StemHook)
-        client = await _in_thread(StemHook.client_of, connection)
-        self._redact = client.redact
-        source = StreamsSource(client)
-        limiter = asyncio.Semaphore(self.max_workers)
-
-        async def request_site(site_id: str) -> None:
-            async with limiter:
-                await _in_thread(watch.poke_site, source, site_id)
-
-        requests = [asyncio.ensure_future(request_site(site_id)) for site_id in watch.begin_poke()]
-        try:
-            await asyncio.gather(*requests)
-        finally:
-            for request in requests:
-                request.cancel()
-            client.close()
-
-
-async def _in_thread(function: Callable[..., _T], *args: Any) -> _T:
-    # With the context, so that the triggerer assigns log lines to this trigger.
-    call = partial(contextvars.copy_context().run, function, *args)
-    return await asyncio.get_running_loop().run_in_executor(_threads(), call)
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """Return the thread pool that these triggers share; the loop's default pool is left to other triggers."""
-    return ThreadPoolExecutor(_THREADS, thread_name_prefix="stem-trigger")
+        async with open_source(self.stem_conn_id) as source:
+            self._redact = source.client.redact
+            await request_each(watch.begin_poke(), self.max_workers, partial(watch.poke_site, source))
 
 
 async def _sleep_until(moment: datetime) -> None:

@@ -23,6 +23,7 @@ LAYERS: Mapping[str, Sequence[str]] = {
         "operators",
         "sensors",
         "triggers",
+        "watchers",
         "notifiers",
         "retry_policies",
         "warehouse.operators",
@@ -30,7 +31,7 @@ LAYERS: Mapping[str, Sequence[str]] = {
     ),
     "Airflow side": (
         *("hooks", "assets", "failures", "intervals", "ledger", "links"),
-        *("arguments", "lineage", "loads", "mapping", "s3", "schedules", "stores"),
+        *("arguments", "lineage", "loads", "mapping", "polling", "s3", "schedules", "stores", "watcher_state"),
         *("warehouse.connections", "warehouse.lineage", "iceberg.catalogs", "iceberg.lineage"),
     ),
     "Warehouse": ("warehouse", "iceberg", "completeness", "dbt"),

@@ -16,7 +16,7 @@ from airflow.models.trigger import Trigger
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSensorTimeout, TaskDeferred
 from airflow.triggers.base import BaseTrigger
 
-from airflow_provider_stem import triggers
+from airflow_provider_stem import _polling, triggers
 from airflow_provider_stem.api import transport
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import StemConfigError, StemError, StemTransportError
@@ -334,9 +334,9 @@ def closed(client):
 
 def all_threads_are_free():
     """Return whether every thread that the triggers share accepts work."""
-    together = threading.Barrier(triggers._THREADS)
-    met = [triggers._threads().submit(together.wait, HUNG_AFTER) for _ in range(triggers._THREADS)]
-    return sorted(one.result(HUNG_AFTER) for one in met) == list(range(triggers._THREADS))
+    together = threading.Barrier(_polling._THREADS)
+    met = [_polling._threads().submit(together.wait, HUNG_AFTER) for _ in range(_polling._THREADS)]
+    return sorted(one.result(HUNG_AFTER) for one in met) == list(range(_polling._THREADS))
 
 
 def test_a_cancellation_ends_waits_between_attempts_and_closes_the_client(sim, monkeypatch, clients):

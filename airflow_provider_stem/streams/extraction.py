@@ -89,7 +89,7 @@ class Extraction(Generic[Kept]):
         try:
             return self._reading(site).run()
         except Exception as exc:
-            if self._on_site_error == "skip" and _is_of_one_site(exc):
+            if self._on_site_error == "skip" and is_of_one_site(exc):
                 site_id = one_line(self._client.redact(site.site_id))
                 log.warning("Site %s is skipped: %s", site_id, self._client.redact(str(exc)))
                 return SiteResult(site.site_id, error=exc)
@@ -103,7 +103,8 @@ class Extraction(Generic[Kept]):
         return SiteReading(self._source, site, self._stream_types, self._window, self._keep, self._on_unavailable)
 
 
-def _is_of_one_site(exc: Exception) -> TypeGuard[StemError]:
+def is_of_one_site(exc: Exception) -> TypeGuard[StemError]:
+    """Return whether an error concerns one site, so that the others can still be read."""
     if isinstance(exc, StemApiError) and exc.status == HTTPStatus.UNAUTHORIZED:
         return False
     return isinstance(exc, (StemAuthError, StemNotFoundError, StemDataError))

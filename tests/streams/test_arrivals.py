@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from airflow_provider_stem.errors import StemServerError
+from airflow_provider_stem.simulator import Simulator
+from airflow_provider_stem.streams.arrivals import Arrivals, Snapshot
+from airflow_provider_stem.streams.sites import read_sites
+from airflow_provider_stem.streams.source import StreamsSource
+
+from .conftest import Connect
+from .helpers import utc
+
+NOON = utc("2025-07-01T12:00")
+HOUR = timedelta(hours=1)
+SITES = ("site-00001", "site-00002")
+Factory = Callable[..., Simulator]
+Poll = Callable[..., Snapshot]
+
+
+class Server:
+    """A simulator with hidden and changed values, and the arrivals that are read from it."""
+
+    def __init__(self, simulator: Simulator, connect: Connect, clock: Callable[[datetime], None]) -> None:
+        self.simulator = simulator
+        self.hidden: set[str] = set()
+        self.changed: dict[str, float | None] = {}
+        self._source = StreamsSource(connect(simulator, max_attempts=1))
+        self._clock = clock
+        simulator.rewrite = self._rewrite
+
+    def arrivals(
+        self, sites: Any = ("site-00001", "site-00002"), types: Any = ("MONITOR",), **options: Any
+    ) -> Arrivals:
+        options = {"settle": timedelta(), "lookback": 4 * HOUR, "reread_every": None, **options}
+        return Arrivals(read_sites(sites), types, 900, 3600, **options)
+
+    def poll(self, arrivals: Arrivals, now: datetime = NOON) -> Snapshot:
+        """Read what a poll has to read, and return what has arrived."""
+        self.simulator.now = now
+        self._clock(now)
+        for site_id, first in arrivals.begin_poll(now).items():
+            arrivals.poll_site(self._source, site_id, first)
+        return arrivals.snapshot()
+
+    def asked(self) -> list[str]:
+        """Return the sites whose streams were requested since the last call, each with the first interval's end."""
+        requests = [one for one in self.simulator.requests if one.path.endswith("/streams")]
+        self.simulator.reset_requests()
+        return sorted(
+            f"{one.path.split('/')[-2]} {datetime.fromisoformat(one.query['start_datetime'][0]) + HOUR / 2:%H:%M}"
+            for one in requests
+        )
+
+    def _rewrite(self, request: Any, payload: Any) -> Any:
+        for entry in payload.get("stream_types", ()) if request.path.endswith("/streams") else ():
+            key = f"{payload['id']}/{entry['stream_type']}/"
+            rows = {key + row["end_datetime"][11:16]: row for row in entry["streams"]}
+            for name, value in self.changed.items():
+                if name in rows:
+                    rows[name]["kw_total_avg"] = value
+            entry["streams"] = [row for name, row in rows.items() if name not in self.hidden]
+        return payload
+
+
+@pytest.fixture
+def server(stem_simulator_factory: Factory, connect: Connect, clock: Callable[[datetime], None]) -> Server:
+    return Server(stem_simulator_factory(sites=4), connect, clock)
+
+
+def received(snapshot: Snapshot) -> list[tuple[int, int]]:
+    return [(one.received, one.expected) for _, one in sorted(snapshot.windows.items())]
+
+
+def digests(snapshot: Snapshot) -> list[str | None]:
+    return [one.digest for _, one in sorted(snapshot.windows.items())]
+
+
+def test_only_sites_with_incomplete_windows_are_requested_again_from_the_first_one(server: Server) -> None:
+    arrivals = server.arrivals()
+    server.hidden = {"site-00002/MONITOR/09:30", "site-00002/MONITOR/11:15"}
+    assert received(server.poll(arrivals)) == [(8, 8), (7, 8), (8, 8), (7, 8)]
+    assert server.asked() == ["site-00001 08:15", "site-00002 08:15"]
+    server.hidden = {"site-00002/MONITOR/11:15"}
+    assert received(server.poll(arrivals)) == [(8, 8), (8, 8), (8, 8), (7, 8)]
+    assert server.asked() == ["site-00002 09:15"]
+    server.hidden = set()
+    complete = server.poll(arrivals)
+    assert received(complete) == [(8, 8)] * 4
+    assert server.asked() == ["site-00002 11:15"]
+    assert server.poll(arrivals) == complete
+    assert server.asked() == []
+    assert server.poll(arrivals, NOON + HOUR).oldest == complete.oldest + 1
+    assert server.asked() == ["site-00001 12:15", "site-00002 12:15"]
+
+
+def test_a_window_is_not_requested_before_it_has_settled(server: Server) -> None:
+    arrivals = server.arrivals(settle=timedelta(minutes=10))
+    assert len(server.poll(arrivals, NOON + timedelta(minutes=9)).windows) == 3
+    assert len(server.poll(arrivals, NOON + timedelta(minutes=10)).windows) == 4
+
+
+def test_the_digest_follows_the_values_not_the_way_they_were_read(server: Server) -> None:
+    arrivals = server.arrivals()
+    server.hidden = {"site-00002/MONITOR/09:30"}
+    before = digests(server.poll(arrivals))
+    server.hidden = set()
+    step_by_step = digests(server.poll(arrivals))
+    assert [old == new for old, new in zip(before, step_by_step, strict=True)] == [True, False, True, True]
+    assert digests(server.poll(server.arrivals())) == step_by_step
+    server.changed = {"site-00001/MONITOR/10:15": None}
+    with_null = server.poll(server.arrivals())
+    assert received(with_null) == [(8, 8)] * 4
+    server.changed = {"site-00001/MONITOR/10:15": 0.0}
+    with_zero = server.poll(server.arrivals())
+    assert len({digests(with_null)[2], digests(with_zero)[2], step_by_step[2]}) == 3
+    for other in (with_null, with_zero):
+        assert digests(other)[:2] == step_by_step[:2]
+        assert digests(other)[3] == step_by_step[3]
+
+
+def test_values_of_two_sites_that_are_exchanged_change_the_digest(server: Server) -> None:
+    server.changed = {"site-00001/MONITOR/10:15": 1.0, "site-00002/MONITOR/10:15": 2.0}
+    before = digests(server.poll(server.arrivals()))
+    server.changed = {"site-00001/MONITOR/10:15": 2.0, "site-00002/MONITOR/10:15": 1.0}
+    assert digests(server.poll(server.arrivals()))[2] != before[2]
+
+
+def test_complete_windows_are_read_again_at_their_own_rate(server: Server) -> None:
+    arrivals = server.arrivals(reread_every=timedelta(minutes=30))
+    before = server.poll(arrivals)
+    server.asked()
+    server.changed = {"site-00001/MONITOR/09:15": 7.0}
+    assert digests(server.poll(arrivals, NOON + timedelta(minutes=29))) == digests(before)
+    assert server.asked() == []
+    after = server.poll(arrivals, NOON + timedelta(minutes=30))
+    assert [old == new for old, new in zip(digests(before), digests(after), strict=True)] == [True, False, True, True]
+    assert server.asked() == ["site-00001 08:15", "site-00002 08:15"]
+    assert server.poll(arrivals, NOON + timedelta(minutes=31)).windows == after.windows
+    assert server.asked() == []
+
+
+def test_a_site_that_cannot_be_read_counts_as_missing_and_does_not_stop_the_others(server: Server) -> None:
+    arrivals = server.arrivals(["site-00002", "unknown"], ["MONITOR", "CONVERTER"])
+    snapshot = server.poll(arrivals)
+    assert received(snapshot) == [(8, 16)] * 4
+    assert digests(snapshot) == [None] * 4
+    server.asked()
+    server.poll(arrivals)
+    assert server.asked() == ["unknown 08:15"]
+
+
+def test_an_error_that_concerns_all_sites_is_raised_and_changes_nothing(server: Server) -> None:
+    arrivals = server.arrivals()
+    before = server.poll(arrivals)
+    server.simulator.fail(503)
+    with pytest.raises(StemServerError):
+        server.poll(arrivals, NOON + HOUR)
+    server.simulator.clear_faults()
+    after = server.poll(arrivals, NOON + HOUR)
+    assert digests(after)[:3] == digests(before)[1:]
+    assert received(after) == [(8, 8)] * 4
+
+
+def test_streams_that_a_site_lacks_or_that_began_later_are_not_expected(server: Server) -> None:
+    late = {"site_id": "site-00003", "stream_start_times": {"MONITOR": "2025-07-01T10:15:01Z"}}
+    lacking = {"site_id": "site-00004", "stream_start_times": {}}
+    arrivals = server.arrivals([late, lacking], ["MONITOR", "CONVERTER"])
+    assert received(server.poll(arrivals)) == [(0, 0), (0, 0), (3, 3), (4, 4)]
+
+
+def test_memory_is_bounded_by_the_look_back(server: Server) -> None:
+    arrivals = server.arrivals()
+    for hour in range(10):
+        server.poll(arrivals, NOON + hour * HOUR)
+    assert {len(site.windows) for site in arrivals._sites.values()} == {4}
