@@ -176,13 +176,9 @@ class StemWindowsTrigger(BaseEventTrigger):
                     await state.save(announcements.as_json())
                     is_saved = True
             except Exception as exc:  # noqa: BLE001 - a trigger that raises is started again, and repeats its event
-                self.log.error(  # noqa: TRY400 - it is repeated at each poll
-                    "Cannot read or save what was announced, in %s: %s: %s. The next poll tries it again; delete the "
-                    "state if it is invalid.",
-                    state.key,
-                    type(exc).__name__,
-                    exc,
-                )
+                error = f"{type(exc).__name__}: {exc}"
+                # Without a traceback, since it can be repeated at each poll.
+                self.log.error("Cannot read or save what was announced in %s. %s", state.key, error)  # noqa: TRY400
             if due is not None:
                 pending = due, poll
                 poll.has_event = True

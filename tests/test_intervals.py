@@ -77,6 +77,20 @@ def test_the_partition_may_be_an_attribute_of_the_run():
     assert wall_time(run_context(dag_run=run))[1] == "2025-07-02T00:00:00+00:00"
 
 
+def test_the_window_of_a_watcher_is_read_from_its_payload():
+    """Its events can be mixed with those of a task, and of other triggers, whose payload is any JSON value."""
+    other = {"start": "2020-01-01T00:00Z", "end": "2020-01-02T00:00Z"}
+    extras = [
+        {"from_trigger": True, "payload": {"window": {"start": "2025-07-02T05:00Z", "end": "2025-07-02T06:00Z"}}},
+        {"from_trigger": True, "payload": {"window": {"start": "2025-07-02T03:00Z", "end": "2025-07-02T04:00Z"}}},
+        {"window": {"start": "2025-07-02T04:00Z", "end": "2025-07-02T05:00Z"}},
+        {"from_trigger": True, "payload": "a text", "window": other},
+        {"from_trigger": "yes", "payload": {"window": other}},
+    ]
+    context = run_context(triggering_asset_events={"asset": [SimpleNamespace(extra=extra) for extra in extras]})
+    assert wall_time_of_run(context) == (instant("2025-07-02T03:00Z"), instant("2025-07-02T06:00Z"))
+
+
 def test_several_triggering_events_make_one_window():
     triggered = run_context(
         triggering_asset_events=events(

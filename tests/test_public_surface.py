@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-CALLED_BY_AIRFLOW = ("execute_complete", "get_openlineage_facets_on_complete", "render_template_fields")
+CALLED_BY_AIRFLOW = (
+    "create_shared_stream_producer",
+    "execute_complete",
+    "filter_shared_stream",
+    "get_openlineage_facets_on_complete",
+    "render_template_fields",
+    "shared_stream_key",
+)
 SURFACE = Path(__file__).parent / "data" / "public_surface.txt"
 MODULES = (
     "assets",
@@ -32,6 +39,7 @@ MODULES = (
     "simulator",
     "triggers",
     "warehouse.operators",
+    "watchers",
 )
 
 

@@ -79,8 +79,24 @@ def sim(stem_simulator_factory, monkeypatch):
     return sim
 
 
+@pytest.fixture
+def logged(caplog, capsys):
+    """A function that returns all that was logged; Airflow 3.3 logs to standard output."""
+    printed: list[str] = []
+
+    def text():
+        printed.extend(capsys.readouterr())
+        return "".join(printed) + caplog.text
+
+    return text
+
+
 def trigger(**arguments):
     return StemWindowsTrigger(**{"sites": SITES, "lookback": 4 * 3600, "poll_interval": 1, **arguments})
+
+
+def watcher_state(key: str, store: Any) -> Any:
+    return WatcherState(key, store)
 
 
 class Running:
@@ -205,7 +221,7 @@ def test_without_a_store_the_state_is_a_variable(sim, variables, store):
     [(name, value)] = variables.items()
     assert name.startswith("stem_windows_")
     assert KEY not in value
-    state = WatcherState(name, store)
+    state = watcher_state(name, store)
     assert (asyncio.run(state.load()) or {})["upto"] == payload["window"]["end"]
 
 
@@ -213,17 +229,17 @@ def test_without_a_store_the_state_is_a_variable(sim, variables, store):
 def test_the_state_that_was_saved_last_counts(variables):
     record: Any = {"upto": "2025-07-01T00:00:00Z", "announced": {}}
     store = Store()
-    asyncio.run(WatcherState("key", store).save(record))
+    asyncio.run(watcher_state("key", store).save(record))
     store.assets = 2
-    asyncio.run(WatcherState("key", store).save({**record, "upto": "2025-07-02T00:00:00Z"}))
+    asyncio.run(watcher_state("key", store).save({**record, "upto": "2025-07-02T00:00:00Z"}))
     store.assets = 1
-    assert asyncio.run(WatcherState("key", store).load())["upto"] == "2025-07-02T00:00:00Z"
-    asyncio.run(WatcherState("key", store).save({**record, "upto": "2025-07-03T00:00:00Z"}))
-    assert asyncio.run(WatcherState("key", store).load())["upto"] == "2025-07-03T00:00:00Z"
+    assert asyncio.run(watcher_state("key", store).load())["upto"] == "2025-07-02T00:00:00Z"
+    asyncio.run(watcher_state("key", store).save({**record, "upto": "2025-07-03T00:00:00Z"}))
+    assert asyncio.run(watcher_state("key", store).load())["upto"] == "2025-07-03T00:00:00Z"
 
 
 @needs_watchers
-def test_errors_of_the_api_and_of_the_store_are_logged_and_the_polls_go_on(sim, variables, caplog, monkeypatch):
+def test_errors_of_the_api_and_of_the_store_are_logged_and_the_polls_go_on(sim, variables, logged, monkeypatch):
     monkeypatch.setattr(watchers, "_LONGEST_PAUSE", 0.01)
     store = Store()
     store.is_down = True
@@ -231,21 +247,21 @@ def test_errors_of_the_api_and_of_the_store_are_logged_and_the_polls_go_on(sim, 
 
     async def run():
         async with Running(trigger(), store) as running:
-            await running.until(lambda: "the store is down" in caplog.text)
+            await running.until(lambda: "the store is down" in logged())
             assert running.payloads == []
             store.is_down = False
             await running.until(lambda: running.payloads)
 
     asyncio.run(run())
-    assert "The next poll follows in" in caplog.text
-    assert KEY not in caplog.text
+    assert "The next poll follows in" in logged()
+    assert KEY not in logged()
 
 
 @needs_watchers
-def test_a_missing_connection_is_logged_with_its_remedy(variables, caplog, monkeypatch):
+def test_a_missing_connection_is_logged_with_its_remedy(variables, logged):
     async def run():
         async with Running(trigger(stem_conn_id="absent"), Store()) as running:
-            await running.until(lambda: "Create this connection" in caplog.text)
+            await running.until(lambda: "Create this connection" in logged())
 
     asyncio.run(run())
 

@@ -21,8 +21,8 @@ LOOKBACK = 6
 EVERY = timedelta(hours=2)
 
 
-def numbers(announcement: Announcement | None) -> tuple[str, list[int]] | None:
-    return announcement and (announcement.reason, [number - FIRST for number in announcement.digests])
+def numbers(announcement: Announcement) -> tuple[str, list[int]]:
+    return announcement.reason, [number - FIRST for number in announcement.digests]
 
 
 def snapshot(newest: int, values: dict[int, str | None], at: float | None = None) -> Snapshot:
