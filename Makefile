@@ -176,8 +176,9 @@ bench-completeness: venv  ## Measure the completeness page of ten thousand sites
 bench-iceberg: venv  ## Compare loads into an Iceberg table with pyiceberg's own, and kill them.
 	$(BIN)/python -m benchmarks.iceberg $(ARGS)
 
-bench-triggerer: venv  ## Measure two hundred sensors in one triggerer.
+bench-triggerer: venv  ## Measure two hundred sensors in one triggerer, and a watcher of a thousand sites.
 	$(BIN)/python -m benchmarks.triggerer $(ARGS)
+	$(BIN)/python -m benchmarks.watcher
 
 bench-pace: venv  ## Run 64 tasks against a rate limit, with a pool, a pace, both and neither.
 	$(BIN)/python -m benchmarks.pace $(ARGS)
