@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python$(if $(COVERAGE), -m coverage run) -m pytest
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-dbt test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-completeness bench-iceberg bench-triggerer bench-pace lock clean
+.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-dbt test-stores test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-completeness bench-iceberg bench-triggerer bench-pace lock clean
 
 ##@ Set up
 
@@ -42,9 +42,9 @@ $(VENV)/.installed: $(LOCK) requirements/uv.txt pyproject.toml airflow_provider_
 # Environments for tools that need other versions than the tests.
 BENCH := .venv-bench .venv-bench-dlt .venv-bench-http-to-s3
 BENCH_SQL := .venv-bench-dlt .venv-bench-sling
-WITH_US := bench docs lowest mutation
+WITH_US := bench docs lowest mutation stores
 
-$(addsuffix /.installed,$(sort $(BENCH) $(BENCH_SQL)) $(READERS) .venv-dbt .venv-docs .venv-fuzz .venv-lowest .venv-mutation .venv-openapi): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
+$(addsuffix /.installed,$(sort $(BENCH) $(BENCH_SQL)) $(READERS) .venv-dbt .venv-docs .venv-fuzz .venv-lowest .venv-mutation .venv-openapi .venv-stores): .venv-%/.installed: requirements/%.txt $(LOCK) requirements/uv.txt pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	VIRTUAL_ENV=$(@D) $(@D)/bin/uv pip sync --quiet --require-hashes $< requirements/uv.txt $(if $(filter bench mutation,$*),$(LOCK))
@@ -73,6 +73,9 @@ test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with o
 
 test-dbt: venv .venv-dbt/.installed  ## Build the dbt package on DuckDB, PostgreSQL and an Iceberg table (Debian: postgresql).
 	$(PYTEST) tests/dbt $(ARGS)
+
+test-stores: .venv-stores/.installed  ## Test the landing on each object store, with emulators; needs Azurite (npm install azurite; AZURITE=: its program azurite-blob).
+	.venv-stores/bin/python -m pytest tests/stores $(ARGS)
 
 test-openapi: venv .venv-openapi/.installed  ## Check the simulator against its OpenAPI schema.
 	$(BIN)/python -m scripts.test_openapi .venv-openapi/bin/schemathesis $(ARGS)
@@ -200,6 +203,8 @@ lock: venv  ## Renew the pinned requirements. UPGRADE=: keep what is pinned.
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/fuzz.txt requirements/fuzz.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/mutation.txt requirements/mutation.in
 	$(COMPILE) --output-file requirements/dbt.txt requirements/dbt.in
+	$(COMPILE) --extra simulator --extra google --extra azure --group test --constraint requirements/airflow-$(NEWEST).in \
+		--output-file requirements/stores.txt pyproject.toml requirements/build.in requirements/stores.in
 	$(COMPILE) --output-file requirements/openapi.txt requirements/openapi.in
 	for environment in $(READERS:.venv-%=%); do \
 		$(COMPILE) --output-file requirements/$$environment.txt requirements/$$environment.in || exit 1; \

@@ -9,7 +9,6 @@ import logging
 import shutil
 from collections.abc import Container, Iterator, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
@@ -37,6 +36,7 @@ from airflow_provider_stem.streams.store import (
     ObjectChangedError,
     Version,
     object_uri,
+    parse_date,
     report_ignored,
     version_of,
 )
@@ -52,7 +52,6 @@ _CONFLICTS = (409, 412)
 _PASSING = {"BadDigest", "ExpiredToken", "RequestTimeout", "TokenRefreshRequired", "XAmzContentChecksumMismatch"}
 _WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _MAX_DOWNLOADS = 4
-_LAST_YEAR = 9000  # so that sums of times stay in the range of datetime
 _FOR_READS = (
     "ExpectedBucketOwner",
     "RequestPayer",
@@ -358,17 +357,8 @@ class S3Store:
         )
 
     def _time_of(self, response: Mapping[str, Any]) -> datetime:
-        """Return the time of a response by the store's clock, because the worker's may be wrong."""
-        text = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
-        try:
-            sent_at = parsedate_to_datetime(text)
-            if sent_at.year <= _LAST_YEAR:
-                return sent_at.replace(tzinfo=sent_at.tzinfo or UTC).astimezone(UTC)
-        except (ValueError, OverflowError):
-            pass
-        raise StemTransportError(
-            f"The store of connection {self._aws_conn_id!r} sends no valid Date header, so the later of two "
-            "attempts cannot be determined. Check the store and the proxies in front of it."
+        return parse_date(
+            response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""), self._aws_conn_id
         )
 
     def _only(self, name: str) -> dict[str, Any]:

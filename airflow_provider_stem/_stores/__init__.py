@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, ObjectStore, Version, split_uri
 
 if TYPE_CHECKING:
@@ -24,11 +23,17 @@ def open_store(scheme: str, bucket: str, conn_id: str | None) -> ObjectStore:
         from airflow_provider_stem._stores.folder import FolderStore
 
         return FolderStore()
-    if scheme == "s3":
-        from airflow_provider_stem._s3 import S3Store
+    if scheme == "gs":
+        from airflow_provider_stem._stores.gcs import GcsStore
 
-        return S3Store(conn_id, bucket)
-    raise StemConfigError(f"Invalid path: {scheme}:// is not supported. Use s3:// or file:///.")
+        return GcsStore(bucket, conn_id)
+    if scheme == "abfs":
+        from airflow_provider_stem._stores.azure import AzureStore
+
+        return AzureStore(bucket, conn_id)
+    from airflow_provider_stem._s3 import S3Store
+
+    return S3Store(conn_id, bucket)
 
 
 class StoredObjects:

@@ -51,8 +51,8 @@ _MAX_METADATA = 10_000  # bytes
 _LOCKED_FOR = 300.0  # seconds; the lock is held while two small files are renamed
 _ABANDONED = 86_400.0  # seconds
 _CANNOT_BE_WRITTEN = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
-    errno.EOPNOTSUPP, errno.ENOSYS,
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSYS,
+    errno.ENOTDIR, errno.EOPNOTSUPP, errno.EPERM, errno.EROFS,
 }  # fmt: skip
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 

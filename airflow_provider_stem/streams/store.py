@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from airflow_provider_stem._text import one_line
@@ -40,6 +41,7 @@ READ_AT = "read-at"
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
 _MAX_WRITES = 20  # a write is repeated only if another task has written the object in the meantime
 _MAX_DAMAGES = 3
+_LAST_YEAR = 9000  # so that sums of times stay in the range of datetime
 
 
 def check_bucket(argument: str, bucket: object) -> None:
@@ -119,6 +121,26 @@ def version_of(etag: str, metadata: Mapping[str, str], *, read_at: str = READ_AT
         time = None
     digest = metadata.get(DIGEST)
     return Version(etag, digest and digest.lower(), time)
+
+
+def parse_date(date: str, conn_id: str | None) -> datetime:
+    """
+    Return the time of a response by the store's clock, in UTC, because the worker's may be wrong.
+
+    :param date: its header field ``Date``.
+    :param conn_id: connection of the store, for the message.
+    :raises StemTransportError: it is not a valid time.
+    """
+    try:
+        sent_at = parsedate_to_datetime(date)
+        if sent_at.year <= _LAST_YEAR:
+            return sent_at.replace(tzinfo=sent_at.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise StemTransportError(
+        f"The store of connection {conn_id!r} sends no valid Date header, so the later of two attempts cannot be "
+        "determined. Check the store and the proxies in front of it."
+    )
 
 
 class ObjectStore(Protocol):

@@ -1,13 +1,43 @@
 from __future__ import annotations
 
+import secrets
+from importlib.util import find_spec
+
 import pytest
 
-from tests.stores.places import FolderPlace, S3Place
+from tests.servers.emulators import AzureServer, GcsServer
+from tests.stores.places import AzurePlace, FolderPlace, GcsPlace, S3Place
+
+HAS_EMULATORS = find_spec("gcp_storage_emulator") is not None
+"""Whether this is the environment of ``make test-stores``."""
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory):
+    with GcsServer(tmp_path_factory.mktemp("gcs"), strict=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory):
+    with AzureServer(tmp_path_factory.mktemp("azure")) as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "s3", *(["gs", "abfs"] if HAS_EMULATORS else [])])
 def place(request, tmp_path, monkeypatch):
     """An empty place of each kind. Its connection is the default one of its scheme."""
+    name = f"lake-{secrets.token_hex(6)}"
     if request.param == "folder":
         return FolderPlace(tmp_path / "lake")
-    return S3Place(request.getfixturevalue("lake"))
+    if request.param == "s3":
+        return S3Place(request.getfixturevalue("lake"))
+    if request.param == "gs":
+        made: GcsPlace | AzurePlace = GcsPlace(request.getfixturevalue("gcs_server"), name)
+    else:
+        made = AzurePlace(request.getfixturevalue("azure_server"), name)
+    for variable, value in made.env.items():
+        monkeypatch.setenv(variable, value)
+    if isinstance(made, AzurePlace):
+        made.create()
+    return made

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from airflow_provider_stem._stores import open_store
 from airflow_provider_stem.streams.keys import parse_path
 
@@ -76,3 +78,42 @@ class S3Place(Place):
 
     def delete(self, name: str) -> None:
         self.lake.client.delete_object(Bucket=self.lake.bucket, Key=name)
+
+
+class GcsPlace(Place):
+    def __init__(self, server: Any, bucket: str) -> None:
+        connection = '{"conn_type": "google_cloud_platform", "extra": {"is_anonymous": true, "project": "test"}}'
+        super().__init__(
+            f"gs://{bucket}/",
+            {"AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": connection, "STORAGE_EMULATOR_HOST": server.url},
+        )
+        requests.post(f"{server.url}/storage/v1/b?project=test", json={"name": bucket}, timeout=60).raise_for_status()
+        self.bucket = bucket
+
+    def objects(self) -> dict[str, bytes]:
+        client = self.store()._client
+        return {blob.name: blob.download_as_bytes(raw_download=True) for blob in client.list_blobs(self.bucket)}
+
+    def write(self, name: str, body: bytes) -> None:
+        self.store()._client.bucket(self.bucket).blob(name).upload_from_string(body)
+
+    def delete(self, name: str) -> None:
+        self.store()._client.bucket(self.bucket).blob(name).delete()
+
+
+class AzurePlace(Place):
+    def __init__(self, server: Any, container: str) -> None:
+        super().__init__(f"abfs://{container}/", {"AIRFLOW_CONN_WASB_DEFAULT": server.connection})
+
+    def create(self) -> None:
+        self.store()._container.create_container()
+
+    def objects(self) -> dict[str, bytes]:
+        container = self.store()._container
+        return {name: container.download_blob(name).readall() for name in container.list_blob_names()}
+
+    def write(self, name: str, body: bytes) -> None:
+        self.store()._container.upload_blob(name, body, overwrite=True)
+
+    def delete(self, name: str) -> None:
+        self.store()._container.delete_blob(name)
