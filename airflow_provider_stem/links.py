@@ -86,13 +86,16 @@ def _address(conn_id: str | None, uris: Sequence[str]) -> str | None:
     if not uris:
         return None
     scheme, bucket, _ = split_uri(uris[0])
-    if scheme != "s3":
-        return None
-    if bucket.startswith("arn:"):  # the console has no page for the alias of an access point
-        return None
     keys = [split_uri(uri)[2] for uri in uris]
     common = commonprefix(keys).rpartition("/")[0]
     prefix = f"{common}/" if common else ""
+    if scheme == "gs":
+        page = f"_details/{bucket}/{quote(keys[0])}" if len(keys) == 1 else f"{bucket}/{quote(prefix)}"
+        return f"https://console.cloud.google.com/storage/browser/{page}"
+    # A folder has no page; that of Azure needs the id of a subscription, which the connection lacks; the console of S3
+    # has none for the alias of an access point.
+    if scheme != "s3" or bucket.startswith("arn:"):
+        return None
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
     client = S3Hook(aws_conn_id=conn_id).get_conn()

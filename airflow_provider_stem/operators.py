@@ -426,7 +426,7 @@ class StemStreamsToObjectStorageOperator(_LandStreamsOperator):
     """
     Land the streams of sites in any object store or in a folder: each interval of the run's window exactly once.
 
-    The guarantees are those of :class:`StemStreamsToS3Operator`. Airflow's ``ObjectStoragePath`` reads what landed.
+    The guarantees are those of :class:`StemStreamsToS3Operator`.
 
     :param path: address ``s3://bucket/key``, ``gs://bucket/key``, ``abfs://container/key`` or ``file:///folder/key``;
         the connection may be part of it, as in ``gs://connection@bucket/key``. Jinja is rendered first, then the

@@ -182,3 +182,16 @@ def test_airflow_registers_the_links_and_their_xcom_can_be_read():
         f"{link.__module__}.{link.__qualname__}" for link in (LandedObjectsLink, CompletenessLink)
     ]
     inspect.signature(vars(links)["XCom"].get_value).bind(ti_key=KEY, key="return_value")
+
+
+@pytest.mark.parametrize(
+    ("uris", "address"),
+    [
+        (["gs://lake/a b/c.csv"], "https://console.cloud.google.com/storage/browser/_details/lake/a%20b/c.csv"),
+        (["gs://lake/a/b1", "gs://lake/a/b2"], "https://console.cloud.google.com/storage/browser/lake/a/"),
+        (["abfs://lake/a/b"], ""),
+        (["file:///data/lake/b"], ""),
+    ],
+)
+def test_the_link_to_other_stores_is_that_of_their_console_or_none(link, uris, address):
+    assert link(*uris) == address
