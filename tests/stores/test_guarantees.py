@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_stem.errors import StemTransportError
+from airflow_provider_stem._stores import StoredObjects
+from airflow_provider_stem.errors import StemDataError, StemTransportError
 from airflow_provider_stem.operators import StemStreamsToObjectStorageOperator
 from airflow_provider_stem.streams.objects import ObjectWriter, OvertakenError
+from airflow_provider_stem.streams.records import read_objects
 from airflow_provider_stem.streams.spool import ScratchFile
+from airflow_provider_stem.streams.staging import Staging
 from airflow_provider_stem.streams.store import DamagedObjectError, ObjectChangedError
 from tests.streams.test_merging import batches_of, rows_of
 from tests.streams.test_objects import rows
@@ -75,6 +78,20 @@ def test_a_window_lands_exactly_and_again_without_a_change(place, stem):
     assert (again["unchanged"], again["inserted"], again["kept"]) == (len(expected), 0, 0)
     assert again["objects"][0]["sha256"] == landed["sha256"]
     assert place.objects() == {name: body}
+
+
+def test_the_loads_read_and_verify_what_landed(place, stem):
+    receipt = landing(place).execute(run_context(*DAY))
+    objects = StoredObjects("aws_default", None)
+    with Staging(objects.get) as staging:
+        [staged] = [staging.add(landed) for landed in read_objects(receipt)]
+        assert staged.rows == receipt["rows"] == 192
+        version = objects.head(staged.landed.uri)
+        assert version and version.sha256 == staged.sha256
+    [name] = place.objects()
+    place.write(name, without_rows())
+    with Staging(objects.get) as staging, pytest.raises(StemDataError, match="no SHA-256 in its metadata"):
+        staging.add(read_objects(receipt)[0])
 
 
 def test_sites_that_are_read_later_complete_an_object(place, stem):
