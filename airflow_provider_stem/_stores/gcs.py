@@ -76,7 +76,9 @@ class GcsStore(CloudStore):
                     blob.download_to_file(file, if_generation_match=blob.generation, raw_download=True)
                 except (NotFound, PreconditionFailed):
                     continue  # replaced in the meantime
-                return version
+                # A server may ignore the condition of a download, so content that does not match is looked up again.
+                if version.sha256 == file.sha256 or self.head(key)[0] == version:
+                    return version
         raise StemTransportError(
             f"Other tasks replaced the object {_MAX_READS} times. Try again later [{self.uri(key)}]"
         )

@@ -87,7 +87,8 @@ def test_the_loads_read_and_verify_what_landed(place, stem):
         [staged] = [staging.add(landed) for landed in read_objects(receipt)]
         assert staged.rows == receipt["rows"] == 192
         version = objects.head(staged.landed.uri)
-        assert version and version.sha256 == staged.sha256
+        assert version
+        assert version.sha256 == staged.sha256
     [name] = place.objects()
     place.write(name, without_rows())
     with Staging(objects.get) as staging, pytest.raises(StemDataError, match="no SHA-256 in its metadata"):
