@@ -27,6 +27,12 @@ _OPTIONS = {
         "False",
         "Allow a store without conditional writes, where two tasks that write the same object can lose rows.",
     ),
+    "completeness_conn_id": (
+        "string",
+        "",
+        "Connection of the warehouse that the pages of completeness in Airflow read; empty: they show no data.",
+    ),
+    "completeness_schema": ("string", "stem", "Schema of the warehouse's tables and views, for these pages."),
 }
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 LAYERS: Mapping[str, Sequence[str]] = {
     "Command line": ("cli",),
     "Operators": (
+        "plugins",
         "operators",
         "sensors",
         "triggers",
@@ -33,6 +34,7 @@ LAYERS: Mapping[str, Sequence[str]] = {
         *("hooks", "assets", "failures", "intervals", "ledger", "links"),
         *("arguments", "lineage", "loads", "mapping", "polling", "s3", "schedules", "stores", "watcher_state"),
         *("warehouse.connections", "warehouse.lineage", "iceberg.catalogs", "iceberg.lineage"),
+        *("completeness.app", "completeness.runs"),
     ),
     "Warehouse": ("warehouse", "iceberg", "completeness", "dbt"),
     "Streams": ("streams",),

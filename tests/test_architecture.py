@@ -92,7 +92,7 @@ def test_the_tables_of_a_page_list_each_argument_with_its_default(page):
 def test_the_page_of_connections_lists_the_options_of_airflows_configuration():
     section = (DOCS / "connections.md").read_text().partition("[stem]\n")[2].partition("```")[0]
     options = get_provider_info()["config"]["stem"]["options"]
-    assert section.splitlines() == [f"{name} = {option['default']}" for name, option in options.items()]
+    assert section.splitlines() == [f"{name} = {option['default']}".rstrip() for name, option in options.items()]
 
 
 def test_links_of_the_readme_are_absolute_in_the_metadata():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -13,21 +13,29 @@ from airflow_provider_stem.errors import StemConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duckdb import DuckDBPyConnection
+
     from airflow_provider_stem.warehouse.session import Session
 
 _EXTRAS = {"duckdb": "duckdb", "postgres": "postgres"}
 """The extra that installs the hook, by connection type."""
 
+_STATEMENT_TIMEOUT = 120
+"""Seconds after which PostgreSQL ends a query of a session that only reads."""
+
 _DUCKDB_RESERVED = ("system", "temp")
 
 
-def session_factory(sql_conn_id: str, schema: str, lock_timeout: float) -> Callable[[], Session]:
+def session_factory(
+    sql_conn_id: str, schema: str, lock_timeout: float, *, read_only: bool = False
+) -> Callable[[], Session]:
     """
     Return a function that opens a session of the warehouse.
 
     :param sql_conn_id: connection of type ``duckdb`` or ``postgres``.
     :param schema: schema of the tables and views.
     :param lock_timeout: seconds to wait for other writers.
+    :param read_only: whether the sessions only read. Then the database rejects every write.
     :raises StemConfigError: the connection has another type, its hook is not installed, or its DuckDB database cannot
         be used.
     """
@@ -72,7 +80,28 @@ def session_factory(sql_conn_id: str, schema: str, lock_timeout: float) -> Calla
             f"Invalid sql_conn_id {sql_conn_id!r}: DuckDB cannot distinguish its file {path.name!r} from schema "
             f"{schema!r}. Rename the file, for example to 'telemetry.duckdb', or use another schema."
         )
-    return lambda: Engine(hook.get_conn, schema, lock_timeout)
+    connect = hook.get_conn
+    if read_only:
+        connect = (
+            (lambda: _read_duckdb(str(connection.host))) if conn_type == "duckdb" else lambda: _read_postgres(hook)
+        )
+    return lambda: Engine(connect, schema, lock_timeout)
+
+
+def _read_duckdb(path: str) -> DuckDBPyConnection:
+    import duckdb
+
+    # Many processes can read the file at the same time, and no query can read another file.
+    return duckdb.connect(path, read_only=True, config={"enable_external_access": "false"})
+
+
+def _read_postgres(hook: Any) -> Any:
+    connection = hook.get_conn()
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+        cursor.execute(f"SET statement_timeout = {_STATEMENT_TIMEOUT * 1000}")
+    connection.commit()
+    return connection
 
 
 def duckdb_database_name(path: PurePath) -> str:

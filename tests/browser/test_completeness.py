@@ -201,13 +201,13 @@ def test_the_worst_sites_come_first_by_all_streams_together(page, tmp_path):
         # 48 of 144.
         assert picture_of(page).getpixel(cells[worst]) == colour_in(page, "many")
 
-        page.locator("#kind").select_option("MONITOR")
+        page.locator("#type").select_option("MONITOR")
         cells = cells_of(page)
         order = [lines[0] for lines in sorted(cells, key=lambda lines: cells[lines][1]) if lines[1] == f"{FIRST} (UTC)"]
         assert order == ["better", "late", "worst", "best"]  # equal sites are sorted by all types
-        page.locator("#kind").select_option("CONVERTER")
+        page.locator("#type").select_option("CONVERTER")
         assert page.locator("#count").inner_text() == "1 of 4 sites"
-        page.locator("#kind").select_option("")
+        page.locator("#type").select_option("")
         page.locator("#site").fill("WORS")
         assert {lines[0] for lines in cells_of(page)} == {"worst"}
         page.locator("#site").fill("nowhere")

@@ -4,13 +4,19 @@
   const NONE = 0, COMPLETE = 1, LATE = 2, MISSING = 3, IDLE = 4;
   const STATUSES = ["no row", "complete", "late", "missing", "not expected"];
   const ROW = 18, HEAD = 76, BARS = 34, DAY = 86400000;
+  const PAPER = 690; // pixels of A4 and Letter between their margins
   const FONT = "12px system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
   const element = (id) => document.getElementById(id);
   const canvas = element("canvas"), map = element("map"), extent = element("extent"), tip = element("tip");
   const pen = canvas.getContext("2d");
   const number = new Intl.NumberFormat("en-US");
+  const form = element("filter"), root = form.dataset.root;
+  const FILTERS = ["site", "type", "resolution", "status"];
+  // The script cannot change the address of every page: that of a presigned one would lose its signature.
+  const part = root === undefined ? "hash" : "search";
+  const PRINTED = 120;
 
-  let data, shown = [], chosen = null, pointer = null, waiting = false;
+  let data, shown = [], chosen = null, pointer = null, waiting = false, page = 0, touched = null;
   let labels = 0, width = 0, height = 0, cell = 0, colours = {}, hatch = null, perDay = [];
 
   async function unpack(text) {
@@ -28,15 +34,18 @@
       begins[site] = line;
       line += head.lines[site].length;
     }
-    return { ...head, cells, begins, sought: head.sites.map((id) => id.toLowerCase()) };
+    const labels = head.sites.map((id, site) => (head.names[site] ? `${head.names[site]} (${id})` : id));
+    return { ...head, cells, begins, labels, sought: labels.map((label) => label.toLowerCase()) };
   }
 
   // Return the lines of a site that pass the filter, as [kind, offset of the line in cells].
   function linesOf(site) {
-    const kind = element("kind").value;
+    const type = element("type").value, resolution = element("resolution").value;
     const lines = [];
     data.lines[site].forEach((of, i) => {
-      if (kind === "" || data.kinds[of][0] === kind) lines.push([of, (data.begins[site] + i) * data.days * 4]);
+      const [own, seconds] = data.kinds[of];
+      if ((type && own !== type) || (resolution && String(seconds) !== resolution)) return;
+      lines.push([of, (data.begins[site] + i) * data.days * 4]);
     });
     return lines;
   }
@@ -66,24 +75,27 @@
   }
 
   function filter() {
-    const part = element("site").value.trim().toLowerCase();
+    const sought = element("site").value.trim().toLowerCase();
+    const status = STATUSES.indexOf(element("status").value);
     perDay = Array.from({ length: data.days }, () => [0, 0]);
     shown = [];
     for (let site = 0; site < data.sites.length; site++) {
-      if (part && !data.sought[site].includes(part)) continue;
+      if (sought && !data.sought[site].includes(sought)) continue;
       const lines = linesOf(site);
-      if (!lines.length) continue;
-      let missing = 0, late = 0;
+      if (!lines.length || (status >= 0 && !hasDay(lines, status))) continue;
+      let expected = 0, received = 0, missing = 0, late = 0;
       for (const [, offset] of lines) {
         for (let day = 0, at = offset; day < data.days; day++, at += 4) {
           const absent = Math.max(0, data.cells[at + 1] - data.cells[at + 2]);
+          expected += data.cells[at + 1];
+          received += data.cells[at + 2];
           missing += absent;
           late += data.cells[at + 3];
           perDay[day][0] += data.cells[at + 1];
           perDay[day][1] += absent;
         }
       }
-      shown.push({ site, lines, missing, late });
+      shown.push({ site, lines, expected, received, missing, late });
     }
     shown.sort((a, b) => b.missing - a.missing || b.late - a.late || a.site - b.site);
     const all = data.sites.length;
@@ -91,20 +103,91 @@
       shown.length === all ? `${number.format(all)} sites` : `${number.format(shown.length)} of ${number.format(all)} sites`;
     choose(null);
     map.scrollTop = 0;
+    page = 0;
+    list();
     layOut();
   }
 
-  function layOut() {
-    const style = getComputedStyle(document.documentElement);
-    for (const name of ["page", "ink", "quiet", "rule", "panel", "mark", "complete", "late", "few", "many", "most"]) {
-      colours[name] = style.getPropertyValue(`--${name}`).trim();
+  function hasDay(lines, status) {
+    for (let day = 0; day < data.days; day++) if (sum(lines, day).status === status) return true;
+    return false;
+  }
+
+  // Keep the filters in the address, so that the view can be sent.
+  function remember() {
+    const query = new URLSearchParams(part === "search" ? location.search : "");
+    for (const name of FILTERS) {
+      if (element(name).value) query.set(name, element(name).value);
+      else query.delete(name);
     }
+    history.replaceState(null, "", part === "search" ? `?${query}` : `#${query}`);
+    if (root !== undefined) element("address").href = location.href;
+  }
+
+  function recall() {
+    const query = new URLSearchParams(location[part].slice(1));
+    for (const name of FILTERS) {
+      element(name).value = query.get(name) || "";
+      // A select has no other values than those of its options.
+      if (element(name).selectedIndex < 0) element(name).value = "";
+    }
+    filter();
+    if (root !== undefined) element("address").href = location.href;
+  }
+
+  // Show one page of the table of sites.
+  function list() {
+    const rows = Number(element("rows").value) || Math.max(1, shown.length);
+    const pages = Math.max(1, Math.ceil(shown.length / rows));
+    page = Math.max(0, Math.min(page, pages - 1));
+    const body = document.createElement("tbody");
+    for (const one of shown.slice(page * rows, (page + 1) * rows)) {
+      const line = append("tr", null, body), head = append("th", null, line);
+      head.scope = "row";
+      const name = append("bdi", null, head);
+      if (root === undefined) name.textContent = data.labels[one.site];
+      else append("a", data.labels[one.site], name).href = addressOf(one.site);
+      let days = 0;
+      for (let day = 0; day < data.days; day++) days += sum(one.lines, day).missing > 0;
+      const share = one.expected ? one.missing / one.expected : 0;
+      for (const value of [one.expected, one.received, one.missing, percent(share), one.late, days]) {
+        append("td", typeof value === "number" ? number.format(value) : value, line);
+      }
+    }
+    if (!shown.length) append("td", "No site passes the filters.", append("tr", null, body)).colSpan = 7;
+    element("worst").tBodies[0].replaceWith(body);
+    const last = Math.min(shown.length, (page + 1) * rows);
+    element("place").textContent = shown.length
+      ? `${number.format(page * rows + 1)} to ${number.format(last)} of ${number.format(shown.length)}` : "";
+    element("before").disabled = page === 0;
+    element("after").disabled = page === pages - 1;
+    element("paging").hidden = false;
+  }
+
+  function addressOf(site, day) {
+    const own = `${root}/completeness/sites/${encodeURIComponent(data.sites[site])}`;
+    if (day !== undefined) return `${own}/days/${nameOf(day)}`;
+    return `${own}?first_day=${nameOf(0)}&last_day=${nameOf(data.days - 1)}`;
+  }
+
+  function open(where) {
+    if (root !== undefined && where) location.assign(addressOf(shown[where.row].site, where.day));
+  }
+
+  function layOut() {
+    const probe = append("i", null, map);
+    for (const name of ["page", "ink", "quiet", "rule", "panel", "mark", "complete", "late", "few", "many", "most"]) {
+      probe.style.color = `var(--${name})`;
+      colours[name] = getComputedStyle(probe).color;
+    }
+    probe.remove();
     const ratio = window.devicePixelRatio || 1;
     hatch = hatching(ratio);
     pen.font = FONT;
-    const longest = Math.max(0, ...shown.slice(0, 200).map(({ site }) => pen.measureText(data.sites[site].slice(0, 100)).width));
-    labels = Math.round(Math.max(210, Math.min(longest + 32, 320)));
-    cell = Math.max(5, Math.min(28, Math.floor((map.parentElement.clientWidth - labels - 32) / data.days)));
+    const longest = Math.max(0, ...shown.slice(0, 200).map(({ site }) => pen.measureText(data.labels[site].slice(0, 100)).width));
+    const room = map.parentElement.clientWidth;
+    labels = Math.round(Math.max(Math.min(210, room / 2), Math.min(longest + 32, 320, room / 2)));
+    cell = Math.max(5, Math.min(28, Math.floor((room - labels - 32) / data.days)));
     map.style.maxWidth = `${labels + data.days * cell + 32}px`;
     const whole = HEAD + shown.length * ROW + 6;
     extent.style.width = `${labels + data.days * cell + 12}px`;
@@ -112,12 +195,46 @@
     width = map.clientWidth;
     // Not higher than the visible part, or the sticky canvas would move at the end of the scroll range.
     height = Math.min(whole, map.clientHeight);
+    size(ratio);
+    redraw();
+  }
+
+  function size(ratio) {
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    redraw();
+  }
+
+  // Draw for paper: light, without scrolling, and with a note on what has no place.
+  function print() {
+    choose(null);
+    document.documentElement.dataset.print = "";
+    layOut();
+    map.scrollTo(0, 0);
+    const rows = Math.min(shown.length, PRINTED);
+    labels = Math.min(labels, 240);
+    cell = Math.max(2, Math.min(28, Math.floor((PAPER - labels) / data.days)));
+    const days = Math.min(data.days, Math.floor((PAPER - labels) / cell));
+    width = labels + days * cell;
+    height = HEAD + rows * ROW + 6;
+    for (const box of [map, extent]) box.style.maxWidth = box.style.width = `${width}px`;
+    extent.style.height = `${height}px`;
+    size(2);
+    draw();
+    const parts = [`the heat map has ${number.format(rows)} of the ${number.format(shown.length)} sites that the filters show, the worst`];
+    if (days < data.days) parts.push(`${days} of ${data.days} days, from the first`);
+    parts.push(`the table has the sites ${element("place").textContent || "0 of 0"}`);
+    const left = data.sites.length - shown.length;
+    if (left) parts.push(`the filters leave out ${number.format(left)} sites`);
+    element("printed").textContent = `On paper ${parts.join("; ")}.`;
+  }
+
+  function printed() {
+    delete document.documentElement.dataset.print;
+    map.style.width = extent.style.maxWidth = "";
+    layOut();
   }
 
   function hatching(ratio) {
@@ -172,7 +289,7 @@
       pen.fillRect(0, y(row), labels, ROW);
       pen.fillStyle = colours.ink;
       pen.textAlign = "left";
-      pen.fillText(cut(data.sites[site], labels - 24), 12, y(row) + ROW / 2);
+      pen.fillText(cut(data.labels[site], labels - 24), 12, y(row) + ROW / 2);
     }
     if (chosen) {
       pen.strokeStyle = colours.ink;
@@ -198,8 +315,8 @@
     pen.fillRect(0, 0, labels, HEAD - 1);
     pen.textAlign = "left";
     pen.fillStyle = colours.quiet;
-    pen.fillText("Missing each day, these sites", 12, 18);
-    pen.fillText(`at most ${percent(highest)}`, 12, 34);
+    pen.fillText(cut("Missing each day, these sites", labels - 16), 12, 18);
+    pen.fillText(cut(`at most ${percent(highest)}`, labels - 16), 12, 34);
     pen.fillText("Sites, worst first", 12, HEAD - 17);
     pen.fillStyle = colours.rule;
     pen.fillRect(0, HEAD - 2, width, 1);
@@ -263,10 +380,11 @@
   function choose(where, near) {
     chosen = where;
     tip.hidden = where === null;
+    element("announcement").textContent = "";
     if (where) {
       tip.replaceChildren();
       const heading = append("h2", null, tip);
-      append("bdi", data.sites[shown[where.row].site], heading);
+      append("bdi", data.labels[shown[where.row].site], heading);
       append("p", `${nameOf(where.day)} (UTC)`, tip);
       const table = append("table", null, tip);
       const head = append("tr", null, append("thead", null, table));
@@ -287,6 +405,7 @@
   function byKey(event) {
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (event.key === "Escape") return choose(null);
+    if (event.key === "Enter") return open(chosen);
     if (!(event.key in steps) || !shown.length) return;
     event.preventDefault();
     pointer = null;
@@ -303,7 +422,7 @@
       { x: box.left + labels + (day + 1) * cell - map.scrollLeft, y: box.top + HEAD + (row + 1) * ROW - map.scrollTop },
     );
     element("announcement").textContent = [
-      `${data.sites[shown[row].site]}, ${nameOf(day)} UTC`,
+      `${data.labels[shown[row].site]}, ${nameOf(day)} UTC`,
       ...details({ day, row }).map((values) =>
         values.map((value, i) => (i && i < 5 ? (value === "" ? "" : `${HEADINGS[i]} ${value}`) : value)).filter(String).join(", ")),
     ].join("; ");
@@ -314,10 +433,23 @@
     choose(at(pointer.x, pointer.y), pointer);
   }
 
+  // The first touch of a cell shows it, the second opens it.
+  function byClick(event) {
+    const where = at(event.clientX, event.clientY), before = touched;
+    touched = where && `${where.row} ${where.day}`;
+    if (event.pointerType !== "touch" || touched === before) open(where);
+  }
+
   function listen() {
-    element("filter").addEventListener("submit", (event) => event.preventDefault());
-    element("kind").addEventListener("change", filter);
-    element("site").addEventListener("input", filter);
+    form.addEventListener("submit", (event) => { if (root === undefined) event.preventDefault(); });
+    for (const name of FILTERS) element(name).addEventListener("input", () => { filter(); remember(); });
+    window.addEventListener("hashchange", recall);
+    element("paging").addEventListener("submit", (event) => event.preventDefault());
+    for (const [name, step] of [["before", -1], ["after", 1]]) {
+      element(name).addEventListener("click", () => { page += step; list(); });
+    }
+    element("rows").addEventListener("input", list);
+    canvas.addEventListener("click", byClick);
     canvas.addEventListener("pointermove", byPointer);
     canvas.addEventListener("pointerdown", byPointer);
     canvas.addEventListener("pointerleave", () => { pointer = null; choose(null); });
@@ -326,15 +458,21 @@
     // Scrolling moves other cells under a pointer that does not move.
     map.addEventListener("scroll", () => (pointer ? choose(at(pointer.x, pointer.y), pointer) : redraw()));
     window.addEventListener("resize", layOut);
+    window.addEventListener("beforeprint", print);
+    window.addEventListener("afterprint", printed);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", layOut);
+    new MutationObserver(layOut).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   }
 
   async function begin() {
     data = await unpack(element("data").textContent);
     element("data").remove();
-    for (const type of new Set(data.kinds.map(([type]) => type))) append("option", type, element("kind")).value = type;
+    for (const type of new Set(data.kinds.map(([type]) => type))) append("option", type, element("type")).value = type;
+    for (const seconds of [...new Set(data.kinds.map(([, seconds]) => seconds))].sort((a, b) => a - b)) {
+      append("option", `${seconds / 60} min`, element("resolution")).value = seconds;
+    }
     listen();
-    filter();
+    recall();
     canvas.dataset.ready = "";
   }
 
@@ -342,6 +480,6 @@
     map.hidden = true;
     element("trouble").hidden = false;
     element("trouble").textContent =
-      `The heat map could not be drawn (${error}). Use a browser from 2023 or later. The table below is complete.`;
+      `The heat map could not be drawn (${error}). Use a browser from 2024 or later. The table below lists the worst sites.`;
   });
 })();

@@ -1,0 +1,86 @@
+"""Drawings of a site's day as SVG. For the app."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from airflow_provider_stem.completeness.source import Curve, Restatement
+
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 960, 150, 56, 10, 22
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """
+    Shapes of a chart, in its own coordinates. The template draws them.
+
+    :param path: steps of the values, one for each interval; a gap where there is no value.
+    :param absent: left edge and width of each run of missing intervals.
+    :param old: centres of the values that loads have replaced.
+    :param ticks: values of the vertical axis, and their heights.
+    """
+
+    path: str
+    absent: tuple[tuple[float, float], ...]
+    old: tuple[tuple[float, float], ...]
+    ticks: tuple[tuple[str, float], ...]
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    left: int = _LEFT
+    top: int = _TOP
+    bottom: int = _HEIGHT - _BOTTOM
+
+
+def chart(curve: Curve, restated: Iterable[Restatement]) -> Chart:
+    """
+    Return the chart of a stream's day.
+
+    :param curve: the values.
+    :param restated: changed values of all streams of that day.
+    """
+    counts = curve.counts
+    old = {
+        (one.end - one.end.replace(hour=0, minute=0, second=0)).seconds // counts.resolution - 1: one.old_kw
+        for one in restated
+        if (one.stream_type, one.resolution) == (counts.stream_type, counts.resolution) and one.old_kw is not None
+    }
+    last = 86_400 // counts.resolution
+    # The last interval ends at midnight, of the next day.
+    old = {number % last: kw for number, kw in old.items()}
+    known = [kw for kw in (*curve.values.values(), *old.values()) if kw is not None]
+    low, high = min(0.0, *known, 0.0), max(0.0, *known, 0.0)
+    span = high - low or 1.0
+
+    def x(number: float) -> float:
+        return round(_LEFT + (_WIDTH - _LEFT - 8) * number / last, 1)
+
+    def y(kw: float) -> float:
+        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * (kw - low) / span, 1)
+
+    steps, before = [], None
+    for number, kw in sorted(curve.values.items()):
+        if kw is None:
+            before = None
+            continue
+        steps.append(f"{'L' if before == number - 1 else 'M'}{x(number)} {y(kw)}H{x(number + 1)}")
+        before = number
+    return Chart(
+        path="".join(steps),
+        absent=tuple((x(begin), round(x(end) - x(begin), 1)) for begin, end in _runs(curve.missing)),
+        old=tuple((x(number + 0.5), y(kw)) for number, kw in sorted(old.items())),
+        ticks=tuple((f"{kw:,.4g}", y(kw)) for kw in sorted({low, 0.0, high})),
+    )
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Iterate over runs of successive numbers: the first, and the one after the last."""
+    begin = end = None
+    for number in numbers:
+        if begin is not None and number != end:
+            yield begin, end  # type: ignore[misc]
+            begin = None
+        begin = number if begin is None else begin
+        end = number + 1
+    if begin is not None:
+        yield begin, end  # type: ignore[misc]
