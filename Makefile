@@ -59,7 +59,8 @@ test: venv  ## Run the tests. AIRFLOW=2.11: another Airflow. ARGS=...: for pytes
 test-examples: venv  ## Run the demo, the README and the example DAGs, over days and months.
 	$(PYTEST) tests/examples --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-browser: venv  ## Test Airflow's pages and the completeness page in Chromium (Debian: chromium).
+test-browser: venv  ## Test Airflow's pages and those of completeness in Chromium (Debian: chromium, npm).
+	npm ci --silent --prefix tests/browser/axe
 	$(PYTEST) tests/browser $(ARGS)
 
 test-cluster: venv  ## Load ten thousand sites on Celery while parts are killed (Debian: postgresql redis-server).

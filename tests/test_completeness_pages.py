@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -79,7 +80,7 @@ def browser(airflow_app, engine, monkeypatch):
     ]
     load_sites(read_records(records), engine.session())
     bucket = Bucket()
-    streams = {
+    streams: dict[tuple[str, str], list[Any]] = {
         ("site-1", "MONITOR"): [1.5, ..., *[float(n) for n in range(94)]],
         ("site-1", "CONVERTER"): [2.0] * 96,
         (HOSTILE, "MONITOR"): [1.0] * 96,
@@ -218,7 +219,12 @@ def test_a_page_is_made_again_only_after_a_load(browser, engine, monkeypatch):
 
     made = []
     make = app._heat_map
-    monkeypatch.setattr(app, "_heat_map", lambda *given: made.append(given) or make(*given))
+
+    def count(*given):
+        made.append(given)
+        return make(*given)
+
+    monkeypatch.setattr(app, "_heat_map", count)
     address = f"/stem/completeness?{PERIOD}"
     first = browser.get(address)
     assert browser.get(address + "&site=1").text == first.text

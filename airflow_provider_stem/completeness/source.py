@@ -32,7 +32,7 @@ FROM (
     WHERE day BETWEEN ? AND ?
 ) AS cells
 GROUP BY site_id, stream_type, resolution
-"""  # noqa: S608 - the values are constants
+"""  # noqa: S608  # nosec B608 - the values are constants
 _VERSION = f"""
 SELECT loads.number, loads.last, sites.number, sites.last, sites.listed
 FROM (SELECT count(*) AS number, CAST(max(loaded_at) AS VARCHAR) AS last FROM {SCHEMA}.loads) AS loads
@@ -41,32 +41,31 @@ CROSS JOIN (
         CAST(max(last_listed_at) AS VARCHAR) AS listed
     FROM {SCHEMA}.sites
 ) AS sites
-"""  # noqa: S608
-_NAMES = f"SELECT site_id, name FROM {SCHEMA}.sites WHERE valid_to IS NULL"  # noqa: S608
-_LOADED = f"SELECT min(day), max(day) FROM {SCHEMA}.covered_days"  # noqa: S608
-_SITE = f"SELECT name, client_id, time_zone FROM {SCHEMA}.sites WHERE site_id = ? AND valid_to IS NULL"  # noqa: S608
+"""  # noqa: S608  # nosec B608
+_NAMES = f"SELECT site_id, name FROM {SCHEMA}.sites WHERE valid_to IS NULL"  # noqa: S608  # nosec B608
+_SITE = f"SELECT name, client_id, time_zone FROM {SCHEMA}.sites WHERE site_id = ? AND valid_to IS NULL"  # noqa: S608  # nosec B608
 _DAYS = f"""
 SELECT stream_type, resolution, day, expected, received, late, status FROM {SCHEMA}.completeness
 WHERE site_id = ? AND day BETWEEN ? AND ? ORDER BY day DESC, stream_type, resolution
-"""  # noqa: S608
+"""  # noqa: S608  # nosec B608
 _VALUES = f"""
 SELECT stream_type, resolution, CAST(extract(EPOCH FROM interval_end) AS BIGINT), kw_total_avg FROM {SCHEMA}.streams
 WHERE site_id = ? AND interval_end > ? AND interval_end <= ?
-"""  # noqa: S608
-_COVERED = f"SELECT resolution, covered_am, covered_pm FROM {SCHEMA}.covered_days WHERE day = ?"  # noqa: S608
+"""  # noqa: S608  # nosec B608
+_COVERED = f"SELECT resolution, covered_am, covered_pm FROM {SCHEMA}.covered_days WHERE day = ?"  # noqa: S608  # nosec B608
 _RESTATED = f"""
 SELECT stream_type, resolution, CAST(extract(EPOCH FROM interval_end) AS BIGINT), old_kw, new_kw,
     CAST(extract(EPOCH FROM changed_at) AS BIGINT), dag_id, run_id
 FROM {SCHEMA}.restatements
 WHERE site_id = ? AND interval_end > ? AND interval_end <= ?
 ORDER BY changed_at, interval_end, stream_type LIMIT {_MAX_RESTATEMENTS}
-"""  # noqa: S608
+"""  # noqa: S608  # nosec B608
 _LOADS = f"""
 SELECT uri, dag_id, run_id, CAST(extract(EPOCH FROM loaded_at) AS BIGINT), resolution, inserted, changed
 FROM {SCHEMA}.loads
 WHERE window_start < ? AND window_end > ? AND row_count > 0
 ORDER BY loaded_at DESC, uri LIMIT {_MAX_LOADS}
-"""  # noqa: S608
+"""  # noqa: S608  # nosec B608
 _CHANGES = f"""
 SELECT changes.site_id, sites.name, stream_type, resolution, day, count(*),
     sum((coalesce(new_kw, 0) - coalesce(old_kw, 0)) * resolution / 3600.0),
@@ -81,7 +80,7 @@ LEFT JOIN (SELECT site_id, name FROM {SCHEMA}.sites WHERE valid_to IS NULL) AS s
     ON sites.site_id = changes.site_id
 GROUP BY changes.site_id, sites.name, stream_type, resolution, day
 ORDER BY day DESC, changes.site_id, stream_type, resolution LIMIT ? OFFSET ?
-"""  # noqa: S608
+"""  # noqa: S608  # nosec B608
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +173,6 @@ def read_cells(session: Session, first_day: date, last_day: date) -> Cells:
 def read_names(session: Session) -> dict[str, str | None]:
     """Return the current names of all sites by id."""
     return dict(session.execute(_NAMES))
-
-
-def read_loaded_days(session: Session) -> tuple[date, date] | None:
-    """Return the first and the last UTC day that has data; ``None`` before the first load."""
-    [(first, last)] = session.execute(_LOADED)
-    return None if first is None else (first, last)
 
 
 def read_site(session: Session, site_id: str) -> tuple[str | None, str | None, str | None]:
