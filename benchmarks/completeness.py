@@ -1,5 +1,5 @@
 """
-Cost of the completeness page: seconds, CPU seconds and memory of the example DAG's task, for each engine.
+Cost of the completeness page: of the example DAG's task, and of the page in Airflow's API server, for each engine.
 
 Fills the tables of a warehouse with many sites and days, without streams, which completeness does not read. Then runs
 the task of ``stem_completeness``, which queries the view and writes the page to a real S3 server::
@@ -98,6 +98,35 @@ def publish(days: int) -> dict[str, Any]:
     return cost | {"mb": int(peak.split()[1]) >> 10, "result": result}
 
 
+def serve(days: int) -> dict[str, Any]:
+    """Request the heat map from Airflow's API server: first, again, and again from a browser that has it."""
+    from airflow.api_fastapi.app import create_app, get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from airflow.utils.db import initdb
+    from fastapi.testclient import TestClient
+
+    initdb()
+    client = TestClient(create_app(apps="core"))
+    # Airflow gives every user this class.
+    token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="viewer", role="viewer"))
+    client.cookies.set("_token", token)
+    last = datetime.now(UTC).date() - timedelta(days=1)
+    address = f"/stem/completeness?first_day={last - timedelta(days=days - 1)}&last_day={last}"
+    costs: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    for name in ("first", "again", "known"):
+        cpu, began = time.process_time(), time.perf_counter()
+        answer = client.get(address, headers=headers if name == "known" else {})
+        costs[name] = {
+            "status": answer.status_code,
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - cpu,
+            "bytes": int(answer.headers.get("content-length", 0)),
+        }
+        headers = {"If-None-Match": answer.headers["etag"]}
+    return costs
+
+
 def main() -> None:
     """Fill each engine, run the task in a process of its own, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,13 +134,16 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=90)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", nargs="+", default=["duckdb", "postgres"])
-    parser.add_argument("--step", choices=["fill", "publish"], help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=["fill", "publish", "serve"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step == "fill":
         fill(options.sites, options.days)
         return
     if options.step == "publish":
         print(json.dumps(publish(options.days)))
+        return
+    if options.step == "serve":
+        print(json.dumps(serve(options.days)))
         return
 
     from tests.servers import progress
@@ -129,6 +161,8 @@ def main() -> None:
                 "AIRFLOW_CONN_STEM_WAREHOUSE": json.dumps(warehouse),
                 "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                "AIRFLOW__STEM__COMPLETENESS_CONN_ID": "stem_warehouse",
+                "AIRFLOW_HOME": f"{name}/airflow",
             },
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -156,6 +190,13 @@ def main() -> None:
                     print(
                         f"| {engine} | {cost['seconds']:.1f} | {cost['cpu_seconds']:.1f} | {cost['mb']} | "
                         f"{result['streams'] * options.days:,} | {result['missing']:,} | {result['late']:,} |",
+                        flush=True,
+                    )
+                progress(f"Requesting the page in Airflow from {engine}")
+                for name_of, cost in json.loads(run("serve", warehouse).splitlines()[-1]).items():
+                    print(
+                        f"| {engine}, page in Airflow, {name_of} ({cost['status']}) | {cost['seconds']:.2f} | "
+                        f"{cost['cpu_seconds']:.2f} | {cost['bytes']:,} bytes |",
                         flush=True,
                     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from airflow_provider_stem.completeness.source import Curve, Restatement
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 960, 150, 56, 10, 22
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 150, 56, 940, 10, 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Chart:
     width: int = _WIDTH
     height: int = _HEIGHT
     left: int = _LEFT
+    right: int = _RIGHT
     top: int = _TOP
     bottom: int = _HEIGHT - _BOTTOM
 
@@ -53,7 +54,7 @@ def chart(curve: Curve, restated: Iterable[Restatement]) -> Chart:
     span = high - low or 1.0
 
     def x(number: float) -> float:
-        return round(_LEFT + (_WIDTH - _LEFT - 8) * number / last, 1)
+        return round(_LEFT + (_RIGHT - _LEFT) * number / last, 1)
 
     def y(kw: float) -> float:
         return round(_HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * (kw - low) / span, 1)

@@ -15,6 +15,7 @@
     event.preventDefault();
     const copy = window.parent.document.createElement("a");
     copy.href = link.href;
+    copy.target = link.target;
     window.parent.document.body.append(copy);
     copy.click();
     copy.remove();

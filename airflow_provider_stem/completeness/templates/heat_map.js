@@ -231,6 +231,11 @@
     element("printed").textContent = `On paper ${parts.join("; ")}.`;
   }
 
+  // What is drawn for paper stays until it is printed.
+  function fit() {
+    if (!("print" in document.documentElement.dataset)) layOut();
+  }
+
   function printed() {
     delete document.documentElement.dataset.print;
     map.style.width = extent.style.maxWidth = "";
@@ -457,11 +462,11 @@
     canvas.addEventListener("keydown", byKey);
     // Scrolling moves other cells under a pointer that does not move.
     map.addEventListener("scroll", () => (pointer ? choose(at(pointer.x, pointer.y), pointer) : redraw()));
-    window.addEventListener("resize", layOut);
+    window.addEventListener("resize", fit);
     window.addEventListener("beforeprint", print);
     window.addEventListener("afterprint", printed);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", layOut);
-    new MutationObserver(layOut).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", fit);
+    new MutationObserver(fit).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   }
 
   async function begin() {
