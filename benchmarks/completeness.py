@@ -121,7 +121,7 @@ def serve(days: int) -> dict[str, Any]:
             "status": answer.status_code,
             "seconds": time.perf_counter() - began,
             "cpu_seconds": time.process_time() - cpu,
-            "bytes": int(answer.headers.get("content-length", 0)),
+            "bytes": answer.num_bytes_downloaded,
         }
         headers = {"If-None-Match": answer.headers["etag"]}
     return costs

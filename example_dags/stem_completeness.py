@@ -61,8 +61,9 @@ with DAG(
                         following = ahead.submit(cursor.fetchmany, 10_000)
                         yield from batch
 
+        names = dict(warehouse.get_records("SELECT site_id, name FROM stem.sites WHERE valid_to IS NULL"))
         with TemporaryFile() as page:
-            summary = write_page(rows(), page, first_day=first, last_day=last, made=made)
+            summary = write_page(rows(), page, first_day=first, last_day=last, made=made, names=names)
             size = page.tell()
             page.seek(0)
             s3 = S3Hook(extra_args={"ContentType": CONTENT_TYPE})

@@ -341,6 +341,7 @@ def test_the_example_publishes_the_last_days_of_the_view(days, engine, publish, 
     warehouse = engine.connect()
     cursor = warehouse.cursor()
     cursor.execute("CREATE SCHEMA stem")
+    cursor.execute("CREATE TABLE stem.sites AS SELECT 'whole' AS site_id, 'West' AS name, NULL AS valid_to")
     # Some databases return the sum of integers as a decimal. The columns are in another order.
     cursor.execute(
         "CREATE TABLE stem.days (status text, late bigint, received decimal(20, 0), expected bigint, day date, "

@@ -279,6 +279,7 @@ def runs(s3_server, tmp_path_factory, request):
             "900 AS resolution, (current_date - 7)::date AS day, 96 AS expected, 90 AS received, 0 AS late, "
             "'missing' AS status"
         )
+        made.execute("CREATE TABLE stem.sites AS SELECT 'site-00001' AS site_id, 'One' AS name, NULL AS valid_to")
     times = [time.monotonic()]
     with Simulator(Settings(sites=len(SITES), clients=1, api_key=API_KEY)) as sim:
         environment = {
@@ -492,6 +493,7 @@ def test_the_third_example_publishes_the_rows_of_the_warehouse(runs):
         "sites": 1, "streams": 1, "expected": 96, "received": 90, "missing": 6, "late": 0,
     }  # fmt: skip
     assert b"1 site, 1 stream. 6.25 % of 96 expected intervals are missing, 0 came late." in page
+    assert b"One (site-00001)" in page
 
 
 def test_a_task_links_to_its_objects_and_is_named_after_its_batch(runs):
