@@ -39,22 +39,24 @@ pytestmark = [
 def airflow(tmp_path_factory):
     """Return an Airflow that has landed and loaded three days, after 87 others."""
     folder = tmp_path_factory.mktemp("pages")
-    warehouse = json.dumps({"conn_type": "duckdb", "host": str(folder / "warehouse.duckdb")})
     with Simulator(Settings(api_key="key", sites=SITES)) as simulator, S3Server(folder / "s3") as s3:
         s3.client().create_bucket(Bucket="stem-telemetry")
         fill(folder / "warehouse.duckdb")
         environment = {
             "AIRFLOW_CONN_STEM_DEFAULT": json.dumps({"conn_type": "stem", "host": simulator.url, "password": "key"}),
             "AIRFLOW_CONN_AWS_DEFAULT": s3.connection,
-            "AIRFLOW_CONN_STEM_WAREHOUSE": warehouse,
             "AIRFLOW__STEM__COMPLETENESS_CONN_ID": "stem_warehouse",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         dags = folder / "dags"
         dags.mkdir()
         (dags / "stem_warehouse.py").symlink_to(ROOT / "example_dags" / "stem_warehouse.py")
-        with AirflowServer(folder / "airflow", dags, environment=environment) as server:
+        with AirflowServer(folder / "airflow", dags, environment=environment, paused=True) as server:
             server.wait_for_dags("stem_warehouse")
+            # As users make it: in Airflow's database, which the API server reads itself.
+            warehouse = {"connection_id": "stem_warehouse", "conn_type": "duckdb"}
+            server.call("POST", "connections", json={**warehouse, "host": str(folder / "warehouse.duckdb")})
+            server.unpause()
             server.wait_until(lambda: server.runs("stem_warehouse"), "a run")
             assert server.wait_for_run("stem_warehouse", run_of(server)) == "success"
             yield server
