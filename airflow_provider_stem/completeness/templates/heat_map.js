@@ -218,7 +218,7 @@
     cell = Math.max(2, Math.min(28, Math.floor((PAPER - labels) / data.days)));
     const days = Math.min(data.days, Math.floor((PAPER - labels) / cell));
     width = labels + days * cell;
-    height = HEAD + rows * ROW + 6;
+    height = HEAD + rows * ROW;
     for (const box of [map, extent]) box.style.maxWidth = box.style.width = `${width}px`;
     extent.style.height = `${height}px`;
     size(2);
