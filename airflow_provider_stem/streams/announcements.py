@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Literal, TypedDict
 
 from airflow_provider_stem.streams.arrivals import Snapshot
@@ -80,10 +81,15 @@ class Announcements:
         """Return the first consecutive windows that are due for one reason, at most :data:`MAX_WINDOWS`."""
         if self._upto is None:
             self._upto = snapshot.oldest - 1
-        new = [number for number in range(self._upto + 1, snapshot.newest + 1) if number not in self._announced]
+        first_new = max(self._upto + 1, snapshot.oldest)
+        late = (number for number in range(self._upto + 1, snapshot.oldest) if number not in self._announced)
         due: dict[Reason, list[int]] = {
-            "complete": [number for number in new if self._is_complete(number, snapshot)],
-            "overdue": [number for number in new if number < snapshot.oldest],
+            "complete": [
+                number
+                for number in range(first_new, snapshot.newest + 1)
+                if number not in self._announced and self._is_complete(number, snapshot)
+            ],
+            "overdue": list(islice(late, MAX_WINDOWS)),
             "restated": [number for number in sorted(self._announced) if self._is_restated(number, snapshot)],
         }
         for reason, numbers in due.items():
