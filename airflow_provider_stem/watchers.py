@@ -172,8 +172,8 @@ class StemWindowsTrigger(BaseEventTrigger):
                     pending, is_saved = None, False
                 if poll.snapshot is not None:
                     due = announcements.next(poll.snapshot)
-                if not is_saved:
-                    await state.save(announcements.as_json())
+                if not is_saved and (record := announcements.as_json()):
+                    await state.save(record)
                     is_saved = True
             except Exception as exc:  # noqa: BLE001 - a trigger that raises is started again, and repeats its event
                 error = f"{type(exc).__name__}: {exc}"

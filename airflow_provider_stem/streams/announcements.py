@@ -105,18 +105,20 @@ class Announcements:
 
     def confirm(self, announcement: Announcement) -> None:
         """Record that an announcement was delivered, and drop the windows that are older than the look-back."""
-        assert self._upto is not None  # noqa: S101 - set by next
+        upto = announcement.oldest - 1 if self._upto is None else self._upto
         self._announced |= announcement.digests
         self._announced_at |= dict.fromkeys(announcement.digests, announcement.at)
-        while self._upto + 1 in self._announced:
-            self._upto += 1
-        for number in [number for number in self._announced if number < announcement.oldest and number <= self._upto]:
+        while upto + 1 in self._announced:
+            upto += 1
+        self._upto = upto
+        for number in [number for number in self._announced if number < announcement.oldest and number <= upto]:
             del self._announced[number]
             self._announced_at.pop(number, None)
 
-    def as_json(self) -> AnnouncementsRecord:
-        """Return the state as JSON."""
-        assert self._upto is not None  # noqa: S101 - set by next
+    def as_json(self) -> AnnouncementsRecord | None:
+        """Return the state as JSON; ``None`` before the first snapshot."""
+        if self._upto is None:
+            return None
         announced = {self._end(number): digest for number, digest in sorted(self._announced.items())}
         return {"upto": self._end(self._upto), "announced": announced}
 

@@ -165,5 +165,7 @@ def test_no_window_is_lost_or_announced_twice_in_any_history(seed):
     assert set(new) == set(values) | set(range(last - LOOKBACK + 1))
     all_due(state, snapshot(last, values, last + 2))
     ends = {number: iso(from_epoch((FIRST + number) * HOUR)) for number in range(last - LOOKBACK + 1, last + 1)}
-    known = state.as_json()["announced"]
+    saved = state.as_json()
+    assert saved is not None
+    known = saved["announced"]
     assert all(known.get(end) == values.get(number) for number, end in ends.items())
