@@ -37,7 +37,7 @@ LAYERS: Mapping[str, Sequence[str]] = {
         *("completeness.app", "completeness.runs"),
     ),
     "Warehouse": ("warehouse", "iceberg", "completeness", "dbt"),
-    "Streams": ("streams",),
+    "Streams": ("streams", "costs"),
     "API client": ("api",),
     "Common": ("", "connection_form", "disk", "errors", "text"),
     "Simulator": ("simulator",),

@@ -73,7 +73,8 @@ with DAG(
     @task(outlets=[HISTORY], trigger_rule="all_done")
     def enter(pieces: list[dict[str, Any]] | None, receipts: list[Any] | None, **context: Any) -> None:
         """Enter in the ledger what landed and what failed, and what landed in the asset event."""
-        landed = [receipt for receipt in receipts or () if receipt]
+        # As a slice: when receipts of mapped tasks are iterated over, Airflow 3 logs an error after the last one.
+        landed = [receipt for receipt in (receipts or [])[:] if receipt]
         with final_errors("stem_default"):
             Ledger(BUCKET, "stem/ledger", STREAM_TYPES).enter(pieces or (), landed, count_tries=True)
         if not landed:
@@ -84,7 +85,8 @@ with DAG(
     @task
     def sum_up(receipts: list[Any]) -> dict[str, int]:
         """Return the counts of the whole run."""
-        return {name: sum(receipt[name] for receipt in receipts) for name in ("rows", "missing", "requests")}
+        read = receipts[:]
+        return {name: sum(receipt[name] for receipt in read) for name in ("rows", "missing", "requests")}
 
     enter(pieces, land.output)
     sum_up(land.output)

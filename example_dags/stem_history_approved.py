@@ -35,19 +35,19 @@ with DAG(
     # [START ask]
     @task.branch
     def plan(batches: list[dict[str, Any]], **context: Any) -> str:
-        """Compute what the period costs, and choose the next task."""
-        from airflow_provider_stem.streams.sites import read_sites
-        from airflow_provider_stem.streams.windows import Window
+        """Compute what ``stem plan`` shows of the period, and choose the next task."""
+        from airflow_provider_stem.costs import LandingCosts
 
         params = context["params"]
         first, last = (datetime.fromisoformat(params[name]).replace(tzinfo=UTC) for name in ("first_day", "last_day"))
-        window = Window.covering(first, last + timedelta(days=1), 900)
-        requests = sum(len(read_sites(batch["sites"])) for batch in batches) * len(list(window.parts()))
-        context["ti"].xcom_push(key="cost", value=f"{requests:,} requests for {window}")
-        if requests <= params["limit"]:
+        costs = LandingCosts((batch["sites"] for batch in batches), partition="day")
+        costs.add(first, last + timedelta(days=1))
+        lines = [f"- {name}: {text}" for name, text in costs.described().items()]
+        context["ti"].xcom_push(key="costs", value="\n".join(lines))
+        if costs.requests <= params["limit"]:
             return "approved"
         if ApprovalOperator is None:
-            raise AirflowFailException(f"{requests:,} requests are above the limit. Use a shorter period.")
+            raise AirflowFailException(f"{costs.requests:,} requests are above the limit. Use a shorter period.")
         return "ask"
 
     next_task = plan(sites.output)
@@ -57,7 +57,7 @@ with DAG(
         ask = ApprovalOperator(
             task_id="ask",
             subject="Land {{ params.first_day }} to {{ params.last_day }}?",
-            body="This costs {{ ti.xcom_pull(task_ids='plan', key='cost') }}.",
+            body="{{ ti.xcom_pull(task_ids='plan', key='costs') }}",
             defaults="Reject",
             response_timeout=timedelta(days=1),
         )

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, Asset, task
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset, task
 
 from airflow_provider_stem.assets import combined, landed_objects
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
@@ -56,7 +56,7 @@ else:
     # [START monthly]
     with DAG(
         dag_id="stem_monthly_energy",
-        description="Energy of each site and month, once all days have landed",
+        description="Energy of each site, stream type and month, once all days have landed",
         schedule=PartitionedAssetTimetable(
             assets=DAYS,
             default_partition_mapper=RollupMapper(
@@ -69,20 +69,28 @@ else:
     ):
 
         @task(outlets=[ENERGY])
-        def sum_up(**context: Any) -> dict[str, float]:
-            """Return the kWh of each site that the month's objects hold."""
+        def sum_up(**context: Any) -> list[dict[str, Any]]:
+            """Return the kWh of each site and stream type in the month, and of how many intervals a value is known."""
             import pyarrow as pa
+            import pyarrow.compute as pc
             import pyarrow.parquet as pq
             from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-            s3, kwh = S3Hook(), dict[str, float]()
+            keys, s3 = ["site_id", "stream_type"], S3Hook()
+            days = []  # the sums of each object: the memory does not depend on the number of rows in a month
             for landed in landed_objects(context):
                 bucket, key = s3.parse_s3_url(landed["uri"])
                 body = s3.get_conn().get_object(Bucket=bucket, Key=key)["Body"].read()
-                for row in pq.read_table(pa.BufferReader(body)).to_pylist():
-                    energy = (row["kw_total_avg"] or 0.0) * row["resolution"] / 3600
-                    kwh[row["site_id"]] = kwh.get(row["site_id"], 0.0) + energy
-            return kwh
+                rows = pq.read_table(pa.BufferReader(body))
+                hours = pc.divide(rows["resolution"].cast(pa.float64()), 3600.0)
+                kwh = rows.append_column("kwh", pc.multiply(rows["kw_total_avg"], hours))
+                # An unknown value is left out, not 0. The sum is null if no value is known.
+                days.append(kwh.group_by(keys).aggregate([("kwh", "sum"), ("kwh", "count")]))
+            if not days:
+                raise AirflowSkipException("No event of a day started this run.")
+            month = pa.concat_tables(days).group_by(keys).aggregate([("kwh_sum", "sum"), ("kwh_count", "sum")])
+            energy: list[dict[str, Any]] = month.rename_columns([*keys, "kwh", "intervals"]).to_pylist()
+            return energy
 
         sum_up()
     # [END monthly]

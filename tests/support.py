@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from types import SimpleNamespace
@@ -174,6 +175,20 @@ def run_context(start=None, end=None, **more):
         context["data_interval_start"] = instant(start)
         context["data_interval_end"] = instant(end)
     return context
+
+
+class OfMappedTasks(Sequence[object]):
+    """What mapped tasks returned, as Airflow presents it; it logs an error for an item that does not exist."""
+
+    def __init__(self, returned):
+        self.returned = returned
+
+    def __len__(self):
+        return len(self.returned)
+
+    def __getitem__(self, key):
+        assert isinstance(key, slice) or key < len(self), "XCom not found"
+        return self.returned[key]
 
 
 def expected_rows(sim, sites, types, resolution, start, end):

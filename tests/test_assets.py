@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from airflow_provider_stem.assets import as_alias_extra, combined, event_extras, landed_objects, summary
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.records import read_objects
-from tests.support import instant
+from tests.support import OfMappedTasks, instant
 
 
 def landed(name, rows=1):
@@ -143,20 +141,6 @@ def test_a_receipt_is_one_line(counts, line):
         twice = "192 of 192 sites complete, 55,296 rows, 0 missing; window 2025-07-01T00:00:00Z to 2025-07-03T00:00:00Z"
         later = found | receipt("2025-07-02T00:00:00Z", "2025-07-03T00:00:00Z") | complete
         assert summary([later, found]) == twice
-
-
-class OfMappedTasks(Sequence[Any]):
-    """What mapped tasks returned, as Airflow presents it; it logs an error for an item that does not exist."""
-
-    def __init__(self, returned):
-        self.returned = returned
-
-    def __len__(self):
-        return len(self.returned)
-
-    def __getitem__(self, key):
-        assert isinstance(key, slice) or key < len(self), "XCom not found"
-        return self.returned[key]
 
 
 @pytest.mark.parametrize("number", [1, 100, 250])

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support import expected_rows, landed_rows, run_context
+from tests.support import OfMappedTasks, expected_rows, landed_rows, run_context
 
 ROOT = Path(__file__).parents[2]
 TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
@@ -68,7 +68,7 @@ class Loading:
     def enter(self, module, pieces, receipts):
         """Run the task `enter`, and return the extra of its asset event."""
         context = run_context()
-        module.dag.get_task("enter").python_callable(pieces, receipts, **context)
+        module.dag.get_task("enter").python_callable(pieces, OfMappedTasks(receipts), **context)
         return context["outlet_events"][self.daily.TELEMETRY if module is self.daily else self.history.HISTORY].extra
 
     def run_day(self, day, run_type="scheduled"):

@@ -6,7 +6,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from tests.examples.loading import LATE, SITES, START, TYPES, context_of, load, loading
-from tests.support import expected_rows, run_context
+from tests.support import OfMappedTasks, expected_rows, run_context
 
 __all__ = ["loading"]
 
@@ -148,4 +148,4 @@ def test_the_event_lists_what_landed_even_if_other_batches_and_the_run_fail(load
     # A run succeeds only if all of its leaf tasks succeed.
     assert {task.task_id for task in loading.daily.dag.leaves} == {"enter", "sum_up"}
     assert sum_up.upstream_task_ids == {"land_streams"}
-    assert sum_up.python_callable(receipts)["rows"] == extra["rows"]
+    assert sum_up.python_callable(OfMappedTasks(receipts))["rows"] == extra["rows"]
