@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_stem.streams.sites import read_sites
-from airflow_provider_stem.streams.windows import Partition, Window
+from airflow_provider_stem.streams.stream_types import parse_stream_types
+from airflow_provider_stem.streams.windows import Partition, Window, check_resolution
 
 __all__ = ["LandingCosts"]
 
@@ -28,7 +29,7 @@ class LandingCosts:
         on (guide: "Obtaining sites"). The requests of the listing, and retries, come on top.
     :ivar writes: number of PUTs of objects. With a look-back, several runs write an object.
     :ivar rows: number of intervals that are expected.
-    :raises StemConfigError: the sites of a batch are invalid, or there are none.
+    :raises StemConfigError: the sites of a batch are invalid, or it has none; or the API lacks a type or resolution.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class LandingCosts:
         resolution: int = 900,
         partition: Partition = "interval",
     ) -> None:
+        check_resolution(resolution)
+        types = parse_stream_types(stream_types)
         self.runs = self.tasks = self.requests = self.writes = self.rows = 0
         self._resolution = resolution
         self._partition = partition
@@ -52,7 +55,7 @@ class LandingCosts:
         for batch in batches:
             self._batches += 1
             for site in read_sites(batch):
-                starts = [site.expected_from(name, resolution) or 0 for name in stream_types if not site.lacks(name)]
+                starts = [site.expected_from(name, resolution) or 0 for name in types if not site.lacks(name)]
                 self._streams += starts
                 self._sites += [min(starts)] if starts else []
         self._streams.sort()

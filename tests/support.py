@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -177,7 +178,7 @@ def run_context(start=None, end=None, **more):
     return context
 
 
-class OfMappedTasks(Sequence[object]):
+class OfMappedTasks(Sequence[Any]):
     """What mapped tasks returned, as Airflow presents it; it logs an error for an item that does not exist."""
 
     def __init__(self, returned):

@@ -162,7 +162,7 @@ def planned(output):
 @pytest.mark.parametrize(
     ("settings", "resolution", "lookback"),
     [
-        ("resolution=1800", 1800, None),
+        ("resolution=1800, stream_types='MONITOR'", 1800, None),
         (
             "resolution=3600, stream_types=['MONITOR', 'CONVERTER'], partition='hour', lookback=timedelta(hours=2)",
             3600,
