@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["StemHook"]
 
 _TEST_TIMEOUT = 15.0
+_TYPES = (None, "", "stem", "generic", "http", "https")  # a connection may have been created without the provider
 
 
 class StemHook(BaseHook):
@@ -226,6 +227,12 @@ class StemHook(BaseHook):
     def _config_of(connection: Connection) -> ClientConfig:
         from airflow_provider_stem.api.config import ClientConfig
 
+        # The secret of a connection to another service must not be sent to Stem.
+        if connection.conn_type not in _TYPES:
+            raise StemConfigError(
+                f"The connection has the type {connection.conn_type!r}. Use one of type 'stem', or correct the "
+                "connection id in the task."
+            )
         defaults = {name: conf.get("stem", name, fallback="") for name in ("timeout", "max_attempts", "page_size")}
         return ClientConfig.from_connection(
             host=connection.host,

@@ -151,7 +151,7 @@ class StemCompletenessNotifier(BaseNotifier):
             )
             subject += f"; {unloaded:,} of these days not loaded" if unloaded else ""
         else:
-            subject += "nothing was loaded"
+            subject += "no interval is expected. Check that these days and the sites were loaded"
         text = "\n".join([subject, *self._lines(sites)])
         parts = {"subject": subject, "text": text, "html": f"<pre>{html.escape(text)}</pre>"}
         # Not by calling it, which would render the text as a template: it contains names from the API.
@@ -176,8 +176,11 @@ class StemCompletenessNotifier(BaseNotifier):
         return found
 
     def _last_day(self, context: Context) -> date:
-        end = context.get("data_interval_end") or datetime.now(UTC)
-        return end.astimezone(UTC).date() - timedelta(days=1)
+        end: Any = context.get("data_interval_end")
+        run: Any = context.get("dag_run")
+        if end is None and isinstance(run, Mapping):  # a deadline has the run as JSON
+            end = run.get("data_interval_end") and datetime.fromisoformat(run["data_interval_end"])
+        return (end or datetime.now(UTC)).astimezone(UTC).date() - timedelta(days=1)
 
     def _lines(self, sites: Sequence[_Site]) -> list[str]:
         worst = sorted((site for site in sites if site.missing), key=lambda site: (-site.missing, site.site_id))

@@ -110,6 +110,10 @@ def test_a_pull_that_fails_leaves_the_file_as_it_was(stem, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["-o", "day.csv", "--from", "2025-07-01T00:00Z", "--to", "2025-07-01T00:10Z"],
+            "No interval of 900 s ends between --from and --to. Use a longer time.",
+        ),
         (["-o", "day.txt", *DAY], "--output 'day.txt' has no known extension. Use one of .parquet, .csv, .csv.zst, "),
         (["-o", "no/such/day.csv", *DAY], "--output 'no/such/day.csv' is in no folder. Create 'no/such'."),
         (
@@ -221,9 +225,9 @@ def test_a_plan_for_many_sites_needs_no_request(dag_file, stem, capsys):
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
-        ("", ["--sites", "0"], "--sites must be above 0, got 0."),
-        ("", ["--requests-per-second", "nan"], "--requests-per-second must be above 0, got nan."),
-        ("", ["--dag-id", "other"], "has no task with StemStreamsToS3Operator in other. Use another file or --dag-id."),
+        ("", ["--sites", "0"], "--sites must be a number from 1 to 10,000,000, got 0."),
+        ("", ["--requests-per-second", "nan"], "--requests-per-second must be a number from 0.001 to 1,000, got nan."),
+        ("", ["--dag-id", "other"], "has no task that lands streams in other. Use another file or --dag-id."),
         ("resolution=7", [], "cannot be imported. Correct it: "),
         ("partition='month'", ["--sites", "1"], "partition='month' writes whole UTC months, but the window ends at"),
     ],
@@ -323,7 +327,7 @@ def test_a_wrong_bucket_or_schedule_is_found_with_its_remedy(dag_file, stem, lak
     )
     [problem] = examined(capsys, dag_file("partition='day'"))[1]
     assert problem.startswith("schedule of daily.land: partition='day' writes whole UTC days, but the window ends at ")
-    _, problems = examined(capsys, dag_file(text="import nothing_of_this_name  # a dag of airflow"))
+    _, problems = examined(capsys, dag_file(text="import nothing_of_this_name"))
     assert len(problems) == 1
     assert "cannot be imported. Correct it: ModuleNotFoundError: No module named 'nothing_of_this_name'" in problems[0]
 
@@ -375,6 +379,32 @@ def command(*arguments):
         check=False,
         timeout=HUNG_AFTER,
     )
+
+
+def test_a_file_that_is_pulled_keeps_its_link_and_replaces_no_folder(stem, tmp_path, capsys):
+    target, link = tmp_path / "target.parquet", tmp_path / "day.parquet"
+    link.symlink_to(target)
+    assert main(["pull", "site-00001", *DAY, "-o", str(link)]) == 0
+    assert link.is_symlink()
+    assert pq.read_table(target).num_rows == 288
+    (tmp_path / "folder.csv").mkdir()
+    requests = len(stem.requests)
+    assert main(["pull", "site-00001", *DAY, "-o", str(tmp_path / "folder.csv")]) == 1
+    assert "exists, and is no regular file. Use another path." in capsys.readouterr().err
+    assert len(stem.requests) == requests
+
+
+def test_a_task_that_lands_in_a_folder_is_planned_and_checked(dag_file, stem, tmp_path, capsys):
+    text = DAGS.replace("StemStreamsToS3Operator", "StemStreamsToObjectStorageOperator")
+    text = text.replace('s3_bucket="BUCKET"', f'path="file://{tmp_path}/lake/"')
+    file = dag_file(text=text)
+    assert main(["plan", file, *DAY, "--sites", "8"]) == 0
+    assert planned(capsys.readouterr().out)["tasks"] > 0
+    lines, problems = examined(capsys, file)
+    assert not problems
+    assert any(line.startswith(f"ok       folder {tmp_path}/lake") for line in lines)
+    lines, problems = examined(capsys, "--bucket", "gopher://lake/x")
+    assert problems == ["bucket lake: Invalid --bucket gopher://. Use s3://, gs://, abfs:// or file:///."]
 
 
 def test_stem_is_a_command(stem, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from unittest.mock import Mock
 
@@ -201,3 +202,13 @@ def test_get_streams_rejects_wrong_arguments_before_any_request(arguments, optio
 def test_both_forms_of_the_connection_form_have_the_same_fields():
     assert set(CONN_FIELDS) == {"timeout", "max_attempts", "page_size", "verify", "requests_per_second"}
     assert StemHook.get_ui_field_behaviour()["relabeling"] == {"password": "API key (required)", "schema": "Scheme"}
+
+
+@pytest.mark.parametrize("conn_type", ["aws", "postgres", "Stem"])
+def test_the_secret_of_another_service_is_not_sent(conn_type, stem, monkeypatch):
+    fields = {**json.loads(os.environ["AIRFLOW_CONN_STEM_DEFAULT"]), "conn_type": conn_type}
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps(fields))
+    with pytest.raises(StemConfigError, match=f"The connection has the type '{conn_type}'. Use one of type 'stem'"):
+        list(StemHook("other").list_clients())
+    assert StemHook("other").test_connection()[0] is False
+    assert not stem.requests

@@ -88,9 +88,12 @@ def test_the_data_interval_sets_the_days(warehouse, sent):
     notify(context_of("2025-07-05T00:00Z", "2025-07-06T00:00Z"), days=1)
     assert [subject.partition(": ")[2] for subject, _ in sent] == [
         "33.33 % of 288 intervals missing, 192 late, at 1 of 3 sites",
-        "nothing was loaded",
+        "no interval is expected. Check that these days and the sites were loaded",
     ]
-    # Without one, as in a deadline, the days are the last ones.
+    # A deadline has the run as JSON.
+    notify({"dag_run": {"data_interval_end": "2025-07-03T00:00:00Z"}}, days=1)
+    assert sent[-1][0].startswith("[stem] Stem telemetry of 2025-07-02 (UTC): 33.33 %")
+    # Without one, the days are the last ones.
     notify(context_of(), days=1)
     today = datetime.now(UTC).date()
     assert sent[-1][0].startswith("[stem] Stem telemetry of 20")
@@ -101,7 +104,7 @@ def test_a_day_that_was_not_loaded_is_sent_in_any_case(warehouse, sent):
     notify(context_of("2025-07-05T00:00Z", "2025-07-06T00:00Z"), days=1, min_missing=1.0)
     notify(context_of("2025-07-03T00:00Z", "2025-07-04T00:00Z"), days=3, min_missing=1.0)
     assert [subject.partition("UTC): ")[2] for subject, _ in sent] == [
-        "nothing was loaded",
+        "no interval is expected. Check that these days and the sites were loaded",
         "34.38 % of 576 intervals missing, 378 late, at 2 of 3 sites; 1 of these days not loaded",
     ]
 

@@ -20,7 +20,8 @@ DEFAULT_BASE_URL = "https://app.stem.com/api/v1/"
 _DEFAULT_PATH = "/api/v1/"
 _MAX_SECONDS = 86_400
 _MAX_PAGE_SIZE = 100_000
-_MIN_RATE, _MAX_RATE = 0.001, 1_000
+MIN_RATE, MAX_RATE = 0.001, 1_000
+"""Limits of ``requests_per_second``."""
 _HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
 
 
@@ -223,7 +224,7 @@ def _page_size(value: object) -> int | None:
 
 def _rate(value: object) -> float | None:
     number = _number(value)
-    return number if number is not None and _MIN_RATE <= number <= _MAX_RATE else None
+    return number if number is not None and MIN_RATE <= number <= MAX_RATE else None
 
 
 def _number(value: object) -> float | None:
@@ -264,5 +265,5 @@ _EXPECTED = {
     "max_attempts": "an integer >= 1",
     "page_size": f"an integer from 1 to {_MAX_PAGE_SIZE:,}",
     "verify": "true, false or the path of an existing CA bundle",
-    "requests_per_second": f"a number from {_MIN_RATE} to {_MAX_RATE:,}",
+    "requests_per_second": f"a number from {MIN_RATE} to {MAX_RATE:,}",
 }

@@ -14,11 +14,20 @@ from airflow_provider_stem._arguments import is_known
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.intervals import wall_time_of_run
-from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from airflow_provider_stem.operators import (
+    StemSiteListOperator,
+    StemStreamsToObjectStorageOperator,
+    StemStreamsToS3Operator,
+)
 from airflow_provider_stem.streams.windows import Window
 
 _DEFAULTS = {
-    name: parameter.default for name, parameter in inspect.signature(StemStreamsToS3Operator).parameters.items()
+    operator: {
+        name: parameter.default
+        for name, parameter in inspect.signature(operator).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    for operator in (StemStreamsToS3Operator, StemStreamsToObjectStorageOperator)
 }
 
 
@@ -28,8 +37,7 @@ class LandingTask:
     A task that lands streams.
 
     :param dag: its DAG.
-    :param arguments: of :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator`, with its defaults; ``sites``
-        only if the task is not mapped.
+    :param arguments: of its operator, with the defaults; ``sites`` only if the task is not mapped.
     :param listing: the task that lists its sites, or ``None``.
     """
 
@@ -112,19 +120,22 @@ def landing_tasks(dag_file: str, dag_id: str | None = None) -> list[LandingTask]
     except ImportError:  # before Airflow 3.2
         from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
 
-    # Before Airflow 3.2 the examples are loaded too, if that is configured.
-    options: dict[str, Any] = {"include_examples": False}
-    bag = DagBag(dag_file, **(options if options.keys() <= inspect.signature(DagBag).parameters.keys() else {}))
+    # Before Airflow 3.2 the examples are loaded too, if that is configured. In safe mode, files without certain words
+    # are not imported.
+    options: dict[str, Any] = {"include_examples": False, "safe_mode": False}
+    known = inspect.signature(DagBag).parameters
+    bag = DagBag(dag_file, **{name: value for name, value in options.items() if name in known})
     for problem in bag.import_errors.values():
         raise StemConfigError(
             f"{dag_file!r} cannot be imported. Correct it: {one_line(problem.strip().splitlines()[-1])}"
         )
     return [
-        LandingTask(dag, task.task_id, _arguments(task), _listing(task))
+        LandingTask(dag, task.task_id, _arguments(task, defaults), _listing(task))
         for dag in bag.dags.values()
         if dag_id in (None, dag.dag_id)
         for task in dag.tasks
-        if issubclass(_class_of(task), StemStreamsToS3Operator)
+        for operator, defaults in _DEFAULTS.items()
+        if issubclass(_class_of(task), operator)
     ]
 
 
@@ -136,10 +147,10 @@ def _is_mapped(task: Any) -> bool:
     return hasattr(task, "partial_kwargs")
 
 
-def _arguments(task: Any) -> dict[str, Any]:
+def _arguments(task: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     if _is_mapped(task):
-        return {**_DEFAULTS, **{name: value for name, value in task.partial_kwargs.items() if name in _DEFAULTS}}
-    return {name: getattr(task, name) for name in _DEFAULTS if name != "kwargs"}
+        return {**defaults, **{name: value for name, value in task.partial_kwargs.items() if name in defaults}}
+    return {name: getattr(task, name) for name in defaults}
 
 
 def _listing(task: Any) -> StemSiteListOperator | None:

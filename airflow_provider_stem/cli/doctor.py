@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import entry_points, version
@@ -14,6 +15,8 @@ from airflow_provider_stem._text import missing_connection, one_line
 from airflow_provider_stem.cli import redacted
 from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
 from airflow_provider_stem.errors import StemConfigError, StemError
+from airflow_provider_stem.streams.keys import parse_path
+from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, check_bucket, resolve_address, split_uri
 
 _Found = Iterator[str]
 """What a check found, a line each. It raises an error for a problem."""
@@ -49,19 +52,21 @@ def _steps(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _F
             tasks.extend(landing_tasks(arguments.dag_file))
             yield f"{arguments.dag_file} has {', '.join(map(str, tasks)) or 'no task that lands streams'}"
             for task in tasks:
-                if _place(task) is None:
+                if _place_of(task) is None:
                     yield f"the bucket of {task} is a template. To check one, use --bucket"
 
         yield "DAG file", read_file
     for connection in sorted({task.arguments["stem_conn_id"] for task in tasks} or {arguments.stem_conn_id}):
         yield f"connection {connection}", partial(_api, connection)
-    places = {place for task in tasks if (place := _place(task))}
+    places = {place for task in tasks if (place := _place_of(task))}
     if arguments.bucket:
-        bucket, _, prefix = arguments.bucket.removeprefix("s3://").partition("/")
-        places = {(arguments.aws_conn_id, bucket, prefix)}
-    for aws_conn_id, bucket, prefix in sorted(places, key=str):
-        name = f"bucket {bucket or 'of the connection'}"
-        yield name, partial(_bucket, aws_conn_id, bucket, prefix)
+        scheme, bucket, prefix = split_uri(
+            arguments.bucket if "://" in arguments.bucket else f"s3://{arguments.bucket}"
+        )
+        conn_id = arguments.aws_conn_id if scheme == "s3" else DEFAULT_CONNECTIONS.get(scheme)
+        places = {_Place(scheme, conn_id, bucket, prefix)}
+    for place in sorted(places, key=str):
+        yield place.name, partial(_store, place)
     for task in tasks:
         yield f"schedule of {task}", partial(_schedule, task)
 
@@ -106,29 +111,51 @@ def _api(stem_conn_id: str) -> _Found:
     yield f"site {one_line(site['id'])} can be read: {rows:,} rows of {', '.join(types)} yesterday (UTC)"
 
 
-def _place(task: LandingTask) -> tuple[Any, str | None, str] | None:
-    """Return the AWS connection, the bucket and the folder that a task writes to; ``None`` if templates hide them."""
-    from airflow_provider_stem.streams.store import resolve_address, split_uri
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The folder that a task writes to; ``bucket`` is empty for that of the connection, and for a folder on a disk."""
 
-    aws_conn_id, s3_bucket, s3_key = (task.arguments[name] for name in ("aws_conn_id", "s3_bucket", "s3_key"))
-    if "{{" in f"{aws_conn_id} {s3_bucket} {split_uri(s3_key)[1]}":
+    scheme: str
+    conn_id: str | None
+    bucket: str
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        """The place in a line of the output."""
+        return f"folder /{self.prefix}" if self.scheme == "file" else f"bucket {self.bucket or 'of the connection'}"
+
+
+def _place_of(task: LandingTask) -> _Place | None:
+    """Return where a task writes, or ``None`` if templates hide it."""
+    arguments = task.arguments
+    address = arguments["path"] if "path" in arguments else arguments["s3_key"]
+    known = [split_uri(address)[1], *(arguments.get(name) for name in ("conn_id", "aws_conn_id", "s3_bucket"))]
+    if any("{{" in str(name) for name in known):
         return None
-    bucket, key = resolve_address(s3_bucket, s3_key)
-    return aws_conn_id, bucket, key.partition("{")[0].rpartition("/")[0]
+    if "path" in arguments:
+        path = parse_path(address)
+        scheme, conn_id, bucket, key = path.scheme, path.connection(arguments["conn_id"]), path.bucket, path.key
+    else:
+        bucket_or_none, key = resolve_address(arguments["s3_bucket"], address)
+        scheme, conn_id, bucket = "s3", arguments["aws_conn_id"], bucket_or_none or ""
+    return _Place(scheme, conn_id, bucket, key.partition("{")[0].rpartition("/")[0])
 
 
-def _bucket(aws_conn_id: str | None, bucket: str | None, prefix: str) -> _Found:
+def _store(place: _Place) -> _Found:
     """Check the permissions, conditional writes and the clock."""
-    from airflow_provider_stem._s3 import S3Store
-    from airflow_provider_stem.streams.store import check_bucket
+    from airflow_provider_stem._stores import open_store
 
-    if bucket is not None:
-        check_bucket("--bucket", bucket)
-    store = S3Store(aws_conn_id, bucket)
+    if place.scheme not in DEFAULT_CONNECTIONS:
+        raise StemConfigError(f"Invalid --bucket {place.scheme}://. Use s3://, gs://, abfs:// or file:///.")
+    if place.scheme != "file":
+        check_bucket("--bucket", place.bucket)
+    store = open_store(place.scheme, place.bucket, place.conn_id)
+    prefix = place.prefix
     folder = f"{prefix}/" if prefix else ""
     store.check(f"{folder}.stem-doctor", may_be_unconditional=False)
     yield f"{store.uri(prefix)}: objects can be written, with conditions"
-    next(store.keys(folder, required=True), None)
+    next(iter(store.keys(folder, required=True)), None)
     yield "objects can be listed"
     _, now = store.head(f"{folder}.stem-doctor")
     error = abs(datetime.now(UTC) - now)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TextIO
 
+from airflow_provider_stem.api.config import MAX_RATE, MIN_RATE
 from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
 from airflow_provider_stem.cli.progress import progress
 from airflow_provider_stem.cli.reading import instant
@@ -14,6 +15,8 @@ from airflow_provider_stem.costs import LandingCosts
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.windows import check_order
+
+_MAX_SITES = 10_000_000
 
 
 def plan(arguments: argparse.Namespace, output: TextIO) -> int:
@@ -24,13 +27,15 @@ def plan(arguments: argparse.Namespace, output: TextIO) -> int:
     """
     start, end = instant("--from", arguments.start), instant("--to", arguments.end)
     check_order(start, end)
-    for name, value in (("--sites", arguments.sites), ("--requests-per-second", arguments.requests_per_second)):
-        if value is not None and not value > 0:
-            raise StemConfigError(f"{name} must be above 0, got {value:g}.")
+    rate = arguments.requests_per_second
+    limits = {"--sites": (arguments.sites, 1, _MAX_SITES), "--requests-per-second": (rate, MIN_RATE, MAX_RATE)}
+    for name, (value, least, most) in limits.items():
+        if value is not None and not least <= value <= most:
+            raise StemConfigError(f"{name} must be a number from {least} to {most:,}, got {value:g}.")
     tasks = landing_tasks(arguments.dag_file, arguments.dag_id)
     if not tasks:
         raise StemConfigError(
-            f"{arguments.dag_file!r} has no task with StemStreamsToS3Operator in {arguments.dag_id or 'any DAG'}. Use "
+            f"{arguments.dag_file!r} has no task that lands streams in {arguments.dag_id or 'any DAG'}. Use "
             "another file or --dag-id."
         )
     for task in tasks:
@@ -41,7 +46,7 @@ def plan(arguments: argparse.Namespace, output: TextIO) -> int:
         costs = LandingCosts(_batches(task, arguments.sites), **settings)
         for window in progress(task.windows(start, end), "runs"):
             costs.add_window(window)
-        _print(task, costs, arguments.requests_per_second, output)
+        _print(task, costs, rate, output)
     return 0
 
 

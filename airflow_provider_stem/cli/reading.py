@@ -74,11 +74,13 @@ def pull(arguments: argparse.Namespace, output: TextIO) -> int:
     start, end = instant("--from", arguments.start), instant("--to", arguments.end)
     window = Window.covering(start, end, arguments.resolution)
     check_end(end, arguments.resolution)
+    if not window.intervals:
+        raise StemConfigError(
+            f"No interval of {arguments.resolution} s ends between --from and --to. Use a longer time."
+        )
     types = parse_stream_types(arguments.stream_types)
     wanted = read_sites(arguments.sites)
     check_count("--max-workers", arguments.max_workers)
-    if not path.parent.is_dir():
-        raise StemConfigError(f"--output {str(path)!r} is in no folder. Create {str(path.parent)!r}.")
     results: list[SiteResult[pa.RecordBatch]] = []
 
     def rows(incoming: Iterator[SiteResult[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
@@ -92,11 +94,12 @@ def pull(arguments: argparse.Namespace, output: TextIO) -> int:
     with StemHook(arguments.stem_conn_id).get_conn() as client:
         extraction: Extraction[pa.RecordBatch] = Extraction(client, types, window, lambda part: part)
         reading = progress(extraction.read(wanted, arguments.max_workers), "sites", len(wanted))
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        target = path.resolve()  # a link stays one
+        with NamedTemporaryFile(dir=target.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
                 count = file_format.write(rows(reading), cast("BinaryIO", file), compression, "portable")
                 Path(file.name).chmod(0o666 & ~_umask())
-                Path(file.name).replace(path)
+                Path(file.name).replace(target)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
@@ -129,7 +132,15 @@ def _umask() -> int:
 
 
 def _format_of(path: Path) -> tuple[FileFormat, str]:
-    """Return the format and the compression of the extension in a file's name."""
+    """
+    Return the format and the compression of the extension in a file's name.
+
+    :raises StemConfigError: there is no such format, or no file can be written there.
+    """
+    if not path.parent.is_dir():
+        raise StemConfigError(f"--output {str(path)!r} is in no folder. Create {str(path.parent)!r}.")
+    if path.exists() and not path.is_file():
+        raise StemConfigError(f"--output {str(path)!r} exists, and is no regular file. Use another path.")
     choices = {
         file_format.extension(compression): (file_format, compression)
         for file_format in FORMATS.values()
