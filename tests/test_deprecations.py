@@ -20,7 +20,7 @@ DEPRECATED = (
 # Each warning is assigned to the module whose line caused it, because a deprecated name often warns from within the
 # __getattr__ of its module. Imports between other packages are ignored.
 IMPORTS = """
-import importlib, importlib.util, json, pkgutil, sys, warnings
+import importlib, importlib.util, json, pkgutil, re, sys, warnings
 import airflow.models, airflow.settings  # these set their own filters
 import airflow_provider_stem
 
@@ -44,7 +44,7 @@ for module in pkgutil.walk_packages(airflow_provider_stem.__path__, "airflow_pro
         try:
             importlib.import_module(module.name)
         except ImportError as exc:
-            if "needs Airflow" not in str(exc):
+            if not re.search("needs? Airflow", str(exc)):
                 raise
 for path in sys.argv[1:]:
     spec = importlib.util.spec_from_file_location("file " + path, path)

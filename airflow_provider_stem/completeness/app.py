@@ -15,9 +15,6 @@ from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
-from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagAccessEntity
-from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_access_view
 from airflow.configuration import conf
 from airflow.utils.session import create_session
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
@@ -33,6 +30,13 @@ from airflow_provider_stem.completeness.page import content_policy, label_of, re
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.warehouse.connections import session_factory
 from airflow_provider_stem.warehouse.session import Session, check_schema
+
+try:
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagAccessEntity
+    from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_access_view
+except ImportError:
+    raise ImportError("The pages of completeness in Airflow's UI need Airflow 3.1 or later.") from None
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import requests
 
 from airflow_provider_stem._stores import open_store
 from airflow_provider_stem.streams.keys import parse_path
+from tests.servers.processes import HUNG_AFTER
 
 
 class Place:
@@ -87,7 +88,9 @@ class GcsPlace(Place):
             f"gs://{bucket}/",
             {"AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": connection, "STORAGE_EMULATOR_HOST": server.url},
         )
-        requests.post(f"{server.url}/storage/v1/b?project=test", json={"name": bucket}, timeout=60).raise_for_status()
+        requests.post(
+            f"{server.url}/storage/v1/b?project=test", json={"name": bucket}, timeout=HUNG_AFTER
+        ).raise_for_status()
         self.bucket = bucket
 
     def objects(self) -> dict[str, bytes]:
