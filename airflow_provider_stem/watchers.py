@@ -178,7 +178,7 @@ class StemWindowsTrigger(BaseEventTrigger):
             except Exception as exc:  # noqa: BLE001 - a trigger that raises is started again, and repeats its event
                 error = f"{type(exc).__name__}: {exc}"
                 # Without a traceback, since it can be repeated at each poll.
-                self.log.error("Cannot read or save what was announced in %s. %s", state.key, error)  # noqa: TRY400
+                self.log.error("Cannot read or save what was announced. Correct or delete %s: %s", state.key, error)  # noqa: TRY400
             if due is not None:
                 pending = due, poll
                 poll.has_event = True

@@ -249,7 +249,7 @@ def test_the_day_of_a_site_shows_values_gaps_changes_and_loads(browser):
     assert ["00:30", "0"] in rows
     assert "95 of 96 intervals received" in page
     assert "Missing: 00:15 (start" in page
-    assert ["2025-07-01 00:15", "MONITOR, 15 min", "1.5", "3.25", "2025-07-02 09:00", "dag · run"] in rows
+    assert ["2025-07-01 00:00", "MONITOR, 15 min", "1.5", "3.25", "2025-07-02 09:00", "dag · run"] in rows
     assert "/dags/dag/runs/run" in links_of(page)
     assert "/stem/completeness/sites/site-1/days/2025-07-02" in links_of(page)
     # Two curves, one with a gap and an old value.
@@ -298,7 +298,10 @@ def test_foreign_text_is_escaped_and_found_by_its_address(browser):
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("first_day=2025-07-02&last_day=2025-07-01", "The period has 0 days. Use 1 to 366 days."),
+        (
+            "first_day=2025-07-02&last_day=2025-07-01",
+            "last_day 2025-07-01 is before first_day 2025-07-02. Use a later last_day.",
+        ),
         ("first_day=1000-01-01&last_day=9999-01-01", "The period has 3,286,818 days. Use 1 to 366 days."),
         ("first_day=<b>", "Invalid first_day. Use days such as 2025-07-01."),
     ],

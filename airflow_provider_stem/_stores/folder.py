@@ -235,7 +235,8 @@ class FolderStore:
             yield
 
     def _path(self, key: str) -> Path:
-        return Path(f"/{key}")
+        # A link stays one: what it points to is read and written.
+        return Path(os.path.realpath(f"/{key}"))
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

@@ -310,7 +310,11 @@ def _period(first: date | None, last: date | None) -> tuple[date, date]:
     last = last or (first + timedelta(days=_DEFAULT_DAYS - 1) if first else _today() - timedelta(days=1))
     first = first or last - timedelta(days=_DEFAULT_DAYS - 1)
     number = (last - first).days + 1
-    if not 1 <= number <= _MAX_DAYS:
+    if number < 1:
+        raise HTTPException(
+            HTTPStatus.BAD_REQUEST, f"last_day {last} is before first_day {first}. Use a later last_day."
+        )
+    if number > _MAX_DAYS:
         raise HTTPException(HTTPStatus.BAD_REQUEST, f"The period has {number:,} days. Use 1 to {_MAX_DAYS} days.")
     return first, last
 

@@ -107,7 +107,7 @@ class StreamDay:
 
 @dataclass(frozen=True, slots=True)
 class Restatement:
-    """A value that a load changed. ``end`` is that of its interval; times are in UTC."""
+    """A value that a load changed. ``end`` is that of its interval, ``resolution`` its length in seconds; UTC."""
 
     stream_type: str
     resolution: int
@@ -117,6 +117,11 @@ class Restatement:
     changed_at: datetime
     dag_id: str | None
     run_id: str | None
+
+    @property
+    def start(self) -> datetime:
+        """Return the start of the interval, by which the page names intervals."""
+        return self.end - timedelta(seconds=self.resolution)
 
 
 @dataclass(frozen=True, slots=True)

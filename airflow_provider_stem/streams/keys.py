@@ -123,7 +123,7 @@ def parse_path(path: str) -> Place:
             f"Invalid path {path!r}. Use an address that begins with s3://, gs://, abfs:// or file:///."
         )
     conn_id, _, bucket = authority.rpartition("@")
-    if scheme == "file" and authority:
+    if scheme == "file" and (authority or not key):
         raise StemConfigError(f"Invalid path {path!r}. Use three slashes and an absolute path: 'file:///data/stem/'.")
     if scheme != "file" and not _BUCKET.fullmatch(bucket):
         raise StemConfigError(
