@@ -172,6 +172,8 @@ class StemWindowsTrigger(BaseEventTrigger):
                     pending, is_saved = None, False
                 if poll.snapshot is not None:
                     due = announcements.next(poll.snapshot)
+                if due is not None and announcements.begin(due):
+                    is_saved = False
                 if not is_saved and (record := announcements.as_json()):
                     await state.save(record)
                     is_saved = True

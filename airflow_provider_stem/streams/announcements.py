@@ -103,6 +103,18 @@ class Announcements:
                 return Announcement(reason, window, digests, snapshot.at, snapshot.oldest)
         return None
 
+    def begin(self, announcement: Announcement) -> bool:
+        """
+        Prepare an announcement: the digests of windows that were announced before become unknown.
+
+        So a state that is saved now repeats the announcement after a restart, even if the values have changed back.
+
+        :return: whether the state has changed.
+        """
+        again = announcement.digests.keys() & self._announced.keys()
+        self._announced |= dict.fromkeys(again, "")
+        return bool(again)
+
     def confirm(self, announcement: Announcement) -> None:
         """Record that an announcement was delivered, and drop the windows that are older than the look-back."""
         upto = announcement.oldest - 1 if self._upto is None else self._upto

@@ -68,6 +68,17 @@ def test_the_window_of_an_announcement_covers_its_range():
     }
 
 
+def test_values_that_change_back_after_a_kill_are_announced_again():
+    state = announcements()
+    all_due(state, snapshot(5, {1: "a", 2: "x"}))
+    restated = state.next(snapshot(5, {1: "b", 2: "x"}, at=8))
+    assert restated is not None
+    assert state.begin(restated)
+    record = json.loads(json.dumps(state.as_json()))
+    # The run lands b. Then the triggerer is killed, and the values are what they were.
+    assert all_due(announcements(record), snapshot(5, {1: "a", 2: "x"}, at=9)) == [("restated", [1])]
+
+
 def test_what_was_not_confirmed_is_announced_again():
     state = announcements()
     seen = snapshot(5, {1: "a"})
