@@ -212,14 +212,15 @@ def dag_run(request: Request, dag_id: str, run_id: str) -> Response:
 
 def _landings(request: Request, dag_id: str, run_id: str | None, landed: list[runs.Landing]) -> Response:
     totals: OrderedDict[tuple[Any, ...], dict[str, int]] = OrderedDict()
-    for one in landed:
+    for one in sorted(landed, key=lambda one: (one.start, one.end), reverse=True):
         window = one.task.run_id, one.start, one.end, one.resolution
         sums = totals.setdefault(window, dict.fromkeys(one.counts, 0) | {"tasks": 0})
         for name, number in one.counts.items():
             sums[name] += number
         sums["tasks"] += 1
-    first = min((one.start for one in landed), default=None)
     last = max((one.end for one in landed), default=None)
+    # The heat map shows a limited number of days: the latest ones.
+    first = last and max(min(one.start for one in landed), last - timedelta(days=_MAX_DAYS - 1))
     return _page(
         request,
         "landings",
