@@ -7,7 +7,7 @@ import mmap
 import os
 import random
 import re
-import select
+import selectors
 import socket
 import tempfile
 import threading
@@ -386,11 +386,14 @@ def tunnel(to: RawServer, answer: bytes = b"HTTP/1.1 200 Connection established\
         connection.sendall(answer)
         with socket.create_connection(("127.0.0.1", to.port)) as behind:
             other = {connection: behind, behind: connection}
-            while True:
-                for one in select.select([connection, behind], [], [], 30)[0]:
-                    if not (data := one.recv(65536)):
-                        return
-                    other[one].sendall(data)
+            with selectors.DefaultSelector() as selector:
+                for one in other:
+                    selector.register(one, selectors.EVENT_READ)
+                while True:
+                    for key, _ in selector.select(30):
+                        if not (data := key.fileobj.recv(65536)):  # type: ignore[union-attr]
+                            return
+                        other[key.fileobj].sendall(data)  # type: ignore[index]
 
     return serve
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 import threading
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.servers.processes import HUNG_AFTER
+from tests.servers.processes import HUNG_AFTER, readable
 from tests.support import until
 
 
@@ -118,7 +117,7 @@ class FaultyProxy:
             connection.sendall,
             lambda: self._answer_from_behind(head, body),
             hang_up,
-            lambda seconds: bool(select.select([connection], [], [], seconds)[0]),
+            lambda seconds: readable(connection, seconds),
         )
         if self._fault is not None and self._wrong(exchange):
             self._fault(exchange)

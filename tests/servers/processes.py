@@ -18,7 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
 
 HUNG_AFTER = 1800.0
 """Seconds after which a wait ends in an error. Only a hang takes that long, however busy the machine is."""
@@ -163,6 +166,13 @@ class ServerProcess:
             return file.read().decode(errors="replace")
 
 
+def readable(file: FileDescriptorLike, seconds: float) -> bool:
+    """Return whether a file or socket becomes readable, or is closed, in a time. It may be one of thousands."""
+    poll = select.poll()  # select.select rejects descriptors above 1023
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def free_ports(count: int) -> list[int]:
     """Return different ports of the loopback interface that nobody listens on."""
     with ExitStack() as stack:
@@ -238,7 +248,7 @@ def _guard(lifeline: int, user: str, command: Sequence[str]) -> int:
         # Popen waits for the program when it is left, so an error in this block must not leave the program alive.
         stack.callback(child.kill)
         # Nothing is ever written to the pipe, so it becomes readable when it is closed.
-        while child.poll() is None and not select.select([lifeline], [], [], 0.2)[0]:
+        while child.poll() is None and not readable(lifeline, 0.2):
             pass
         _end_session(os.getpid())
     return int(child.returncode)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -80,4 +81,16 @@ def test_a_signal_during_a_start_leaves_no_process(signum, tmp_path, monkeypatch
     # The exception and its traceback still refer to the object here.
     assert stopped.value.signum == signum
     until(lambda: started[0].poll() is not None)
+    assert not processes_in(tmp_path)
+
+
+def test_a_caller_may_have_many_files_open(tmp_path):
+    with ExitStack() as stack:
+        for _ in range(1100):
+            stack.enter_context(Path(os.devnull).open())
+        server = ServerProcess(
+            [sys.executable, "-c", SERVER], log=tmp_path / "log", environment=os.environ, folder=tmp_path
+        )
+        until((tmp_path / "began").exists)
+        server.stop()
     assert not processes_in(tmp_path)
