@@ -91,7 +91,7 @@ def test_the_data_interval_sets_the_days(warehouse, sent):
         "no interval is expected. Check that these days and the sites were loaded",
     ]
     # A deadline has the run as JSON.
-    notify({"dag_run": {"data_interval_end": "2025-07-03T00:00:00Z"}}, days=1)
+    notify({**context_of(), "dag_run": {"data_interval_end": "2025-07-03T00:00:00Z"}}, days=1)
     assert sent[-1][0].startswith("[stem] Stem telemetry of 2025-07-02 (UTC): 33.33 %")
     # Without one, the days are the last ones.
     notify(context_of(), days=1)

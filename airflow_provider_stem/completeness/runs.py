@@ -9,8 +9,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models import DagRun
-from airflow.models.xcom import XComModel
 from sqlalchemy import select
+
+try:
+    from airflow.models.xcom import XComModel
+except ImportError:
+    raise ImportError("The pages of completeness in Airflow's UI need Airflow 3.1 or later.") from None
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
