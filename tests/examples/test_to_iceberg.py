@@ -138,5 +138,5 @@ def test_airflow_loads_what_a_day_has_landed_and_maintains_the_table(
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert "Maintained stem.streams: 0 compacted_files" in done.stdout + done.stderr
+    assert "Maintained stem.streams: 0 compacted files" in done.stdout + done.stderr
     assert table.rows() == rows
