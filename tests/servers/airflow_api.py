@@ -293,8 +293,8 @@ class AirflowApi(ABC):
         if self._session is None:
             raise RuntimeError("Airflow is not running.")
         address = f"{self.url}/api/{'v1' if self._is_2 else 'v2'}/{path}"
-        # On SQLite, components of Airflow can block each other until one fails and is rolled back. Airflow 3.3 also fails to
-        # list asset events at the moment in which the scheduler creates their run.
+        # On SQLite, components of Airflow can block each other until one fails and is rolled back. Airflow 3.3 fails
+        # to list asset events in the moment in which the scheduler creates their run.
         for _ in range(10):
             answer = self._session.request(method, address, timeout=HUNG_AFTER, **given)
             is_safe = method == "GET" or re.search("database", answer.text, re.IGNORECASE)
