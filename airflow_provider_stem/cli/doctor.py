@@ -11,7 +11,7 @@ from functools import partial
 from importlib.metadata import entry_points, version
 from typing import Any, TextIO
 
-from airflow_provider_stem._text import missing_connection, one_line
+from airflow_provider_stem._text import missing_connection, number_of, one_line
 from airflow_provider_stem.cli import redacted
 from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
 from airflow_provider_stem.errors import StemConfigError, StemError
@@ -39,7 +39,7 @@ def doctor(arguments: argparse.Namespace, output: TextIO) -> int:
             message = redacted(str(exc) if known else f"{type(exc).__name__}: {exc}", arguments)
             output.write(f"PROBLEM  {name}: {one_line(message)}\n")
         output.flush()
-    output.write(f"{problems} problem{'' if problems == 1 else 's'} found\n")
+    output.write(f"{number_of(problems, 'problem')} found\n")
     return 1 if problems else 0
 
 

@@ -42,13 +42,11 @@ def chart(curve: Curve, restated: Iterable[Restatement]) -> Chart:
     """
     counts = curve.counts
     old = {
-        (one.end - one.end.replace(hour=0, minute=0, second=0)).seconds // counts.resolution - 1: one.old_kw
+        (one.start.hour * 3600 + one.start.minute * 60) // counts.resolution: one.old_kw
         for one in restated
         if (one.stream_type, one.resolution) == (counts.stream_type, counts.resolution) and one.old_kw is not None
     }
     last = 86_400 // counts.resolution
-    # The last interval ends at midnight, of the next day.
-    old = {number % last: kw for number, kw in old.items()}
     known = [kw for kw in (*curve.values.values(), *old.values()) if kw is not None]
     low, high = min(0.0, *known, 0.0), max(0.0, *known, 0.0)
     span = high - low or 1.0

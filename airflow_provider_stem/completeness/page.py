@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import IO, TYPE_CHECKING, Any
 
+from airflow_provider_stem._text import number_of
 from airflow_provider_stem.completeness.cells import Cells, Site, Summary, escaped
 from airflow_provider_stem.errors import StemConfigError
 
@@ -54,7 +55,7 @@ def _environment() -> Environment:
         style=Markup(_text("page.css")),  # noqa: S704  # nosec B704
         scripts={name: Markup(_text(f"{name}.js")) for name in _SCRIPTS},  # noqa: S704  # nosec B704
     )
-    environment.filters["count"] = count_of
+    environment.filters["count"] = number_of
     environment.filters["share"] = share_of
     return environment
 
@@ -104,7 +105,7 @@ def write_heat_map(
         first_day=str(cells.first_day),
         last_day=str(cells.last_day),
         made=f"{made.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        totals=f"{count_of(summary.sites, 'site')}, {count_of(summary.streams, 'stream')}. {share}, "
+        totals=f"{number_of(summary.sites, 'site')}, {number_of(summary.streams, 'stream')}. {share}, "
         f"{summary.late:,} came late.",
         worst=[_row(site, names) for site in sites[:_WORST]],
         data=_DATA,
@@ -137,16 +138,6 @@ def label_of(site_id: str, name: str | None) -> str:
     :param name: its name.
     """
     return f"{name} ({site_id})" if name else site_id
-
-
-def count_of(number: int, noun: str) -> str:
-    """
-    Return a number with its noun, in the plural unless it is 1.
-
-    :param number: of things.
-    :param noun: in the singular.
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def share_of(part: int, whole: int) -> str:
