@@ -6,15 +6,21 @@ import base64
 import hashlib
 import json
 import re
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from datetime import date
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_provider_stem.plugins import StemPlugin
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
-from tests.support import printed_by
+from tests.servers.processes import HUNG_AFTER
+from tests.support import printed_by, until
 from tests.warehouse.conftest import engine
 from tests.warehouse.helpers import Bucket, at
 
@@ -342,3 +348,31 @@ def test_without_a_connection_the_page_lists_the_steps(browser, monkeypatch):
     monkeypatch.delenv("AIRFLOW__STEM__COMPLETENESS_CONN_ID")
     assert "completeness_conn_id" in browser.get("/stem/completeness").text
     assert browser.get("/stem/restatements").status_code == 404
+
+
+@needs_pages
+def test_requests_at_the_same_time_make_a_heat_map_once(monkeypatch):
+    pytest.importorskip("fastapi")
+    from airflow_provider_stem.completeness import app, source
+
+    wanted, made, lock = list[float](), list[Any](), threading.Lock()
+
+    def acquire(timeout):
+        wanted.append(timeout)
+        return lock.acquire(timeout=timeout)
+
+    def heat_map(*key):
+        made.append(key)
+        until(lambda: len(wanted) == 4)  # all requests have found no page by then
+        return b"page"
+
+    monkeypatch.setattr(app, "_warehouse", nullcontext)
+    monkeypatch.setattr(source, "read_version", lambda _: "a version")
+    monkeypatch.setattr(app, "_heat_map", heat_map)
+    monkeypatch.setattr(app, "_LOCK_TIMEOUT", HUNG_AFTER)
+    heat_maps, day = app._HeatMaps(), date(2025, 7, 1)
+    monkeypatch.setattr(heat_maps, "_lock", SimpleNamespace(acquire=acquire, release=lock.release))
+    with ThreadPoolExecutor(4) as pool:
+        pages = [one.result() for one in [pool.submit(heat_maps.get, day, day, "") for _ in range(4)]]
+    assert len(made) == 1
+    assert {body for _, body in pages} == {b"page"}

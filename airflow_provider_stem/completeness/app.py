@@ -7,7 +7,7 @@ import io
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -113,8 +113,7 @@ def site_day(request: Request, user: GetUserDep, site_id: str, day: Annotated[da
         name, client_id, time_zone = source.read_site(session, site_id)
         restated = source.read_restatements(session, site_id, day)
         loads = source.read_loads(session, site_id, day)
-    if not curves and name is None and client_id is None:
-        raise HTTPException(HTTPStatus.NOT_FOUND, "The warehouse has no data of this site.")
+    _check_known(curves, name, client_id)
     resolutions = {curve.counts.resolution for curve in curves}
     loads = [load for load in loads if load.resolution is None or load.resolution in resolutions]
     named = {dag_id for dag_id in (*(one.dag_id for one in loads), *(one.dag_id for one in restated)) if dag_id}
@@ -152,8 +151,7 @@ def site(request: Request, site_id: str, first_day: _Day = None, last_day: _Day 
     with _warehouse() as session:
         days = source.read_stream_days(session, site_id, first, last)
         name, client_id, time_zone = source.read_site(session, site_id)
-    if not days and name is None and client_id is None:
-        raise HTTPException(HTTPStatus.NOT_FOUND, "The warehouse has no data of this site.")
+    _check_known(days, name, client_id)
     return _page(
         request,
         "site",
@@ -168,6 +166,12 @@ def site(request: Request, site_id: str, first_day: _Day = None, last_day: _Day 
         missing=sum(one.missing for one in days),
         late=sum(one.late for one in days),
     )
+
+
+def _check_known(loaded: Sequence[object], name: str | None, client_id: str | None) -> None:
+    """Raise an error if the warehouse has neither data nor a record of a site."""
+    if not loaded and name is None and client_id is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "The warehouse has no data of this site.")
 
 
 @_of_warehouse.get("/restatements")
@@ -211,7 +215,7 @@ def dag_run(request: Request, dag_id: str, run_id: str) -> Response:
 
 
 def _landings(request: Request, dag_id: str, run_id: str | None, landed: list[runs.Landing]) -> Response:
-    totals: OrderedDict[tuple[Any, ...], dict[str, int]] = OrderedDict()
+    totals: dict[tuple[Any, ...], dict[str, int]] = {}
     for one in sorted(landed, key=lambda one: (one.start, one.end), reverse=True):
         window = one.task.run_id, one.start, one.end, one.resolution
         sums = totals.setdefault(window, dict.fromkeys(one.counts, 0) | {"tasks": 0})
@@ -267,7 +271,10 @@ class _HeatMaps:
             if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
                 raise StemTransportError("Another request has read the warehouse for a long time.")
             try:
-                self._pages.pop(key, None)
+                known = self._pages.pop(key, None)
+                if known is not None and known[0] == etag:  # another request has made it in the meantime
+                    self._pages[key] = known
+                    return known
                 page = self._pages[key] = etag, _heat_map(session, *key)
                 while len(self._pages) > _MAX_PAGES:
                     self._pages.popitem(last=False)

@@ -11,11 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow.models import DagRun
 from sqlalchemy import select
 
-try:
-    from airflow.models.xcom import XComModel
-except ImportError:
-    raise ImportError("The pages of completeness in Airflow's UI need Airflow 3.1 or later.") from None
-
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
@@ -73,6 +68,8 @@ def landings(session: Session, dag_id: str, run_ids: Iterable[str]) -> Iterator[
     :param dag_id: id of the DAG.
     :param run_ids: ids of its runs.
     """
+    from airflow.models.xcom import XComModel  # Airflow 2 has no such class
+
     query = (
         select(XComModel)
         .where(XComModel.dag_id == dag_id, XComModel.run_id.in_(list(run_ids)), XComModel.key == "return_value")
