@@ -16,15 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 import pytest
 
 from airflow_provider_stem.simulator import Settings, Simulator
-from tests.servers.processes import HUNG_AFTER
-from tests.support import expected_rows
+from tests.servers.processes import HUNG_AFTER, free_ports
+from tests.support import expected_rows, landed_rows
 
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
@@ -46,7 +44,7 @@ PATIENT = dict.fromkeys(
     "1800",
 )
 
-pytestmark = [pytest.mark.airflow, pytest.mark.s3]
+pytestmark = pytest.mark.airflow
 
 
 def blocks(page):
@@ -54,25 +52,12 @@ def blocks(page):
     return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-def free_ports(count):
-    """Return free ports whose ports 10,000 above, which SeaweedFS uses for gRPC, are free too."""
-    found = []
-    for port in range(20_000 + os.getpid() % 20_000, 55_000):
-        with suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 10_000))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
-
-
 class Newcomer:
     """
     A shell in an empty folder, where the blocks of a page are run one after the other.
 
-    Only this differs from what is written: ports are free ones, the wheel and its pinned requirements are installed
-    instead of the newest, and by uv, which takes seconds where pip takes a minute.
+    Only this differs from what is written: ports are free ones, the lake is in that folder, the wheel and its pinned
+    requirements are installed instead of the newest, and by uv, which takes seconds where pip takes a minute.
 
     :param folder: an empty folder.
     :param wheel: the distribution to install.
@@ -81,12 +66,7 @@ class Newcomer:
     def __init__(self, folder, wheel):
         self.folder = folder
         self._wheel = wheel
-        self.api, self.s3, self.web, *others = free_ports(10)
-        master, volume, filer, admin, webdav, iceberg, lance = others
-        self._weed = (
-            f"weed mini -s3.port={self.s3} -master.port={master} -volume.port={volume} -filer.port={filer} "
-            f"-admin.port={admin} -webdav.port={webdav} -s3.port.iceberg={iceberg} -s3.port.lance={lance}"
-        )
+        self.api, self.web = free_ports(2)
         pins = re.findall(
             r"^([\w.-]+==[^ \\]+(?: ;[^\\]*[^\\ ])?)", (ROOT / "requirements/airflow-3.3.txt").read_text(), re.MULTILINE
         )
@@ -132,9 +112,8 @@ class Newcomer:
 
     def run(self, commands):
         """Run commands in the shell, and return what they print."""
-        for written, used in {"8000": self.api, "8333": self.s3, "8080": self.web}.items():
+        for written, used in {"8000": self.api, "8080": self.web}.items():
             commands = re.sub(rf"(?<=[ :]){written}\b", str(used), commands)
-        commands = commands.replace("weed mini", self._weed)
         # The name of the distribution with its extras, as an argument of pip.
         commands = re.sub(r'"?airflow-provider-stem(\[[\w,]+\])?"?(?=[ \n])', rf'"{self._wheel}\1"', commands)
         before = self._output.stat().st_size
@@ -142,21 +121,25 @@ class Newcomer:
         self._shell.stdin.flush()
         while not (printed := self._output.read_bytes()[before:].decode()).endswith("END-OF-BLOCK\n"):
             # The servers that it started keep its output open.
-            assert self._shell.poll() is None, f"{commands}\nfailed:\n{printed}"
+            if self._shell.poll() is not None:
+                errors = "\n".join(re.findall(r"^.*(?:Error|Exception)\b.*$", printed, re.MULTILINE))
+                raise AssertionError(f"{commands}\nfailed:\n{printed}\nIts errors:\n{errors[-3000:]}")
             time.sleep(0.05)
         return printed.removesuffix("END-OF-BLOCK\n")
 
     def save(self, path, text):
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text.replace("8333", str(self.s3)))
+        target.write_text(self._in_folder(text))
 
-    def until_served(self, *ports):
-        for port in ports:
-            while True:
-                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                    break
-                time.sleep(0.1)
+    def _in_folder(self, text):
+        return text.replace("/tmp/lake", f"{self.folder}/lake")
+
+    def until_served(self, port):
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                return
+            time.sleep(0.1)
 
     def runs(self):
         """Return the state of each run by its id, from Airflow's database: a command of Airflow takes seconds."""
@@ -165,20 +148,8 @@ class Newcomer:
             return dict(connection.execute("SELECT run_id, state FROM dag_run"))
 
     def lake(self):
-        """Return the landed rows of all objects."""
-        client = boto3.client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{self.s3}",
-            aws_access_key_id="local-key",
-            aws_secret_access_key="local-secret",
-            region_name="us-east-1",
-        )
-        listed = client.get_paginator("list_objects_v2").paginate(Bucket="my-lake", Prefix="stem/telemetry/streams/")
-        return {
-            one["Key"]: client.get_object(Bucket="my-lake", Key=one["Key"])["Body"].read()
-            for page in listed
-            for one in page.get("Contents", ())
-        }
+        """Return the folder of the landed files."""
+        return self.folder / "lake" / "stem" / "telemetry" / "streams"
 
     def processes(self):
         """Return what was started from the shell and has not ended."""
@@ -198,15 +169,10 @@ class Newcomer:
         self._shell.wait()
 
 
-def rows_of(objects, start, end):
+def rows_of(lake, start, end):
     """Return the landed rows of a period as those of :func:`expected_rows`."""
-    table = pa.concat_tables(pq.read_table(pa.BufferReader(body)) for body in objects.values())
-    rows = [
-        (*row[:3], int(row[3].timestamp()), int(row[4].timestamp()), row[5])
-        for row in zip(*(column.to_pylist() for column in table.columns), strict=True)
-        if start < row[4] <= end
-    ]
-    return sorted(rows)
+    table = ds.dataset(lake).to_table(filter=(ds.field("interval_end") > start) & (ds.field("interval_end") <= end))
+    return sorted(landed_rows(table))
 
 
 def rows_of_api(start, end):
@@ -249,17 +215,17 @@ def readme(wheel, tmp_path_factory):
                 if "backfill" in text:
                     someone.run("airflow dags reserialize")  # a running Airflow has parsed the DAG
                 someone.run(text)
-                if "weed mini" in text:
-                    someone.until_served(someone.api, someone.s3)
+                if "stem simulate" in text:
+                    someone.until_served(someone.api)
         yield printed, someone.lake(), someone.runs()
     finally:
         someone.stop()
 
 
 def test_the_readme_leads_to_the_rows_of_the_api(readme):
-    printed, objects, runs = readme
+    printed, lake, runs = readme
     day = datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 2, tzinfo=UTC)
-    found = rows_of(objects, *day)
+    found = rows_of(lake, *day)
     assert found == rows_of_api(*day)
     assert len(found) > 3_000
     assert f"{len(found)}" in printed[0].replace(".0", "")
@@ -282,15 +248,10 @@ def test_the_readme_is_short_and_its_commands_exist():
 @pytest.mark.skipif(
     not (SPARK.exists() and shutil.which("java")), reason="needs `make test-readers` and Java for Spark"
 )
-def test_sparks_block_of_the_readme_counts_the_rows(readme, tmp_path):
-    for key, body in readme[1].items():
-        path = tmp_path / "my-lake" / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(body)
+def test_sparks_block_of_the_readme_counts_the_rows(readme):
     [program] = [text for _, text in blocks("README.md") if "pyspark" in text]
-    # Spark's client of S3 is in a Java archive of its own, which no Python package has.
     done = subprocess.run(
-        [SPARK, "-c", program.replace("s3a://", f"{tmp_path}/")],
+        [SPARK, "-c", program.replace("/tmp/lake/stem/telemetry/streams", str(readme[1]))],
         env={
             **os.environ,
             "SPARK_LOCAL_IP": "127.0.0.1",
@@ -329,8 +290,8 @@ def test_the_quick_start_leads_to_the_rows_of_the_api(wheel, tmp_path):
             printed = someone.run(text)
             if "activate" in text:
                 someone.run('PATH="$TOOLS:$PATH"')
-            elif "weed mini" in text:
-                someone.until_served(someone.api, someone.s3)
+            elif "stem simulate" in text:
+                someone.until_served(someone.api)
             elif "standalone" in text:
                 someone.until_served(someone.web)
             elif "unpause" in text:
