@@ -135,8 +135,8 @@ release: lint  ## Build and check a release. It does not upload.
 
 ##@ Try it
 
-demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow. KEEP=1: leave all open.
-	@$(BIN)/python -m scripts.demo $(if $(KEEP),--keep) $(ARGS)
+demo: venv  ## Land a day of a simulated API in a real S3 server, through Airflow. STORE=folder, KEEP=1: leave all open.
+	@$(BIN)/python -m scripts.demo $(if $(STORE),--store $(STORE)) $(if $(KEEP),--keep) $(ARGS)
 
 cluster: venv  ## Start Airflow with PostgreSQL, Redis and Celery, and ten thousand simulated sites, until Ctrl-C.
 	@$(BIN)/python -m scripts.cluster $(ARGS)

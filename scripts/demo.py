@@ -1,9 +1,9 @@
 """
-Run the example DAG on one day of telemetry, from the Stem API to S3 through Airflow, and show what it landed.
+Run an example DAG on one day of telemetry, from the Stem API to S3 or a folder, and show what it landed.
 
 Without connections in the environment, the demo starts the simulated API and an S3 server on this machine, and compares
 every landed row with the simulator's values. With ``AIRFLOW_CONN_STEM_DEFAULT``, ``AIRFLOW_CONN_AWS_DEFAULT`` and
-``STEM_DEMO_BUCKET``, it reads the real API and writes to the real bucket.
+``STEM_DEMO_BUCKET``, it reads the real API and writes to the real bucket. With ``--store folder`` it needs no S3.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROOT = Path(__file__).resolve().parent.parent
-DAG_ID, LIST_TASK, LAND_TASK = "stem_streams_to_s3", "list_sites", "land_streams"
+DAG_IDS = {"s3": "stem_streams_to_s3", "folder": "stem_streams_to_object_storage"}
+LIST_TASK, LAND_TASK = "list_sites", "land_streams"
 STEM, AWS, BUCKET = "AIRFLOW_CONN_STEM_DEFAULT", "AIRFLOW_CONN_AWS_DEFAULT", "STEM_DEMO_BUCKET"
 WAREHOUSE = "AIRFLOW_CONN_STEM_WAREHOUSE"
 LOCAL_BUCKET = "stem-telemetry"
@@ -43,7 +44,7 @@ PAST_DAY, SITES = date(2025, 7, 1), 20
 NEEDED = ("airflow", "airflow_provider_stem", "boto3", "fastapi", "matplotlib", "numpy", "pyarrow", "uvicorn")
 NEEDED_TO_KEEP = ("duckdb", "duckdb_provider")
 # Everything that the demo creates in its folder. --fresh removes only these, because the folder may hold other files.
-MADE = ("airflow", "landed", "s3", "airflow.log", "landed.log", "migrate.log", "warehouse.duckdb", "day-*.png")
+MADE = ("airflow", "lake", "landed", "s3", "airflow.log", "landed.log", "migrate.log", "warehouse.duckdb", "day-*.png")
 # The path of a Unix socket has at most 107 characters, and the S3 server creates sockets in its folder.
 LONGEST_FOLDER = 107 - len("/s3/filer.sock")
 
@@ -65,6 +66,7 @@ class Options:
     fresh: bool
     keep: bool
     real: bool
+    store: str
     bucket: str
 
 
@@ -103,8 +105,9 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> Option
     parser.add_argument("--folder", type=Path, default=ROOT / ".demo", help="folder for all files (default .demo)")
     parser.add_argument("--fresh", action="store_true", help="remove the files of earlier runs first")
     parser.add_argument("--keep", action="store_true", help="load a warehouse, and leave everything open until Ctrl-C")
+    parser.add_argument("--store", choices=DAG_IDS, default="s3", help="where to land (default: %(default)s)")
     given = parser.parse_args(arguments)
-    real = has_connections(environ)
+    real = bool(environ.get(STEM)) if given.store == "folder" else has_connections(environ)
     today = datetime.now(UTC).date()
     day = given.day or (today - timedelta(days=1) if real else PAST_DAY)
     if day >= today:
@@ -120,7 +123,8 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> Option
         fresh=given.fresh,
         keep=given.keep,
         real=real,
-        bucket=environ[BUCKET] if real else LOCAL_BUCKET,
+        store=given.store,
+        bucket=environ[BUCKET] if real and given.store == "s3" else LOCAL_BUCKET,
     )
 
 
@@ -284,7 +288,10 @@ class Demo:
         self.home = options.folder / "airflow"
         self.landed = options.folder / "landed"
         self.logical_date = datetime.combine(options.day + timedelta(days=1), datetime.min.time(), UTC)
-        self.connections = {name: os.environ[name] for name in (STEM, AWS)} if options.real else {}
+        names = (STEM, AWS) if options.store == "s3" else (STEM,)
+        self.connections = {name: os.environ[name] for name in names} if options.real else {}
+        self.dag_id = DAG_IDS[options.store]
+        self.lake = options.folder / "lake"
         self.addresses: dict[str, str] = {}
         self.objects_page = ""
         self.is_open = False
@@ -312,7 +319,7 @@ class Demo:
 
     def _prepare(self, stack: ExitStack) -> None:
         folder, options = self.options.folder, self.options
-        if len(str(folder)) > LONGEST_FOLDER and not options.real:
+        if len(str(folder)) > LONGEST_FOLDER and options.store == "s3" and not options.real:
             raise DemoError(
                 f"The path of {folder} is too long for the S3 server's socket.\nUse a shorter one: --folder /tmp/demo"
             )
@@ -321,19 +328,22 @@ class Demo:
             for made in [path for pattern in MADE for path in folder.glob(pattern)]:
                 shutil.rmtree(made) if made.is_dir() else made.unlink()
         source = "the real API" if options.real else f"{options.sites:,} simulated sites"
-        self.screen.title(f"Stem telemetry of {options.day} (UTC), {source}, to S3 through Airflow")
+        to = "S3" if options.store == "s3" else "a folder"
+        self.screen.title(f"Stem telemetry of {options.day} (UTC), {source}, to {to} through Airflow")
 
     def _serve(self, stack: ExitStack) -> State:
         """Start everything that the run needs, and return the objects that exist already."""
         began = time.monotonic()
+        in_folder = self.options.store == "folder"
         if self.options.real:
-            self.screen.line(f"With your own connections, to s3://{self.options.bucket}")
+            place = self.lake if in_folder else f"s3://{self.options.bucket}"
+            self.screen.line(f"With your own connections, to {place}")
             before = self._state_of_last_run()
             migration = self._start_migration(stack)
         else:
             isolate(os.environ)
             migration = self._start_migration(stack)
-            before = self._start_s3(stack, began)
+            before = self._state_of_last_run() if in_folder else self._start_s3(stack, began)
             self._start_simulator(stack, began)
         if migration is not None:
             if migration.guard.wait():
@@ -397,18 +407,19 @@ class Demo:
         return state
 
     def _state_of_last_run(self) -> State:
-        # The permission to list a real bucket may be missing, and it may hold other objects.
+        # The permission to list a real bucket may be missing, and it may hold other objects, as a folder may.
         path = self.landed / "landed.json"
         return _state(json.loads(path.read_text())["objects"]) if path.exists() else {}
 
     def _run_dag(self, stack: ExitStack) -> dict[str, Any]:
         began = time.monotonic()
         log_path = self.options.folder / "airflow.log"
-        self.screen.line(f"    airflow dags test {DAG_ID} {self.logical_date:%Y-%m-%d}   (log: {shown(log_path)})")
+        self.screen.line(f"    airflow dags test {self.dag_id} {self.logical_date:%Y-%m-%d}   (log: {shown(log_path)})")
         reader = self._start_reader(stack)
-        conf = json.dumps({"bucket": self.options.bucket})
+        in_folder = self.options.store == "folder"
+        conf = json.dumps({"path": f"file://{self.lake}/"} if in_folder else {"bucket": self.options.bucket})
         # On this timetable, the data interval ends at the logical date.
-        arguments = ("dags", "test", "--conf", conf, DAG_ID, self.logical_date.isoformat())
+        arguments = ("dags", "test", "--conf", conf, self.dag_id, self.logical_date.isoformat())
         airflow = self._start_airflow(stack, *arguments, log=None)
         watch = Watch(self.screen, log_path)
         # The longest first, because a secret may contain another.
@@ -433,7 +444,7 @@ class Demo:
         connections = {name: value for name, value in self.connections.items() if name in (AWS, WAREHOUSE)}
         return self._start(
             stack,
-            [sys.executable, "-P", script, DAG_ID, LIST_TASK, LAND_TASK, str(self.landed)],
+            [sys.executable, "-P", script, self.dag_id, LIST_TASK, LAND_TASK, str(self.landed)],
             log=log,
             environment=airflow_environment(os.environ, self.home, connections),
             stdin=subprocess.PIPE,
@@ -448,7 +459,7 @@ class Demo:
             log = shown(self.options.folder / "landed.log")
             raise DemoError(f"The receipts and objects of the run could not be read.\nSee {log}.")
         report: dict[str, Any] = json.loads((self.landed / "landed.json").read_text())
-        self.screen.done("Receipts and objects read from XCom and S3", began)
+        self.screen.done("Receipts read from XCom, and the objects that they list", began)
         return report
 
     def _show_objects(self, report: Mapping[str, Any], before: State) -> None:
@@ -519,11 +530,11 @@ class Demo:
         server = AirflowServer(self.home, ROOT / "example_dags", environment=environment, paused=True)
         try:
             airflow = stack.enter_context(server)
-            airflow.wait_for_dags(DAG_ID)
+            airflow.wait_for_dags(self.dag_id)
         except RuntimeError as error:
             raise DemoError(f"Airflow did not start: {error}") from None
         self.screen.done("All components are healthy", began)
-        page = f"{airflow.url}/dags/{DAG_ID}{'/grid' if airflow.version.startswith('2.') else ''}"
+        page = f"{airflow.url}/dags/{self.dag_id}{'/grid' if airflow.version.startswith('2.') else ''}"
         self.is_open = True
         self.addresses = {
             "Airflow": f"{airflow.url} (no login)",
@@ -535,7 +546,7 @@ class Demo:
             self.screen.line(f"{name:<10} {address}")
         self.screen.title("\nTo try")
         self.screen.line(f"See the run, its tasks, logs and receipts (XCom): {page}")
-        if not self.options.real:
+        if self.objects_page:
             self.screen.line(f"See the objects: {self.objects_page}")
             self.screen.line("Load three more days into the warehouse: unpause the DAG stem_warehouse in Airflow")
         query = f"import duckdb; duckdb.connect('{self.warehouse}').sql('FROM stem.energy').show()"

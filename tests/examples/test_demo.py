@@ -254,6 +254,24 @@ def test_the_second_run_changes_nothing(first_run):
     assert not remaining(folder)
 
 
+@pytest.mark.airflow
+def test_a_folder_needs_no_s3_server(tmp_path):
+    folder = tmp_path / "a folder"
+    for state in (r"\d+ objects?: \d+ new\n", "objects, unchanged"):
+        process = start_demo(folder, "--store=folder")
+        out, _ = process.communicate(timeout=HUNG_AFTER)
+        assert process.returncode == 0, out
+        assert re.search(state, out), out
+        assert "0 missing, 0 doubled, 0 off, 0 unexpected" in out
+        assert not (folder / "s3").exists()
+
+
+def test_a_folder_needs_only_the_connection_to_the_api():
+    options = demo.parse(["--store=folder"], {demo.STEM: CONNECTION})
+    assert (options.real, options.store) == (True, "folder")
+    assert not demo.parse(["--store=folder"], {demo.AWS: CONNECTION}).real
+
+
 def search(pattern, text):
     found = re.search(pattern, text)
     assert found, text
@@ -281,7 +299,7 @@ def test_everything_stays_open_until_a_signal(first_run):
         if not version("apache-airflow").startswith("2."):
             token = requests.get(f"{airflow}/auth/token", timeout=HUNG_AFTER).json()["access_token"]
             api, headers = f"{airflow}/api/v2", {"Authorization": f"Bearer {token}"}
-        runs = requests.get(f"{api}/dags/{demo.DAG_ID}/dagRuns", headers=headers, timeout=HUNG_AFTER).json()
+        runs = requests.get(f"{api}/dags/{demo.DAG_IDS['s3']}/dagRuns", headers=headers, timeout=HUNG_AFTER).json()
         assert [run["state"] for run in runs["dag_runs"]] == ["success"]
         s3, access_key, secret_key = search(r"S3 +(\S+) \(access key (\w+), secret key (\w+)\)", out)
         credentials = {"aws_access_key_id": access_key, "aws_secret_access_key": secret_key}
