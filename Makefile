@@ -75,7 +75,8 @@ test-readers: venv $(READERS:=/.installed)  ## Read objects of every kind with o
 test-dbt: venv .venv-dbt/.installed  ## Build the dbt package on DuckDB, PostgreSQL and an Iceberg table (Debian: postgresql).
 	$(PYTEST) tests/dbt $(ARGS)
 
-test-stores: .venv-stores/.installed  ## Test the landing on each object store, with emulators; needs Azurite (npm install azurite; AZURITE=: its program azurite-blob).
+test-stores: .venv-stores/.installed  ## Test the landing on each object store, with emulators (Debian: npm).
+	npm ci --silent --prefix tests/stores/azurite
 	.venv-stores/bin/python -m pytest tests/stores $(ARGS)
 
 test-openapi: venv .venv-openapi/.installed  ## Check the simulator against its OpenAPI schema.

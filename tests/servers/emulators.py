@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from tests.servers.processes import ServerProcess, free_ports, retry_on_other_ports
 
+_AZURITE = Path(__file__).parents[1] / "stores/azurite/node_modules/.bin/azurite-blob"
 _ACCOUNT = "devstoreaccount1"
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
@@ -91,7 +91,7 @@ class GcsServer:
 
 
 class AzureServer:
-    """Azurite, as a context manager; ``AZURITE`` is its program."""
+    """Azurite, as a context manager; ``make test-stores`` installs it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -111,12 +111,11 @@ class AzureServer:
         self._server.stop()
 
     def _start(self) -> ServerProcess:
-        program = os.environ.get("AZURITE") or shutil.which("azurite-blob")
-        if not program:
-            raise RuntimeError("Azurite is missing. Install it with npm, and set AZURITE to the program azurite-blob.")
+        if not _AZURITE.exists():
+            raise RuntimeError("Azurite is missing: make test-stores installs it.")
         [port] = free_ports(1)
         self.url = f"http://127.0.0.1:{port}/{_ACCOUNT}"
-        command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(self._folder)]
+        command = [str(_AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(self._folder)]
         server = ServerProcess(
             [*command, "--silent", "--skipApiVersionCheck", "--disableTelemetry"],
             log=self._folder / "azurite.log",
