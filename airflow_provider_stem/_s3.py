@@ -9,9 +9,8 @@ import logging
 import shutil
 from collections.abc import Container, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
-from uuid import uuid4
 
 import tenacity
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -35,19 +34,19 @@ from airflow_provider_stem.streams.store import (
     DamagedObjectError,
     ObjectChangedError,
     Version,
+    honours_conditions,
     object_uri,
     parse_date,
-    report_ignored,
     version_of,
 )
 
 log = logging.getLogger(__name__)
 
-_PROBE_BODY = b"Written to find out whether this store honours If-None-Match and If-Match. It can be deleted.\n"
-_NO_SUCH_ETAG = '"00000000000000000000000000000000"'
+_CONDITIONS = {None: "If-None-Match", '"00000000000000000000000000000000"': "If-Match"}
 _ANY_STATUS = range(300, 600)
 # AWS returns 409 for one of two simultaneous conditional requests for one key.
 _CONFLICTS = (409, 412)
+_REJECTED = (400, 405, 501)
 # Error codes of a rejected PUT that a retry can cure.
 _PASSING = {"BadDigest", "ExpiredToken", "RequestTimeout", "TokenRefreshRequired", "XAmzContentChecksumMismatch"}
 _WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -142,13 +141,18 @@ class S3Store:
                     f"s3_bucket {self.bucket!r} does not exist. Create it, or correct s3_bucket or connection "
                     f"{self._aws_conn_id!r}."
                 ) from None
-        # Tasks of the same batch share the probe, and each deletes it. A second one, of this attempt alone, settles it.
-        ignored = self._ignored_condition(probe) and self._ignored_condition(f"{probe}-{uuid4().hex}")
-        if ignored is None:
-            return
-        store = f"The store of connection {self._aws_conn_id!r}"
-        report_ignored(store, ignored, may_be_unconditional=may_be_unconditional)
-        self._conditional = False
+
+        def write(key: str, body: bytes, etag: str | None) -> None:
+            try:
+                self._put(key, body, etag, expected=_REJECTED, **self._extra_args)
+            except ClientError:
+                # The store rejects either the condition or another argument.
+                self._call("put_object", key, expected=(), Body=body, **self._extra_args)
+
+        delete = partial(self._call, "delete_object", expected=(), **self._only("ExpectedBucketOwner"))
+        self._conditional = honours_conditions(
+            self._aws_conn_id, probe, _CONDITIONS, write, delete, may_be_unconditional=may_be_unconditional
+        )
 
     def head(self, key: str) -> tuple[Version | None, datetime]:
         """
@@ -207,18 +211,15 @@ class S3Store:
         """
         file.seek(0)
         metadata = {DIGEST: file.sha256, READ_AT: read_at.astimezone(UTC).isoformat()}
-        try:
-            response = self._put(
-                key,
-                file,
-                replaces.etag if replaces else None,
-                ContentLength=file.size,
-                # By default boto3 sends a checksum after the body, which not every store supports.
-                ChecksumSHA256=base64.b64encode(bytes.fromhex(file.sha256)).decode(),
-                **self._extra_args | {"Metadata": self._extra_args.get("Metadata", {}) | metadata},
-            )
-        except ClientError:
-            raise ObjectChangedError(self.uri(key)) from None
+        response = self._put(
+            key,
+            file,
+            replaces.etag if replaces else None,
+            ContentLength=file.size,
+            # By default boto3 sends a checksum after the body, which not every store supports.
+            ChecksumSHA256=base64.b64encode(bytes.fromhex(file.sha256)).decode(),
+            **self._extra_args | {"Metadata": self._extra_args.get("Metadata", {}) | metadata},
+        )
         if not self._is_stored(key, response, file):
             raise DamagedObjectError(self.uri(key))
         get_hook_lineage_collector().add_output_asset(  # type: ignore[no-untyped-call]
@@ -255,41 +256,19 @@ class S3Store:
                 )
             tokens.append(following)
 
-    def _ignored_condition(self, key: str) -> str | None:
-        """Return the name of a condition that the store ignores, or ``None``."""
-
-        def honours(etag: str | None) -> bool:
-            try:
-                self._put(key, _PROBE_BODY, etag, also_expected=(400, 405, 501), **self._extra_args)
-            except ClientError as exc:
-                if _status(exc) in (400, 405, 501):
-                    # The store rejects either the condition or another argument.
-                    self._call("put_object", key, expected=(), Body=_PROBE_BODY, **self._extra_args)
-                    return False
-                return True
-            return False
-
-        try:
-            # The first PUT creates the object, or fails because another task has left one.
-            if not honours(None) and not honours(None):
-                return "If-None-Match"
-            return None if honours(_NO_SUCH_ETAG) else "If-Match"
-        finally:
-            try:
-                self._call("delete_object", key, expected=_ANY_STATUS, **self._only("ExpectedBucketOwner"))
-            except ClientError as exc:
-                log.info("The probe %s cannot be deleted (%s)", self.uri(key), _reason(exc))
-
-    def _put(
-        self, key: str, body: Any, etag: str | None, *, also_expected: tuple[int, ...] = (), **arguments: Any
-    ) -> Any:
+    def _put(self, key: str, body: Any, etag: str | None, *, expected: tuple[int, ...] = (), **arguments: Any) -> Any:
         condition: dict[str, str] = {}
-        expected: tuple[int, ...] = ()
+        conflicts: tuple[int, ...] = ()
         if self._conditional:
             condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
             # S3 returns 404 for an If-Match whose object has been deleted.
-            expected = (*_CONFLICTS, *also_expected) if etag is None else (*_CONFLICTS, 404, *also_expected)
-        return self._call("put_object", key, expected=expected, Body=body, **condition, **arguments)
+            conflicts = _CONFLICTS if etag is None else (*_CONFLICTS, 404)
+        try:
+            return self._call("put_object", key, expected=(*conflicts, *expected), Body=body, **condition, **arguments)
+        except ClientError as exc:
+            if _status(exc) in conflicts:
+                raise ObjectChangedError(self.uri(key)) from None
+            raise
 
     def _is_stored(self, key: str, response: Mapping[str, Any], file: ScratchFile) -> bool:
         """Return whether the store has what was sent: by its checksum, else by its ETag, else by reading it back."""

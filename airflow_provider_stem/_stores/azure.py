@@ -22,7 +22,7 @@ class AzureStore(CloudStore):
 
     scheme = "abfs"
     read_at_name = "read_at"
-    no_such_version = '"0x0000000000000000"'
+    conditions = {None: "If-None-Match", '"0x0000000000000000"': "If-Match"}  # noqa: RUF012 - constant
 
     @cached_property
     def _container(self) -> Any:
@@ -105,7 +105,8 @@ class AzureStore(CloudStore):
         return bytes(written.get("content_md5") or b"") or None
 
     def _delete(self, key: str) -> None:
-        self._container.delete_blob(key)
+        with self._errors(key):
+            self._container.delete_blob(key)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

@@ -1,29 +1,23 @@
-"""What the stores of Google and Azure share: the probe of conditions, and the check of what was stored."""
+"""What the stores of Google and Azure share: the check of what was stored, and the errors."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, ClassVar
-from uuid import uuid4
 
-from airflow_provider_stem.errors import StemConfigError, StemError, StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.store import (
     DIGEST,
     READ_AT,
     DamagedObjectError,
-    ObjectChangedError,
     Version,
+    honours_conditions,
     object_uri,
-    report_ignored,
 )
-
-log = logging.getLogger(__name__)
-
-_PROBE_BODY = b"Written to find out whether this store honours conditions. It can be deleted.\n"
 
 
 class CloudStore:
@@ -37,8 +31,8 @@ class CloudStore:
     scheme: ClassVar[str]
     read_at_name: ClassVar[str] = READ_AT
     """Metadata name of the time of the reading."""
-    no_such_version: ClassVar[str]
-    """An identifier that no version of an object has."""
+    conditions: ClassVar[Mapping[str | None, str]]
+    """See :func:`~airflow_provider_stem.streams.store.honours_conditions`."""
 
     def __init__(self, bucket: str, conn_id: str | None) -> None:
         self._bucket, self._conn_id = bucket, conn_id
@@ -59,12 +53,15 @@ class CloudStore:
         :raises StemConfigError: the bucket does not exist, writing is forbidden, or the store ignores conditions.
         :raises StemTransportError: the store cannot be reached.
         """
-        # Tasks of the same batch share the probe, and each deletes it. A second one, of this attempt alone, settles it.
-        ignored = self._ignored_condition(probe) and self._ignored_condition(f"{probe}-{uuid4().hex}")
-        if ignored:
-            store = f"The store of connection {self._conn_id!r}"
-            report_ignored(store, ignored, may_be_unconditional=may_be_unconditional)
-            self._conditional = False
+        with self._errors(probe):
+            self._conditional = honours_conditions(
+                self._conn_id,
+                probe,
+                self.conditions,
+                lambda key, body, version: self._write(key, body, len(body), {}, version),
+                self._delete,
+                may_be_unconditional=may_be_unconditional,
+            )
 
     def put(self, key: str, file: ScratchFile, read_at: datetime, replaces: Version | None) -> None:
         """
@@ -107,29 +104,6 @@ class CloudStore:
     def _errors(self, key: str) -> AbstractContextManager[None]:
         """Raise this package's errors instead of those of the client."""
         raise NotImplementedError
-
-    def _ignored_condition(self, key: str) -> str | None:
-        """Return the name of a condition that the store ignores, or ``None``."""
-
-        def honours(version: str | None) -> bool:
-            try:
-                with self._errors(key):
-                    self._write(key, _PROBE_BODY, len(_PROBE_BODY), {}, version)
-            except ObjectChangedError:
-                return True
-            return False
-
-        try:
-            # The first write creates the object, or fails because another task has left one.
-            if not honours(None) and not honours(None):
-                return "the condition that an object must not exist"
-            return None if honours(self.no_such_version) else "the condition that an object must not have changed"
-        finally:
-            try:
-                with self._errors(key):
-                    self._delete(key)
-            except StemError as exc:
-                log.info("The probe %s cannot be deleted (%s)", self.uri(key), exc)
 
     def _failure(self, status: int | None, reason: str, key: str) -> StemConfigError | StemTransportError:
         """Return the error for a response that is not a success, or for a request without a response."""

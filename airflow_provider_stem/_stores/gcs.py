@@ -24,7 +24,7 @@ class GcsStore(CloudStore):
     """A bucket of Google Cloud Storage; the version of an object is its generation."""
 
     scheme = "gs"
-    no_such_version = "1"
+    conditions = {None: "ifGenerationMatch=0", "1": "ifGenerationMatch"}  # noqa: RUF012 - constant
 
     @cached_property
     def _client(self) -> Any:
@@ -107,7 +107,8 @@ class GcsStore(CloudStore):
         return base64.b64decode(blob.md5_hash) if blob.md5_hash else None
 
     def _delete(self, key: str) -> None:
-        self._client.bucket(self._bucket).blob(key).delete()
+        with self._errors(key):
+            self._client.bucket(self._bucket).blob(key).delete()
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:

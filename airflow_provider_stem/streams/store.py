@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from uuid import uuid4
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemConfigError, StemTransportError
+from airflow_provider_stem.errors import StemConfigError, StemError, StemTransportError
 
 if TYPE_CHECKING:
     from airflow_provider_stem.streams.spool import ScratchFile
@@ -42,6 +43,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
 _MAX_WRITES = 20  # a write is repeated only if another task has written the object in the meantime
 _MAX_DAMAGES = 3
 _LAST_YEAR = 9000  # so that sums of times stay in the range of datetime
+_PROBE_BODY = b"Written to find out whether this store honours conditions. It can be deleted.\n"
 
 
 def check_bucket(argument: str, bucket: object) -> None:
@@ -163,6 +165,52 @@ class ObjectStore(Protocol):
 
     def uri(self, key: str) -> str:
         """Return the URI of a key."""
+
+
+def honours_conditions(
+    conn_id: str | None,
+    probe: str,
+    conditions: Mapping[str | None, str],
+    write: Callable[[str, bytes, str | None], object],
+    delete: Callable[[str], object],
+    *,
+    may_be_unconditional: bool,
+) -> bool:
+    """
+    Return whether a store honours conditional writes, by means of a probe object, which is deleted again.
+
+    :param conn_id: connection of the store, for the message.
+    :param probe: key of the probe.
+    :param conditions: names by the version to replace: ``None``, if the object must not exist, and one that none has.
+    :param write: called with key, content and version; raises `ObjectChangedError` if the condition is not met.
+    :param delete: called with a key.
+    :param may_be_unconditional: log a warning if the store ignores conditions, instead of raising an error.
+    :raises StemConfigError: writing is forbidden, or the store ignores conditions.
+    :raises StemTransportError: the store cannot be reached.
+    """
+
+    def ignored(key: str) -> str | None:
+        def rejects(version: str | None) -> bool:
+            try:
+                write(key, _PROBE_BODY, version)
+            except ObjectChangedError:
+                return True
+            return False
+
+        try:
+            # The first write creates the object, or is rejected because another task has left one.
+            return next((name for one, name in conditions.items() if not rejects(one) and not rejects(one)), None)
+        finally:
+            try:
+                delete(key)
+            except StemError as exc:
+                log.info("The probe %s cannot be deleted (%s)", one_line(key), exc)
+
+    # Tasks of the same batch share the probe, and each deletes it. A second one, of this attempt alone, settles it.
+    found = ignored(probe) and ignored(f"{probe}-{uuid4().hex}")
+    if found:
+        report_ignored(f"The store of connection {conn_id!r}", found, may_be_unconditional=may_be_unconditional)
+    return not found
 
 
 def report_ignored(store: str, ignored: str, *, may_be_unconditional: bool) -> None:
