@@ -25,43 +25,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_stem.streams.history import EARLIEST, BatchHistory, Piece
+from airflow_provider_stem.streams.keys import check_key, parse_path
 from airflow_provider_stem.streams.records import Receipt
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.store import Update, Version, update_object
-
-if TYPE_CHECKING:
-    from airflow_provider_stem._s3 import S3Store
 
 __all__ = ["EARLIEST", "Ledger", "Piece"]
 
 
 class Ledger:
     """
-    The ledger in S3: one JSON object per batch, written only if it has not changed since it was read.
+    The ledger in an object store or a folder: one JSON object per batch.
 
-    :param bucket: name of the bucket.
-    :param prefix: prefix of the keys ``{prefix}/{batch}.json``.
+    An object is written only if it has not changed since it was read.
+
+    :param path: address of the folder with the objects ``{batch}.json``, as for ``StemStreamsToObjectStorageOperator``:
+        ``s3://bucket/folder``, ``gs://bucket/folder``, ``abfs://container/folder`` or ``file:///folder``.
     :param stream_types: the types that the DAGs read. A type that is added later is missing since each stream's start.
-    :param s3_extra_args: more arguments of each PUT, as for ``StemStreamsToS3Operator``.
-    :param aws_conn_id: connection of type ``aws``.
+    :param conn_id: connection of type ``aws``, ``google_cloud_platform`` or ``wasb``; default: ``aws_default``,
+        ``google_cloud_default`` or ``wasb_default``. A folder needs none.
+    :param s3_extra_args: more arguments of each PUT to S3, as for ``StemStreamsToS3Operator``.
+    :raises StemConfigError: the address is invalid.
     """
 
     def __init__(
         self,
-        bucket: str,
-        prefix: str,
+        path: str,
         stream_types: Sequence[str],
         *,
+        conn_id: str | None = None,
         s3_extra_args: Mapping[str, Any] | None = None,
-        aws_conn_id: str | None = "aws_default",
     ) -> None:
-        from airflow_provider_stem._s3 import S3Store
+        from airflow_provider_stem._stores import open_store
 
-        self._store: S3Store = S3Store(aws_conn_id, bucket, s3_extra_args)
-        self._prefix = prefix
+        place = parse_path(f"{path.removesuffix('/')}/", "")
+        self._store = open_store(place.scheme, place.bucket, place.connection(conn_id), s3_extra_args)
+        self._folder = place.key
         self._stream_types = stream_types
 
     def enter(
@@ -73,13 +77,20 @@ class Ledger:
         :param batches: ``{"sites", "batch"}`` that the tasks were mapped over.
         :param receipts: receipts of the tasks that succeeded. Their keys must end with ``_{batch}.{extension}``.
         :param count_tries: count a try of each site that did not land, so that :meth:`missing` postpones it.
+        :raises StemConfigError: writing is forbidden, or the store ignores conditional writes and
+            ``[stem] allow_unconditional_writes`` is not set.
         :raises StemTransportError: the store failed, or other runs changed the ledger again and again.
         """
         landed = {receipt["objects"][0]["uri"].rpartition("_")[2].partition(".")[0]: receipt for receipt in receipts}
-        for batch in batches:
-            receipt = landed.get(batch["batch"])
-            if receipt or count_tries:
-                self._record(batch, receipt, count_tries=count_tries)
+        results = [(batch, landed.get(batch["batch"])) for batch in batches]
+        recorded = [(batch, receipt) for batch, receipt in results if receipt or count_tries]
+        if recorded:
+            self._store.check(
+                self._key(".stem-probe"),
+                may_be_unconditional=conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
+            )
+        for batch, receipt in recorded:
+            self._record(batch, receipt, count_tries=count_tries)
 
     def missing(self, batches: Iterable[Mapping[str, Any]], daily_start: date, settle: timedelta) -> list[Piece]:
         """
@@ -88,7 +99,7 @@ class Ledger:
         :param batches: ``{"sites", "batch"}`` of the sites that are listed now.
         :param daily_start: first day of the daily load's objects, the first of a month, UTC. Must never change.
         :param settle: time at the end of what has landed that is left to the daily load, which reads it again.
-        :return: arguments for tasks of ``StemStreamsToS3Operator``.
+        :return: arguments for tasks of ``StemStreamsToObjectStorageOperator``.
         :raises StemTransportError: the store failed.
         """
         histories = [(batch, self._read(batch["batch"])) for batch in batches]
@@ -124,4 +135,4 @@ class Ledger:
         return BatchHistory(self._stream_types, copy.read() if version else b"{}")
 
     def _key(self, batch: str) -> str:
-        return f"{self._prefix}/{batch}.json"
+        return check_key("path", f"{self._folder}{batch}.json")

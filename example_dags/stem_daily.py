@@ -1,15 +1,16 @@
 """
-Load the telemetry of a whole fleet into S3, day by day, as Parquet.
+Load the telemetry of a whole fleet into S3 or another store, day by day, as Parquet.
 
 Designed for ten thousand sites on a cluster. ``stem_history`` loads earlier days, and days that are missing; see
-docs/loading.md. Needs the connections ``stem_default`` and ``aws_default``, and a pool that limits the concurrent
-requests of all runs and backfills to its slots times ``max_workers``, here 8 times 8::
+docs/loading.md. Needs the connections ``stem_default`` and ``aws_default`` (or the default one of another store), and a
+pool that limits the concurrent requests of all runs and backfills to its slots times ``max_workers``, here 8 times 8::
 
     airflow pools set stem_api 8 "Stem API: eight requests a slot"
 
 Environment variables, the same for every component of Airflow and for both DAGs:
 
-- ``STEM_BUCKET``: the bucket to write to.
+- ``STEM_LAKE``: the address to write to: ``s3://bucket/folder``, ``gs://bucket/folder``, ``abfs://container/folder`` or
+  ``file:///folder``. Never change it.
 - ``STEM_START``: the first day with a run, such as today. Never change it. With an early date there is one run for each
   day since then; the history loads earlier days with a fraction of the requests.
 - ``STEM_BATCHES``: the number of tasks per run and of objects per day. Never change it.
@@ -30,21 +31,21 @@ from airflow_provider_stem.assets import combined
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.ledger import Ledger
-from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
 
-BUCKET = os.environ.get("STEM_BUCKET", "stem-telemetry")
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
 START = datetime.fromisoformat(os.environ.get("STEM_START", "2025-07-01")).replace(tzinfo=UTC)
 BATCHES = int(os.environ.get("STEM_BATCHES", "100"))  # with 100 sites per task: a few seconds and megabytes a day
 POOL = os.environ.get("STEM_POOL", "stem_api")
 
 STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")  # one request per site covers all types
 LOOKBACK = timedelta(days=3)
-KEY = "stem/daily/date={start:%Y-%m-%d}/{resolution}s_{batch}.{extension}"
-TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")
+PATH = f"{LAKE}/daily/date={{start:%Y-%m-%d}}/{{resolution}}s_{{batch}}.{{extension}}"
+TELEMETRY = Asset(f"{LAKE}/daily")
 
 with DAG(
     dag_id="stem_daily",
-    description="Every day of every site of Stem's as Parquet in S3",
+    description="Every day of every site of Stem's as Parquet",
     # A plain "@daily" has no data interval on Airflow 3.
     schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"),
     start_date=pendulum.instance(START),
@@ -69,14 +70,13 @@ with DAG(
         return {"start": max(start, START).isoformat(), "end": end.isoformat()}
 
     days = find_days()
-    land = StemStreamsToS3Operator.partial(
+    land = StemStreamsToObjectStorageOperator.partial(
         task_id="land_streams",
         stream_types=STREAM_TYPES,
         start=days["start"],
         end=days["end"],
         partition="day",
-        s3_bucket=BUCKET,
-        s3_key=KEY,
+        path=PATH,
         pool=POOL,
         max_workers=8,
         on_site_error="skip",  # stem_history reads such a site later, and fails until it succeeds
@@ -92,7 +92,7 @@ with DAG(
         if not landed:
             raise AirflowSkipException("Nothing landed.")
         with final_errors("stem_default"):
-            Ledger(BUCKET, "stem/ledger", STREAM_TYPES).enter(batches, landed)
+            Ledger(f"{LAKE}/ledger", STREAM_TYPES).enter(batches, landed)
         context["outlet_events"][TELEMETRY].extra.update(combined(landed))
 
     # [END emit_one_event]

@@ -22,9 +22,9 @@ from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, Asset
 from airflow_provider_stem.assets import combined
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.ledger import Ledger
-from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
 
-BUCKET = os.environ.get("STEM_BUCKET", "stem-telemetry")
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
 START = date.fromisoformat(os.environ.get("STEM_START", "2025-07-01"))
 BATCHES = int(os.environ.get("STEM_BATCHES", "100"))
 POOL = os.environ.get("STEM_HISTORY_POOL", "stem_history")
@@ -32,12 +32,12 @@ POOL = os.environ.get("STEM_HISTORY_POOL", "stem_history")
 STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 LOOKBACK = timedelta(days=3)  # as in stem_daily, which reads these days again
 CUT = START.replace(day=1)  # earlier days are stored by month, later days in the objects of stem_daily
-KEYS = {
-    "month": "stem/history/month={start:%Y-%m}/{resolution}s_{batch}.{extension}",
-    "day": "stem/daily/date={start:%Y-%m-%d}/{resolution}s_{batch}.{extension}",  # as in stem_daily
+PATHS = {
+    "month": f"{LAKE}/history/month={{start:%Y-%m}}/{{resolution}}s_{{batch}}.{{extension}}",
+    "day": f"{LAKE}/daily/date={{start:%Y-%m-%d}}/{{resolution}}s_{{batch}}.{{extension}}",  # as in stem_daily
 }
-TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")
-HISTORY = Asset(f"s3://{BUCKET}/stem/history")
+TELEMETRY = Asset(f"{LAKE}/daily")
+HISTORY = Asset(f"{LAKE}/history")
 
 with DAG(
     dag_id="stem_history",
@@ -56,14 +56,13 @@ with DAG(
     def find_history(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the sites and windows to read next, one entry for each task."""
         with final_errors("stem_default"):
-            pieces = Ledger(BUCKET, "stem/ledger", STREAM_TYPES).missing(batches, CUT, LOOKBACK)
-        return [{**piece, "s3_key": KEYS[piece["partition"]]} for piece in pieces]
+            pieces = Ledger(f"{LAKE}/ledger", STREAM_TYPES).missing(batches, CUT, LOOKBACK)
+        return [{**piece, "path": PATHS[piece["partition"]]} for piece in pieces]
 
     pieces = find_history(sites.output)
-    land = StemStreamsToS3Operator.partial(
+    land = StemStreamsToObjectStorageOperator.partial(
         task_id="land_streams",
         stream_types=STREAM_TYPES,
-        s3_bucket=BUCKET,
         pool=POOL,
         max_workers=8,
         on_site_error="skip",
@@ -76,7 +75,7 @@ with DAG(
         # As a slice: when receipts of mapped tasks are iterated over, Airflow 3 logs an error after the last one.
         landed = [receipt for receipt in (receipts or [])[:] if receipt]
         with final_errors("stem_default"):
-            Ledger(BUCKET, "stem/ledger", STREAM_TYPES).enter(pieces or (), landed, count_tries=True)
+            Ledger(f"{LAKE}/ledger", STREAM_TYPES).enter(pieces or (), landed, count_tries=True)
         if not landed:
             raise AirflowSkipException("Nothing landed.")
         context["outlet_events"][HISTORY].extra.update(combined(landed))

@@ -1,8 +1,9 @@
 """
-Land a period in S3, after a person has approved it if it costs many requests (Airflow 3.1 or later).
+Land a period in S3 or another store, after a person has approved it if it costs many requests (Airflow 3.1 or later).
 
 Trigger it with the first and the last day. Before Airflow 3.1 nobody is asked: a period above the limit fails. Needs
-the connections ``stem_default`` and ``aws_default``. The task that asks is under *Required Actions*.
+the connections ``stem_default`` and ``aws_default`` (or the default one of another store). The task that asks is under
+*Required Actions*.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import pendulum
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 
-from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
 
 ApprovalOperator: Any = None
 with suppress(Exception):  # before Airflow 3.1 the module is absent, or raises an error of its own
@@ -27,7 +28,7 @@ with DAG(
     description="A period of Stem's telemetry, after approval if it costs many requests",
     schedule=None,
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
-    params={"first_day": "2025-07-01", "last_day": "2025-07-31", "bucket": "stem-telemetry", "limit": 1000},
+    params={"first_day": "2025-07-01", "last_day": "2025-07-31", "path": "s3://stem-telemetry/", "limit": 1000},
     tags=["stem", "energy"],
 ) as dag:
     sites = StemSiteListOperator(task_id="list_sites", batches=8)
@@ -64,7 +65,7 @@ with DAG(
         next_task >> ask >> approved
     # [END ask]
 
-    land = StemStreamsToS3Operator.partial(
-        task_id="land_streams", start=START, end=END, partition="day", s3_bucket="{{ params.bucket }}"
+    land = StemStreamsToObjectStorageOperator.partial(
+        task_id="land_streams", start=START, end=END, partition="day", path="{{ params.path }}"
     ).expand_kwargs(sites.output)
     approved >> land

@@ -4,7 +4,7 @@ Load into an Iceberg table what ``stem_daily`` and ``stem_history`` land: exactl
 Needs the connections ``aws_default`` and ``stem_iceberg``, the catalog of the table; see docs/iceberg.md. Events that
 arrive during a run are loaded together by the next run. ``stem_iceberg_maintenance`` maintains the table.
 
-Environment variable: ``STEM_BUCKET``, as for ``stem_daily``.
+Environment variable: ``STEM_LAKE``, as for ``stem_daily``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from airflow.providers.common.compat.sdk import DAG, Asset, task
 from airflow_provider_stem.assets import landed_objects
 from airflow_provider_stem.iceberg.operators import StemObjectsToIcebergOperator
 
-BUCKET = os.environ.get("STEM_BUCKET", "stem-telemetry")
-TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")
-HISTORY = Asset(f"s3://{BUCKET}/stem/history")
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
+TELEMETRY = Asset(f"{LAKE}/daily")
+HISTORY = Asset(f"{LAKE}/history")
 # The size of a commit: a day of ten thousand sites with a look-back of three days. Months need several.
 MAX_ROWS = 12_000_000
 

@@ -6,7 +6,7 @@ Needs the connections ``stem_default``, ``aws_default`` and ``stem_warehouse``. 
 differs. Views of energy, demand peaks, completeness and restatements are created. Events that arrive during a run are
 loaded together by the next run.
 
-Environment variable: ``STEM_BUCKET``, as for ``stem_daily``.
+Environment variable: ``STEM_LAKE``, as for ``stem_daily``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from airflow_provider_stem.assets import landed_objects
 from airflow_provider_stem.operators import StemSiteListOperator
 from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, StemSitesToSqlOperator
 
-BUCKET = os.environ.get("STEM_BUCKET", "stem-telemetry")
-TELEMETRY = Asset(f"s3://{BUCKET}/stem/daily")
-HISTORY = Asset(f"s3://{BUCKET}/stem/history")
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
+TELEMETRY = Asset(f"{LAKE}/daily")
+HISTORY = Asset(f"{LAKE}/history")
 # The size of a transaction: a day of ten thousand sites with a look-back of three days. Months need several.
 MAX_ROWS = 12_000_000
 

@@ -38,7 +38,7 @@ def serve(options: argparse.Namespace) -> int:
             "AIRFLOW_CONN_STEM_DEFAULT": simulator.connection,
             "AIRFLOW_CONN_AWS_DEFAULT": s3.connection,
             "AWS_EC2_METADATA_DISABLED": "true",
-            "STEM_BUCKET": "lake",
+            "STEM_LAKE": "s3://lake/stem",
             "STEM_START": str(datetime.now(UTC).date() - timedelta(days=1)),
         }
         cluster = Cluster(

@@ -526,7 +526,11 @@ class Demo:
         """
         self.screen.title("\nStarting Airflow")
         began = time.monotonic()
-        environment = {**self.connections, "STEM_BUCKET": self.options.bucket}
+        environment = {
+            **self.connections,
+            "STEM_BUCKET": self.options.bucket,
+            "STEM_LAKE": f"s3://{self.options.bucket}/stem",
+        }
         server = AirflowServer(self.home, ROOT / "example_dags", environment=environment, paused=True)
         try:
             airflow = stack.enter_context(server)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import threading
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -67,6 +65,10 @@ class MemoryStore:
     def _version(self, key):
         return Version(hashlib.sha256(self.objects[key]).hexdigest(), None, None) if key in self.objects else None
 
+    def check(self, probe, *, may_be_unconditional):
+        assert probe == "ledger/.stem-probe.json"
+        assert not may_be_unconditional
+
     def head(self, key):
         return self._version(key), datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -86,7 +88,7 @@ class MemoryStore:
 
 
 def ledger_in_memory():
-    ledger = Ledger("lake", "ledger", TYPES)
+    ledger = Ledger("s3://lake/ledger", TYPES)
     ledger._store = MemoryStore()  # type: ignore[assignment]
     return ledger
 
@@ -282,7 +284,7 @@ def test_a_start_that_moves_back_makes_days_missing_although_other_streams_have_
 
 
 def test_a_type_that_is_added_later_is_missing_since_its_start():
-    ledger = Ledger("lake", "ledger", ["MONITOR"])
+    ledger = Ledger("s3://lake/ledger/", ["MONITOR"])
     ledger._store = store = MemoryStore()  # type: ignore[assignment]
     batches = listing(("0", starts(MONITOR="2023-01-01", CONVERTER="2025-02-07")))
     ledger.enter(batches, [receipt_of("001-of-002", date(2023, 1, 1), at(10))])
@@ -322,53 +324,34 @@ def test_a_ledger_that_changes_all_the_time_is_a_retryable_error(monkeypatch):
         ledger.enter(listing(("0", None)), [receipt_of("001-of-002", CUT, at(1))])
 
 
-def test_the_message_of_a_missing_bucket_names_the_connection(monkeypatch):
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", "aws://")
-    with pytest.raises(StemConfigError, match="s3_bucket is missing.*connection 'aws_default'"):
-        Ledger("", "ledger", TYPES).missing(listing(("0", {})), CUT, LOOKBACK)
+@pytest.mark.parametrize(
+    ("path", "conn_id", "message"),
+    [
+        ("lake/ledger", None, "Use an address that begins with s3://"),
+        ("s3://", None, "Use the name of a bucket or container"),
+        ("file:///", None, "Use three slashes and an absolute path"),
+        ("file:///ledger", "aws_default", "a folder has no connection"),
+        ("gs://one@lake/ledger", "other", "path has 'one'"),
+    ],
+)
+def test_an_address_that_is_not_one_of_a_folder_is_an_error(path, conn_id, message):
+    with pytest.raises(StemConfigError, match=message):
+        Ledger(path, TYPES, conn_id=conn_id)
+
+
+@pytest.mark.parametrize("folder", ["a//b", "a/../b", ".stem", "a\nb"])
+def test_a_folder_that_is_not_valid_in_every_store_is_an_error(folder):
+    with pytest.raises(StemConfigError, match="path renders to"):
+        Ledger(f"s3://lake/{folder}", TYPES).missing(listing(("0", {})), CUT, LOOKBACK)
+
+
+def test_the_ledger_of_a_bucket_is_at_its_top():
+    assert [Ledger(f"s3://lake{end}", TYPES)._key("001-of-002") for end in ("", "/")] == ["001-of-002.json"] * 2
 
 
 @pytest.mark.s3
-def test_the_ledger_has_an_object_for_each_batch(lake):
-    ledger = Ledger(lake.bucket, "stem/ledger", TYPES, s3_extra_args={"Metadata": {"team": "energy"}})
-    batches = listing(("0", starts(MONITOR="2025-03-02")), ("1", starts(MONITOR=CUT)))
-    assert ledger.missing(batches, CUT, LOOKBACK) == []
-    ledger.enter(batches, [receipt_of("001-of-002", CUT, at(5))])
-    before = lake.objects()
-    assert {key: json.loads(content) for key, content in before.items()} == {
-        "stem/ledger/001-of-002.json": {"0": {"streams": {"MONITOR": [["2025-03-02", "2025-03-06"]]}, "tries": 0}}
-    }
-    (key,) = before
+def test_arguments_of_each_put_are_those_of_boto3(lake):
+    ledger = Ledger(f"s3://{lake.bucket}/stem/ledger", TYPES, s3_extra_args={"Metadata": {"team": "energy"}})
+    ledger.enter(listing(("0", starts(MONITOR="2025-03-02"))), [receipt_of("001-of-002", CUT, at(5))])
+    [key] = lake.objects()
     assert lake.client.head_object(Bucket=lake.bucket, Key=key)["Metadata"]["team"] == "energy"
-    ledger.enter(batches, [receipt_of("001-of-002", CUT, at(5))])
-    assert lake.objects() == before
-    (piece,) = ledger.missing(batches, CUT, LOOKBACK)
-    assert piece == {
-        "sites": batches[1]["sites"],
-        "batch": "002-of-002",
-        "start": "2025-03-01T00:00:00Z",
-        "end": "2025-03-03T00:00:00Z",
-        "partition": "day",
-    }
-
-
-@pytest.mark.s3
-def test_simultaneous_writers_are_all_recorded(lake):
-    batches = listing(*((str(2 * number), starts(MONITOR=CUT)) for number in range(8)))
-    begin = threading.Barrier(8)
-
-    def enter(number):
-        ledger = Ledger(lake.bucket, "stem/ledger", TYPES)
-        site = [batches[0]["sites"][number]]
-        begin.wait()
-        ledger.enter([{**batches[0], "sites": site}], [receipt_of("001-of-002", at(number), at(number + 1))])
-
-    threads = [threading.Thread(target=enter, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (content,) = lake.objects().values()
-    assert {site: entry["streams"]["MONITOR"] for site, entry in json.loads(content).items()} == {
-        str(2 * number): [[f"{at(number)}", f"{at(number + 1)}"]] for number in range(8)
-    }

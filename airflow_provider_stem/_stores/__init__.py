@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, ObjectStore, Version, split_uri
 
@@ -11,13 +12,16 @@ if TYPE_CHECKING:
     from airflow_provider_stem.streams.spool import ScratchFile
 
 
-def open_store(scheme: str, bucket: str, conn_id: str | None) -> ObjectStore:
+def open_store(
+    scheme: str, bucket: str, conn_id: str | None, s3_extra_args: Mapping[str, Any] | None = None
+) -> ObjectStore:
     """
     Return a store. Nothing is sent to it yet.
 
     :param scheme: one of :data:`~airflow_provider_stem.streams.store.DEFAULT_CONNECTIONS`.
     :param bucket: name of the bucket or container; empty for a folder.
     :param conn_id: connection of the type that the scheme needs; a folder ignores it.
+    :param s3_extra_args: more arguments of each PUT to S3, named as in boto3; other stores ignore them.
     """
     if scheme == "file":
         from airflow_provider_stem._stores.folder import FolderStore
@@ -33,7 +37,7 @@ def open_store(scheme: str, bucket: str, conn_id: str | None) -> ObjectStore:
         return AzureStore(bucket, conn_id)
     from airflow_provider_stem._s3 import S3Store
 
-    return S3Store(conn_id, bucket)
+    return S3Store(conn_id, bucket, s3_extra_args)
 
 
 class StoredObjects:

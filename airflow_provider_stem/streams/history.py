@@ -25,7 +25,7 @@ Span = tuple[date, date]
 
 class Piece(TypedDict):
     """
-    The arguments of one task of the history, for ``StemStreamsToS3Operator``.
+    The arguments of one task of the history, for ``StemStreamsToObjectStorageOperator``.
 
     :param sites: records of ``StemSiteListOperator``.
     :param batch: name of the batch.

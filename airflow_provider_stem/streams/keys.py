@@ -110,11 +110,12 @@ class Place:
         return self.conn_id or conn_id or DEFAULT_CONNECTIONS[self.scheme]
 
 
-def parse_path(path: str) -> Place:
+def parse_path(path: str, default: str = DEFAULT_KEY) -> Place:
     """
     Return where a task writes.
 
-    :param path: address with Jinja rendered. If it ends with ``/``, or is a bucket alone, :data:`DEFAULT_KEY` follows.
+    :param path: address with Jinja rendered.
+    :param default: what follows if it ends with ``/``, or is a bucket alone.
     :raises StemConfigError: the address is invalid.
     """
     scheme, authority, key = split_uri(path)
@@ -129,7 +130,27 @@ def parse_path(path: str) -> Place:
         raise StemConfigError(
             f"Invalid path {path!r}. Use the name of a bucket or container and a key, such as '{scheme}://my-lake/stem/'."
         )
-    return Place(scheme, conn_id or None, bucket, key + DEFAULT_KEY if key[-1:] in ("", "/") else key)
+    return Place(scheme, conn_id or None, bucket, key + default if key[-1:] in ("", "/") else key)
+
+
+def check_key(argument: str, key: str) -> str:
+    """
+    Return a key that is valid in every store.
+
+    :param argument: name of the argument that renders to it, for the message.
+    :raises StemConfigError: it is empty, too long or not printable, or one of its parts is not a name or is ``.stem``,
+        the folder of a store's own files.
+    """
+    if {"", ".", "..", ".stem"} & set(key.split("/")):
+        raise StemConfigError(
+            f"{argument} renders to {key!r}. Use a key without empty, '.', '..' or '.stem' parts and without '/' at "
+            "the end."
+        )
+    if len(key.encode()) > _MAX_KEY_BYTES or not key.isprintable():
+        raise StemConfigError(
+            f"{argument} renders to {key[:100]!r}…. Use a key of at most 1,024 bytes without control characters."
+        )
+    return key
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +180,7 @@ class KeyTemplate:
         :param period: fills in ``{start}``, ``{end}`` and ``{resolution}``.
         :raises StemConfigError: the template has an unknown placeholder, or the result is not a valid key.
         """
-        key = self._filled(period, self.batch)
-        if not key or key.startswith("/") or {"", ".", ".."} & set(key.split("/")):
-            raise StemConfigError(
-                f"{self.argument} renders to {key!r}. Use a key without empty, '.' or '..' parts and without '/' at "
-                "the end."
-            )
-        if len(key.encode()) > _MAX_KEY_BYTES or not key.isprintable():
-            raise StemConfigError(
-                f"{self.argument} renders to {key[:100]!r}…. Use a key of at most 1,024 bytes without control "
-                "characters."
-            )
-        return key
+        return check_key(self.argument, self._filled(period, self.batch))
 
     def plan(self, window: Window, partition: Partition) -> dict[str, Window]:
         """
@@ -245,7 +255,7 @@ def _values(period: Window, batch: str, dag_id: str, task_id: str, extension: st
 def _part(text: str) -> str:
     """Return any string percent-encoded as one part of a key."""
     quoted = quote(text, safe=" ", errors="backslashreplace")
-    return quoted.replace(".", "%2E") if set(quoted) <= {"."} else quoted
+    return quoted.replace(".", "%2E") if set(quoted) <= {"."} or quoted == ".stem" else quoted
 
 
 def _format(template: str, values: dict[str, Any], argument: str) -> str:

@@ -112,7 +112,7 @@ def cluster(
     for path in (example, Path(__file__).parent / "dags" / "waiting.py"):
         (dags / path.name).symlink_to(path)
     # The same DAG with a start a month ago, and another bucket.
-    others = {"STEM_START": START.isoformat(), "STEM_BUCKET": older_lake.bucket}
+    others = {"STEM_START": START.isoformat(), "STEM_LAKE": f"s3://{older_lake.bucket}/stem"}
     again = example.read_text().replace('dag_id="stem_daily"', 'dag_id="stem_older"')
     (dags / "stem_older.py").write_text(again.replace("import os\n", f"import os\n\nos.environ |= {others}\n", 1))
     to_warehouse = (ROOT / "example_dags" / "stem_to_warehouse.py").read_text()
@@ -124,7 +124,7 @@ def cluster(
         "AIRFLOW_CONN_AWS_DEFAULT": lake.server.connection,
         "AIRFLOW_CONN_STEM_LATE": late.connection,
         "AIRFLOW_CONN_DUCKDB": json.dumps({"conn_type": "duckdb", "host": str(duckdb_file)}),
-        "STEM_BUCKET": lake.bucket,
+        "STEM_LAKE": f"s3://{lake.bucket}/stem",
         "STEM_POOL": POOL,
         "STEM_START": YESTERDAY.isoformat(),
         **SETTINGS,

@@ -38,7 +38,7 @@ class Loading:
         self.lake = lake
         self.listed = list(SITES)
         sim.rewrite = self._rewrite
-        for name, value in {"BUCKET": lake.bucket, "START": START.isoformat(), "BATCHES": "1"}.items():
+        for name, value in {"LAKE": f"s3://{lake.bucket}/stem", "START": START.isoformat(), "BATCHES": "1"}.items():
             monkeypatch.setenv(f"STEM_{name}", value)
         self.daily, self.history = load("stem_daily"), load("stem_history")
 

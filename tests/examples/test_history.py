@@ -128,8 +128,8 @@ def test_the_history_runs_after_the_daily_load_and_has_the_same_settings(loading
     timetable = history.dag.timetable
     condition = getattr(timetable, "asset_condition", None) or timetable.dataset_condition
     assert {asset.uri for asset in condition.objects} == {daily.TELEMETRY.uri, history.HISTORY.uri}
-    assert history.KEYS["day"] == daily.KEY
-    assert not history.KEYS["month"].startswith("stem/daily/")
+    assert history.PATHS["day"] == daily.PATH
+    assert not history.PATHS["month"].startswith(f"{daily.LAKE}/daily/")
     assert (daily.LOOKBACK, daily.START.date()) == (history.LOOKBACK, history.START)
     assert history.STREAM_TYPES == daily.STREAM_TYPES
     priorities = [module.dag.get_task("land_streams").priority_weight for module in (history, daily)]

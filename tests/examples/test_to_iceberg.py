@@ -104,7 +104,7 @@ def test_airflow_loads_what_a_day_has_landed_and_maintains_the_table(
         "AIRFLOW_CONN_AWS_DEFAULT": s3_server.connection,
         "AIRFLOW_CONN_STEM_ICEBERG": os.environ["AIRFLOW_CONN_STEM_ICEBERG"],
         "AWS_EC2_METADATA_DISABLED": "true",
-        "STEM_BUCKET": lake.bucket,
+        "STEM_LAKE": f"s3://{lake.bucket}/stem",
         "STEM_START": yesterday.isoformat(),
         "STEM_BATCHES": "3",
         "STEM_POOL": "default_pool",
