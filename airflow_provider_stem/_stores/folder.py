@@ -6,7 +6,7 @@ metadata of each file::
 
     date=2025-07-01/all.parquet             the object
     date=2025-07-01/.stem/all.parquet.meta  its SHA-256 and read-at, and those of the version before
-    date=2025-07-01/.stem/lock              held while an object is compared and replaced
+    date=2025-07-01/.stem/lock              held while an object is compared and replaced; the last holder's name
     date=2025-07-01/.stem/5f0c….tmp         content that is not published yet
 
 The metadata are written before the content is published, and name both versions. So they are right however the process
@@ -19,15 +19,17 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 from uuid import uuid4
 
 from airflow_provider_stem._disk import WorkerError
@@ -45,10 +47,14 @@ from airflow_provider_stem.streams.store import (
     version_of,
 )
 
+log = logging.getLogger(__name__)
+
 _HIDDEN = ".stem"
 _MAX_READS = 100  # a read is repeated only if another task has replaced the file in the meantime
 _MAX_METADATA = 10_000  # bytes
+_MAX_HOLDER = 300  # characters
 _LOCKED_FOR = 300.0  # seconds; the lock is held while two small files are renamed
+_LOG_AFTER = 5.0  # seconds
 _ABANDONED = 86_400.0  # seconds
 _CANNOT_BE_WRITTEN = {
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSYS,
@@ -223,15 +229,11 @@ class FolderStore:
         if not self._conditional:
             yield
             return
-        deadline = time.monotonic() + _LOCKED_FOR
-        with (hidden / "lock").open("a") as lock:
-            while not _try_lock(lock.fileno()):
-                if time.monotonic() > deadline:
-                    raise StemTransportError(
-                        f"Another task has locked the folder for {_LOCKED_FOR:,.0f} s. Check whether it is suspended "
-                        f"[{hidden}]"
-                    )
-                time.sleep(0.005)
+        with (hidden / "lock").open("a+", errors="replace") as lock:
+            _wait_for(lock)
+            with suppress(OSError):  # for messages only
+                os.ftruncate(lock.fileno(), 0)
+                os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
 
     def _path(self, key: str) -> Path:
@@ -272,7 +274,7 @@ def _open(path: Path) -> tuple[BinaryIO, Version] | None:
             if _is_at(path, status):
                 unused.pop_all()
                 etag = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
-                return os.fdopen(descriptor, "rb"), version_of(etag, metadata)
+                return os.fdopen(descriptor, "rb"), version_of(etag, metadata, metadata_file=str(_metadata_of(path)))
     raise StemTransportError(f"Other tasks replaced the file {_MAX_READS} times while it was read [{path}]")
 
 
@@ -302,6 +304,27 @@ def _metadata_of(path: Path) -> Path:
 def _entry(sha256: str | None, read_at: datetime | None, status: os.stat_result) -> dict[str, Any]:
     time_read = read_at and read_at.astimezone(UTC).isoformat()
     return {DIGEST: sha256, READ_AT: time_read, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _wait_for(lock: TextIO) -> None:
+    """Lock a file, and log a long wait."""
+    began = time.monotonic()
+    is_logged = False
+    while not _try_lock(lock.fileno()):
+        waited = time.monotonic() - began
+        if waited > _LOCKED_FOR:
+            raise StemTransportError(
+                f"Another task has locked the folder for {_LOCKED_FOR:,.0f} s. Check whether it is suspended "
+                f"[{lock.name}]"
+            )
+        if waited > _LOG_AFTER and not is_logged:
+            lock.seek(0)
+            holder = one_line(lock.read(_MAX_HOLDER)) or "an unknown process"
+            log.warning("Waiting for a lock. Check whether its holder is suspended: %s [%s]", holder, lock.name)
+            is_logged = True
+        time.sleep(0.005)
+    if is_logged:
+        log.warning("Took the lock after %.0f s [%s]", time.monotonic() - began, lock.name)
 
 
 def _try_lock(descriptor: int) -> bool:

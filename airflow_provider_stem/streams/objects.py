@@ -175,8 +175,10 @@ class _Held:
     def rows(self) -> Iterator[pa.RecordBatch]:
         """Iterate over its verified rows in the landing schema."""
         if self.version.sha256 not in (None, self.file.sha256):
+            file = self.version.metadata_file
             raise _NotMergeableError(
                 f"its SHA-256 is {self.file.sha256} instead of {self.version.sha256}, as in its metadata"
+                f"{f'. To merge with it as it is, delete {one_line(file)}' if file else ''}"
             )
         self.file.seek(0)
         try:

@@ -104,25 +104,30 @@ class Version:
     :param sha256: SHA-256 of its content in hexadecimal; ``None`` if its metadata does not contain it.
     :param read_at: when the reading of its newest rows began, UTC, by the store's clock; ``None`` if its metadata does
         not contain it.
+    :param metadata_file: file with its metadata; ``None`` in a store that has metadata itself.
     """
 
     etag: str
     sha256: str | None
     read_at: datetime | None
+    metadata_file: str | None = None
 
 
-def version_of(etag: str, metadata: Mapping[str, str], *, read_at: str = READ_AT) -> Version:
+def version_of(
+    etag: str, metadata: Mapping[str, str], *, read_at: str = READ_AT, metadata_file: str | None = None
+) -> Version:
     """
     Return the version of an object with this metadata.
 
     :param read_at: metadata name of the time, in a store that does not allow :data:`READ_AT`.
+    :param metadata_file: file with the metadata.
     """
     try:
         time = datetime.fromisoformat(metadata[read_at]).astimezone(UTC)
     except (KeyError, ValueError, OverflowError):
         time = None
     digest = metadata.get(DIGEST)
-    return Version(etag, digest and digest.lower(), time)
+    return Version(etag, digest and digest.lower(), time, metadata_file)
 
 
 def parse_date(date: str, conn_id: str | None) -> datetime:
