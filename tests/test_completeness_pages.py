@@ -250,12 +250,12 @@ def test_a_page_is_made_again_only_after_a_load(browser, engine, monkeypatch):
 def test_the_day_of_a_site_shows_values_gaps_changes_and_loads(browser):
     page = browser.get(f"/stem/completeness/sites/site-1/days/{DAY}").text
     rows = Reader(page).rows
-    assert ["00:00", "3.25"] in rows
-    assert ["00:15", "missing"] in rows
-    assert ["00:30", "0"] in rows
+    assert ["00:00 to 00:15", "3.25"] in rows
+    assert ["00:15 to 00:30", "missing"] in rows
+    assert ["00:30 to 00:45", "0"] in rows
     assert "95 of 96 intervals received" in page
-    assert "Missing: 00:15 (start" in page
-    assert ["2025-07-01 00:00", "MONITOR, 15 min", "1.5", "3.25", "2025-07-02 09:00", "dag · run"] in rows
+    assert "Missing (UTC): 00:15 to 00:30." in page
+    assert ["00:00 to 00:15", "MONITOR, 15 min", "1.5", "3.25", "2025-07-02 09:00", "dag · run"] in rows
     assert "/dags/dag/runs/run" in links_of(page)
     assert "/stem/completeness/sites/site-1/days/2025-07-02" in links_of(page)
     # Two curves, one with a gap and an old value.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from airflow_provider_stem.completeness.source import Curve, Restatement
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 150, 56, 940, 10, 22
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 150, 80, 940, 10, 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +16,14 @@ class Chart:
     Shapes of a chart, in its own coordinates. The template draws them.
 
     :param path: steps of the values, one for each interval; a gap where there is no value.
-    :param absent: left edge and width of each run of missing intervals.
+    :param gaps: of each run of missing intervals: numbers of the first one and of the one after the last, left edge and
+        width.
     :param old: centres of the values that loads have replaced.
-    :param ticks: values of the vertical axis, and their heights.
+    :param ticks: values of the vertical axis with their unit, and their heights.
     """
 
     path: str
-    absent: tuple[tuple[float, float], ...]
+    gaps: tuple[tuple[int, int, float, float], ...]
     old: tuple[tuple[float, float], ...]
     ticks: tuple[tuple[str, float], ...]
     width: int = _WIDTH
@@ -42,7 +43,7 @@ def chart(curve: Curve, restated: Iterable[Restatement]) -> Chart:
     """
     counts = curve.counts
     old = {
-        (one.start.hour * 3600 + one.start.minute * 60) // counts.resolution: one.old_kw
+        one.number: one.old_kw
         for one in restated
         if (one.stream_type, one.resolution) == (counts.stream_type, counts.resolution) and one.old_kw is not None
     }
@@ -66,9 +67,9 @@ def chart(curve: Curve, restated: Iterable[Restatement]) -> Chart:
         before = number
     return Chart(
         path="".join(steps),
-        absent=tuple((x(begin), round(x(end) - x(begin), 1)) for begin, end in _runs(curve.missing)),
+        gaps=tuple((first, after, x(first), round(x(after) - x(first), 1)) for first, after in _runs(curve.missing)),
         old=tuple((x(number + 0.5), y(kw)) for number, kw in sorted(old.items())),
-        ticks=tuple((f"{kw:,.4g}", y(kw)) for kw in sorted({low, 0.0, high})),
+        ticks=tuple((f"{kw:,.4g} kW", y(kw)) for kw in sorted({low, 0.0, high})),
     )
 
 

@@ -119,9 +119,10 @@ class Restatement:
     run_id: str | None
 
     @property
-    def start(self) -> datetime:
-        """Return the start of the interval, by which the page names intervals."""
-        return self.end - timedelta(seconds=self.resolution)
+    def number(self) -> int:
+        """Return the number of the interval in its UTC day, from 0."""
+        start = self.end - timedelta(seconds=self.resolution)
+        return (start.hour * 3600 + start.minute * 60) // self.resolution
 
 
 @dataclass(frozen=True, slots=True)
