@@ -30,7 +30,7 @@ from airflow_provider_stem.streams.records import describe_report
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.stream_types import parse_stream_types
 from airflow_provider_stem.streams.windows import Window, iso
-from airflow_provider_stem.triggers import StemStreamsTrigger
+from airflow_provider_stem.triggers import GRACE, StemStreamsTrigger, limit_turns
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -44,7 +44,6 @@ __all__ = ["StemStreamsSensor"]
 _PROGRESS_KEY = "stem_streams_progress"
 _TRIGGER_FAILED = "__fail__"
 """What Airflow passes as the next method if a trigger failed or timed out."""
-_GRACE = timedelta(minutes=1)
 _EMPTY = "No interval of {} s ends within this run's window: nothing to wait for."
 
 
@@ -112,6 +111,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         self.max_workers = max_workers
         self.stem_conn_id = stem_conn_id
         self._watch: Watch | None = None
+        self._started: datetime | None = None  # until it is executed
         self._redact: Callable[[str], str] = str  # until the connection is read
         if start_from_trigger:
             self._start_in_triggerer(sites, start, end)
@@ -126,9 +126,10 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         :raises StemError: any other error of the API; a retry may help.
         """
         with self._with_flags():
+            self._started = datetime.now(UTC)
             if not self.deferrable:
                 return self._wait_in_worker(context)
-            deadline = datetime.now(UTC) + timedelta(seconds=self.timeout)
+            deadline = self._started + timedelta(seconds=self.timeout)
             try:
                 done = self.poke(context)
             except StemError:
@@ -149,15 +150,18 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                 ),
                 method_name="execute_complete",
                 # The trigger checks the deadline itself. This one applies where no triggerer runs.
-                timeout=timedelta(seconds=self.timeout) + _GRACE,
+                timeout=timedelta(seconds=self.timeout) + GRACE,
             )
 
     def _wait_in_worker(self, context: Context) -> Any:
+        first = getattr(context.get("ti"), "get_first_reschedule_date", None)  # Airflow 2 has it in its database only
+        if self.reschedule and first is not None:
+            self._started = first(context) or self._started
         try:
             return super().execute(context)
         except (AirflowSensorTimeout, AirflowSkipException) as exc:
-            # Without a cause it is the base class's time-out, which says only how long the sensor waited.
-            if self._watch is None or exc.__cause__ is not None:
+            # The base class's time-out says only how long the sensor waited, and its skip of one says only that.
+            if self._watch is None or not isinstance(exc.__cause__, (NoneType, AirflowSensorTimeout)):
                 raise
             raise type(exc)(self._timeout_message(self._redact(self._watch.describe_missing()))) from None
 
@@ -183,12 +187,17 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             return PokeReturnValue(is_done=False)
         with StemHook(self.stem_conn_id).get_conn() as client:
             self._redact = client.redact
+            if self._started is not None:
+                limit_turns(client, timedelta(seconds=self.timeout) - (datetime.now(UTC) - self._started))
             try:
                 watch.poke(client, self.max_workers)
             finally:
                 self._save_progress(context, watch)
         self.log.info("%s: %s", watch.window, describe_report(watch.report()))
-        return PokeReturnValue(watch.is_complete(self.min_completeness), xcom_value=watch.report())
+        is_done = watch.is_complete(self.min_completeness)
+        if watch.is_out_of_turns and not is_done and not self.deferrable:
+            raise AirflowSensorTimeout(self._timeout_message(client.redact(watch.describe_missing())))
+        return PokeReturnValue(is_done, xcom_value=watch.report())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> WatchReport:  # noqa: ARG002
         """

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_stem.api.client import StemClient
     from airflow_provider_stem.streams.watch import Watch
 
 __all__ = ["StemStreamsTrigger"]
+
+GRACE = timedelta(minutes=1)
+"""How long after the deadline a last poke may still wait for turns, and Airflow's own limit comes."""
 
 
 class StemStreamsTrigger(BaseTrigger):
@@ -166,11 +170,11 @@ class StemStreamsTrigger(BaseTrigger):
             wake = max(_now() + self._pause_after(watch.pokes), ready)
             await _sleep_until(wake if deadline is None else min(wake, deadline))
             if _now() >= ready:
-                await self._poke(watch)
+                await self._poke(watch, deadline)
                 if watch.is_complete(self.min_completeness):
                     return {"status": "complete", "report": watch.report()}
                 self.log.info("%s, next poke in %s", describe_report(watch.report()), self._pause_after(watch.pokes))
-            if deadline is not None and _now() >= deadline:
+            if deadline is not None and (watch.is_out_of_turns or _now() >= deadline):
                 return {"status": "timeout", "missing": self._redact(watch.describe_missing())}
 
     def _new_watch(self) -> Watch:
@@ -187,18 +191,30 @@ class StemStreamsTrigger(BaseTrigger):
         seconds = self.poke_interval * (2 ** min(pokes - 1, 20) if self.exponential_backoff else 1)
         return timedelta(seconds=seconds if self.max_wait is None else min(seconds, self.max_wait))
 
-    async def _poke(self, watch: Watch) -> None:
+    async def _poke(self, watch: Watch, deadline: datetime | None) -> None:
         try:
-            await self._request_missing(watch)
+            await self._request_missing(watch, deadline)
         except StemError as exc:
             if not self.silent_fail or isinstance(exc, FINAL_ERRORS):
                 raise
             self.log.error("%s", exc)  # noqa: TRY400 - the message is complete
 
-    async def _request_missing(self, watch: Watch) -> None:
+    async def _request_missing(self, watch: Watch, deadline: datetime | None) -> None:
         async with open_source(self.stem_conn_id) as source:
             self._redact = source.client.redact
+            if deadline is not None:
+                limit_turns(source.client, deadline - _now())
             await request_each(watch.begin_poke(), self.max_workers, partial(watch.poke_site, source))
+
+
+def limit_turns(client: StemClient, left: timedelta) -> None:
+    """
+    Limit the wait of a poke for the connection's pace.
+
+    :param client: client of one poke.
+    :param left: time before the deadline. There is one poke even if none is left.
+    """
+    client.limit_turns((left if left > timedelta() else GRACE).total_seconds())
 
 
 async def _sleep_until(moment: datetime) -> None:

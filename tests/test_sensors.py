@@ -4,6 +4,7 @@ import json
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -14,6 +15,8 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
+from airflow_provider_stem.api import pace
+from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import StemConfigError, StemError, StemServerError, StemTransportError
 from airflow_provider_stem.sensors import StemStreamsSensor
 from airflow_provider_stem.simulator import Settings, Simulator
@@ -45,8 +48,8 @@ def sim(server, monkeypatch):
     return server
 
 
-def connect(sim, monkeypatch):
-    connection = {**json.loads(sim.connection), "extra": {"max_attempts": 1}}
+def connect(sim, monkeypatch, **extra):
+    connection = {**json.loads(sim.connection), "extra": {"max_attempts": 1, **extra}}
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", json.dumps(connection))
 
 
@@ -256,6 +259,38 @@ def test_a_time_out_is_the_same_in_each_mode(wait, sim):
         "first MONITOR of site site-00001 for the interval that ends at 2025-07-01T00:45:00Z."
     )
     assert not ended or wait.mode != "deferred"
+
+
+@pytest.fixture
+def waits(sim, monkeypatch):
+    """The waits for a pace of a thousand seconds, which take no time."""
+    waits: list[float] = []
+    monkeypatch.setattr(Transport, "_wait_until_closed", lambda _, seconds: waits.append(seconds))
+    monkeypatch.setattr(pace, "_paces", WeakValueDictionary())  # without that of another test
+    connect(sim, monkeypatch, requests_per_second=0.001)
+    return waits
+
+
+@pytest.mark.parametrize("flag", [None, "soft_fail", "never_fail"])
+def test_no_wait_for_the_pace_exceeds_the_time_out(wait, sim, waits, flag):
+    sites = [f"site-0000{number}" for number in range(1, 8)]
+    expected = AirflowSkipException if flag else AirflowSensorTimeout
+    says = "" if flag else r"Not available within 2500 s: .*requests_per_second .* allows no more"
+    with pytest.raises(expected, match=says):
+        wait(sites=sites, timeout=2500, max_workers=1, **({flag: True} if flag else {}))
+    assert waits
+    assert max(waits) <= 2500
+    assert 2 <= len(asked(sim)) <= 4  # of the worker and of the triggerer
+
+
+def test_turns_that_are_in_time_are_used(wait, sim, waits):
+    assert wait(sites=["site-00001", "site-00002"], timeout=2500)["missing"] == 0
+    assert max(waits) <= 2500
+
+
+def test_there_is_one_poke_with_a_pace_even_if_the_timeout_is_zero(wait, sim, monkeypatch):
+    connect(sim, monkeypatch, requests_per_second=1000)
+    assert wait(timeout=0)["missing"] == 0
 
 
 def test_a_window_that_never_ends_times_out_too(wait, sim):

@@ -70,6 +70,14 @@ class StemClient:
         """
         return self._config.api_key.redact(text)
 
+    def limit_turns(self, seconds: float) -> None:
+        """
+        Limit the wait for the connection's pace: a request whose turn is later raises ``NoTurnError``.
+
+        :param seconds: from now.
+        """
+        self._transport.limit_turns(seconds)
+
     def close(self) -> None:
         """Interrupt waits and close all connections. Later requests raise `StemTransportError`."""
         self._transport.close()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from airflow_provider_stem.api.config import ClientConfig
+
+
+class NoTurnError(Exception):
+    """The next turn is later than the caller may wait."""
 
 
 class Pace:
@@ -26,12 +31,20 @@ class Pace:
         self._lock = threading.Lock()
         self._latest = clock()
 
-    def take_turn(self) -> float:
-        """Take the next free turn, and return the seconds until the caller may send its request."""
+    def take_turn(self, until: float = math.inf) -> float:
+        """
+        Take the next free turn, and return the seconds until the caller may send its request.
+
+        :param until: reading of the clock after which a turn is too late.
+        :raises NoTurnError: the next turn is too late; it stays free.
+        """
         with self._lock:
             now = self._clock()
-            self._latest = max(now, self._latest + self._interval)
-            return self._latest - now
+            turn = max(now, self._latest + self._interval)
+            if turn > until:
+                raise NoTurnError
+            self._latest = turn
+            return turn - now
 
 
 # Weak: a pace without clients needs no memory, since a new one begins with a wait.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
+import math
 import mmap
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -87,6 +89,7 @@ class Transport:
         self._config = config
         self._auth = ApiKeyAuth(config.api_key)
         self._pace = pace_of(config)
+        self._last_turn = math.inf
         self._closed = threading.Event()
         self._sleep = sleep or self._wait_until_closed
         self._local = threading.local()
@@ -113,6 +116,7 @@ class Transport:
         :raises OSError: the worker's disk is full or it has too many open files, with the remedy; not retried.
         :raises StemApiError: an error status. 429 and 5xx are retried up to ``max_attempts``, others are not.
         :raises StemDataError: ``parse`` raised it.
+        :raises NoTurnError: the turn of the request is later than :meth:`limit_turns` allows; not retried.
         """
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self._config.max_attempts),
@@ -129,6 +133,10 @@ class Transport:
         else:
             return result
         raise StemDataError(message)
+
+    def limit_turns(self, seconds: float) -> None:
+        """Limit the wait for turns of the connection's pace, from now on. Requests whose turn is later fail."""
+        self._last_turn = time.monotonic() + seconds
 
     def close(self) -> None:
         """Interrupt waits, reject new requests and close all connections."""
@@ -148,7 +156,7 @@ class Transport:
     def _send(self, path: str, params: Mapping[str, str | int], parse: Callable[[Body], T]) -> T | StemError | OSError:
         url = self._config.base_url + path
         if self._pace is not None:
-            self._sleep(self._pace.take_turn())
+            self._sleep(self._pace.take_turn(self._last_turn))
         if self._closed.is_set():
             return StemTransportError(f"The client is closed. Create a new one [GET {self._redacted(url)}]")
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.client import StemClient
+from airflow_provider_stem.api.pace import NoTurnError
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.reading import SiteReading
 from airflow_provider_stem.streams.records import WatchReport, describe_report
@@ -53,6 +54,8 @@ class Watch:
         self.window = window
         self.pokes = 0
         """The number of pokes so far."""
+        self.is_out_of_turns = False
+        """Whether a request was not sent because its turn by the connection's pace would come too late."""
         self._sites = {site.site_id: site for site in sites}
         self._stream_types = tuple(stream_types)
         self._lags: dict[str, dict[str, _Lag]] = {}
@@ -109,6 +112,8 @@ class Watch:
         """
         Request the intervals of one site since its first missing one. Several threads may poke different sites.
 
+        If the turn of a request comes too late, the site stays as it was, see :attr:`is_out_of_turns`.
+
         :raises StemError: see :mod:`airflow_provider_stem.errors`.
         """
         lags = self._lags.get(site_id)
@@ -117,7 +122,11 @@ class Watch:
             stream_types = tuple(sorted(lags))
             window = Window(min(lag.since for lag in lags.values()) - window.step, window.end, window.resolution)
         reading = SiteReading(source, self._sites[site_id], stream_types, window, lambda _: None, "skip")
-        accounts = reading.run().accounts
+        try:
+            accounts = reading.run().accounts
+        except NoTurnError:
+            self.is_out_of_turns = True
+            return
         still = {
             stream_type: _Lag(account.first_missing, account.expected - account.received)
             for stream_type, account in accounts.items()
@@ -178,6 +187,8 @@ class Watch:
             )
         if unseen:
             parts.append(f"not requested yet: {unseen:,} sites")
+        if self.is_out_of_turns:
+            parts.append("requests_per_second of the connection allows no more requests in time")
         return "; ".join(parts)
 
     def progress(self) -> Progress:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_stem.api.client import StemClient
-from airflow_provider_stem.api.pace import Pace, pace_of
+from airflow_provider_stem.api.pace import NoTurnError, Pace, pace_of
 from airflow_provider_stem.errors import StemTransportError
 from airflow_provider_stem.simulator import Simulator
 from tests.servers.processes import HUNG_AFTER
@@ -53,6 +53,15 @@ def test_turns_keep_the_pace_and_none_is_later_than_needed(rate: float, steps: S
         turns.append(clock.now + wait)
         assert turns[-1] == pytest.approx(max(clock.now, turns[-2] + 1 / rate))
     assert all(later - earlier >= 1 / rate - 1e-6 for earlier, later in pairwise(turns))
+
+
+def test_a_turn_that_is_too_late_stays_free() -> None:
+    pace = Pace(0.5, lambda: 0.0)
+    assert pace.take_turn(until=2.0) == 2.0
+    for _ in range(2):
+        with pytest.raises(NoTurnError):
+            pace.take_turn(until=3.9)
+    assert pace.take_turn() == 4.0
 
 
 def test_threads_never_share_a_turn() -> None:
@@ -135,8 +144,8 @@ def test_close_interrupts_the_wait_and_nothing_is_sent(
     taken = threading.Semaphore(0)
     original = Pace.take_turn
 
-    def take_turn(pace: Pace) -> float:
-        wait = original(pace)
+    def take_turn(pace: Pace, until: float) -> float:
+        wait = original(pace, until)
         taken.release()
         return wait
 
