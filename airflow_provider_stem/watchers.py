@@ -157,30 +157,31 @@ class StemWindowsTrigger(BaseEventTrigger):
         state = WatcherState(f"stem_windows_{self._digest()}", getattr(self, "asset_state_store", None))
         announcements: Announcements | None = None
         pending: tuple[Announcement, _Poll] | None = None
-        is_saved = True
+        saved: AnnouncementsRecord | None = None
+        logged = ""
         async for poll in shared_stream:
             if pending is not None and not pending[1].is_stored:
                 continue
             due = None
             try:
                 if announcements is None:
-                    record = await state.load()
-                    announcements = await in_thread(self._new_announcements, record)
-                    is_saved = record is not None
+                    saved = await state.load()
+                    announcements = await in_thread(self._new_announcements, saved)
                 if pending is not None:
                     announcements.confirm(pending[0])
-                    pending, is_saved = None, False
+                    pending = None
                 if poll.snapshot is not None:
                     due = announcements.next(poll.snapshot)
-                if due is not None and announcements.begin(due):
-                    is_saved = False
-                if not is_saved and (record := announcements.as_json()):
+                if (record := announcements.as_json()) and record != saved:
                     await state.save(record)
-                    is_saved = True
+                    saved = record
+                logged = ""
             except Exception as exc:  # noqa: BLE001 - a trigger that raises is started again, and repeats its event
                 error = f"{type(exc).__name__}: {exc}"
-                # Without a traceback, since it can be repeated at each poll.
-                self.log.error("Cannot read or save what was announced. Correct or delete %s: %s", state.key, error)  # noqa: TRY400
+                if error != logged:  # it can be repeated at each poll
+                    message = "Cannot read or save what was announced. Correct or delete %s: %s"
+                    self.log.error(message, state.key, error)  # noqa: TRY400
+                logged = error
             if due is not None:
                 pending = due, poll
                 poll.has_event = True

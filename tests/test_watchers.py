@@ -258,6 +258,33 @@ def test_errors_of_the_api_and_of_the_store_are_logged_and_the_polls_go_on(sim, 
 
 
 @needs_watchers
+def test_a_damaged_state_is_logged_once_with_its_remedy_until_it_is_deleted(sim, variables, logged, monkeypatch):
+    from airflow.sdk import Variable
+
+    damaged = ["xx", "{}", '{"saved_at": 1}']
+    states = iter([*damaged[:1], *damaged, *damaged[2:], None])
+    read: list[str | None] = []
+
+    def get(key, default=None):
+        read.append(next(states, None))
+        return read[-1]
+
+    monkeypatch.setattr(Variable, "get", get)
+
+    async def polls():
+        for _ in range(len(damaged) + 3):
+            yield watchers._Poll(None)
+
+    async def run():
+        return [event async for event in trigger().filter_shared_stream(polls())]
+
+    assert asyncio.run(run()) == []
+    assert read == ["xx", "xx", "{}", '{"saved_at": 1}', '{"saved_at": 1}', None]
+    text = logged()
+    assert text.count("Cannot read or save what was announced. Correct or delete stem_windows_") == len(damaged)
+
+
+@needs_watchers
 def test_a_missing_connection_is_logged_with_its_remedy(variables, logged):
     async def run():
         async with Running(trigger(stem_conn_id="absent"), Store()) as running:

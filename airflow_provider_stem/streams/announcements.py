@@ -20,7 +20,7 @@ class AnnouncementsRecord(TypedDict):
     """
     The state of :class:`Announcements` as JSON. A window is named by its end in ISO 8601, UTC.
 
-    :param upto: end of the last window before which all were announced.
+    :param upto: end of the last window up to which all were announced, or had nothing to expect.
     :param announced: digest of each window that was announced within the look-back, empty if it is unknown.
     """
 
@@ -76,11 +76,22 @@ class Announcements:
         self._upto = None if record is None else self._number(record["upto"])
         self._announced = {} if record is None else {self._number(end): at for end, at in record["announced"].items()}
         self._announced_at: dict[int, datetime] = {}
+        self._empty: set[int] = set()
 
     def next(self, snapshot: Snapshot) -> Announcement | None:
-        """Return the first consecutive windows that are due for one reason, at most :data:`MAX_WINDOWS`."""
+        """
+        Return the first consecutive windows that are due for one reason, at most :data:`MAX_WINDOWS`.
+
+        A window is not due while nothing is expected in it, as before the first stream began. The digests of restated
+        windows become unknown, so that a state that is saved before the event repeats it after a restart, even if the
+        values have changed back.
+        """
         if self._upto is None:
             self._upto = snapshot.oldest - 1
+        # A window that leaves the look-back is not overdue if nothing was expected in it.
+        while self._upto + 1 < snapshot.oldest and self._upto + 1 in self._empty:
+            self._upto += 1
+        self._empty = {number for number, arrived in snapshot.windows.items() if not arrived.expected}
         first_new = max(self._upto + 1, snapshot.oldest)
         late = (number for number in range(self._upto + 1, snapshot.oldest) if number not in self._announced)
         due: dict[Reason, list[int]] = {
@@ -100,20 +111,9 @@ class Announcements:
                     from_epoch((first[0] - 1) * self._length), from_epoch(first[-1] * self._length), self._resolution
                 )
                 digests = {number: _digest(number, snapshot) or "" for number in first}
+                self._announced |= dict.fromkeys(digests.keys() & self._announced.keys(), "")
                 return Announcement(reason, window, digests, snapshot.at, snapshot.oldest)
         return None
-
-    def begin(self, announcement: Announcement) -> bool:
-        """
-        Prepare an announcement: the digests of windows that were announced before become unknown.
-
-        So a state that is saved now repeats the announcement after a restart, even if the values have changed back.
-
-        :return: whether the state has changed.
-        """
-        again = announcement.digests.keys() & self._announced.keys()
-        self._announced |= dict.fromkeys(again, "")
-        return bool(again)
 
     def confirm(self, announcement: Announcement) -> None:
         """Record that an announcement was delivered, and drop the windows that are older than the look-back."""

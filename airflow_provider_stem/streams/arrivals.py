@@ -44,9 +44,9 @@ class Arrived:
     digest: str | None
 
     def is_complete(self, share: float) -> bool:
-        """Return whether at least a share of the expected intervals was received."""
+        """Return whether at least a share of the expected intervals was received, and any was expected."""
         # As a quotient, since 7 / 25 is the float 0.28 that a user writes.
-        return not self.expected or self.received / self.expected >= share
+        return self.expected > 0 and self.received / self.expected >= share
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,14 @@ class Snapshot:
 
 @dataclass(slots=True)
 class _KnownSite:
-    """What is known of a site: its streams, and counts and digest of each window that was read."""
+    """What is known of a site: its streams, counts and digest of each window that was read, and the last error."""
 
     listed: Site
     known: Site
     known_since: datetime | None = None
     reread_at: datetime | None = None
     windows: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    error: tuple[type[StemError], int | None] | None = None
 
 
 class Arrivals:
@@ -135,7 +136,8 @@ class Arrivals:
         """
         Read one site since a window. Several threads may read different sites.
 
-        A site that is forbidden, unknown or returns invalid data is logged, and counts as missing until it is read.
+        A site that is forbidden, unknown or returns invalid data counts as missing until it is read. It is logged when
+        that begins or when the kind of error changes, not at each poll.
 
         :param first: number of the first window.
         :raises StemError: any other error; see :mod:`airflow_provider_stem.errors`.
@@ -148,9 +150,14 @@ class Arrivals:
         except StemError as exc:
             if not is_of_one_site(exc):
                 raise
-            redact = source.client.redact
-            log.warning("Site %s counts as missing: %s", one_line(redact(site_id)), redact(str(exc)))
+            # Without the message, which contains the times of the request.
+            error = type(exc), getattr(exc, "status", None)
+            if error != site.error:
+                redact = source.client.redact
+                log.warning("Site %s counts as missing: %s", one_line(redact(site_id)), redact(str(exc)))
+            site.error = error
             return
+        site.error = None
         streams = {
             stream_type: _Stream(stream_type, result.kept.get(stream_type, ()), reading.site, window)
             for stream_type in self._stream_types

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -73,7 +74,6 @@ def test_values_that_change_back_after_a_kill_are_announced_again():
     all_due(state, snapshot(5, {1: "a", 2: "x"}))
     restated = state.next(snapshot(5, {1: "b", 2: "x"}, at=8))
     assert restated is not None
-    assert state.begin(restated)
     record = json.loads(json.dumps(state.as_json()))
     # The run lands b. Then the triggerer is killed, and the values are what they were.
     assert all_due(announcements(record), snapshot(5, {1: "a", 2: "x"}, at=9)) == [("restated", [1])]
@@ -97,6 +97,22 @@ def test_a_window_that_is_not_complete_within_the_look_back_is_announced_as_over
     assert all_due(state, snapshot(8, values)) == [("overdue", [2])]
     assert all_due(state, snapshot(12, values)) == [("overdue", [5, 6])]
     assert state.as_json() == {"upto": "2024-10-04T06:00:00Z", "announced": {}}
+
+
+def test_windows_in_which_nothing_is_expected_are_not_announced():
+    def without(seen: Snapshot, *numbers: int) -> Snapshot:
+        return replace(seen, windows={**seen.windows, **{FIRST + number: Arrived(0, 0, "?") for number in numbers}})
+
+    complete: dict[int, str | None] = dict(enumerate("abcdefgh"))
+    state = announcements()
+    assert all_due(state, without(snapshot(5, complete), 0, 1)) == [("complete", [2, 3, 4, 5])]
+    # A stream that is found later makes them complete, and those that leave the look-back before are not overdue.
+    assert all_due(state, without(snapshot(6, complete), 1)) == [("complete", [6])]
+    assert all_due(state, snapshot(6, complete)) == [("complete", [1])]
+    assert all_due(state, snapshot(7, complete)) == [("complete", [7])]
+    saved = state.as_json()
+    assert saved is not None
+    assert saved["upto"] == iso(from_epoch((FIRST + 7) * HOUR))
 
 
 def test_windows_of_a_time_without_a_triggerer_are_announced():

@@ -154,6 +154,30 @@ def test_a_site_that_cannot_be_read_counts_as_missing_and_does_not_stop_the_othe
     assert server.asked() == ["unknown 08:15"]
 
 
+def test_a_site_that_cannot_be_read_is_logged_once_until_the_error_changes(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrivals = server.arrivals()
+
+    def logged(hour: int) -> list[str]:
+        caplog.clear()
+        server.poll(arrivals, NOON + hour * HOUR)
+        return [record.getMessage() for record in caplog.records if "counts as missing" in record.getMessage()]
+
+    server.simulator.fail(404, times=None, path="site-00002")
+    (first,) = logged(0)
+    assert first.startswith("Site site-00002 counts as missing: ")
+    assert logged(1) == logged(2) == []
+    server.simulator.clear_faults()
+    server.simulator.fail(403, times=None, path="site-00002")
+    assert ["403" in message for message in logged(3)] == [True]
+    assert logged(4) == []
+    server.simulator.clear_faults()
+    assert logged(5) == []
+    server.simulator.fail(403, times=None, path="site-00002")
+    assert len(logged(6)) == 1
+
+
 def test_an_error_that_concerns_all_sites_is_raised_and_changes_nothing(server: Server) -> None:
     arrivals = server.arrivals()
     before = server.poll(arrivals)
