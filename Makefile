@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python$(if $(COVERAGE), -m coverage run) -m pytest
 PARALLEL := $(SEPARATE:%=--ignore=%) --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-dbt test-stores test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-completeness bench-iceberg bench-triggerer bench-pace lock clean
+.PHONY: help venv test test-examples test-browser test-cluster test-campaigns test-readers test-dbt test-stores test-openapi test-lowest test-matrix test-mutation coverage fuzz lint lint-workflows format package release demo cluster docs screenshots readers-table bench bench-small bench-growth bench-lookback bench-parts bench-warehouse bench-completeness bench-iceberg bench-triggerer bench-pace bench-latency lock clean
 
 ##@ Set up
 
@@ -187,6 +187,9 @@ bench-triggerer: venv  ## Measure two hundred sensors in one triggerer, and a wa
 
 bench-pace: venv  ## Run 64 tasks against a rate limit, with a pool, a pace, both and neither.
 	$(BIN)/python -m benchmarks.pace $(ARGS)
+
+bench-latency: venv  ## Time from complete to landed: a watcher, a sensor and a plain schedule; 45 minutes.
+	$(BIN)/python -m benchmarks.latency $(ARGS)
 
 ##@ Maintain
 

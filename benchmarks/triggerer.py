@@ -13,6 +13,7 @@ import argparse
 import re
 import tempfile
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -119,17 +120,20 @@ def _deferred(server: AirflowServer, dag_id: str) -> int:
     return sum(task["state"] == "deferred" for task in server.tasks(dag_id, RUN_ID))
 
 
-def _memory(server: AirflowServer) -> int:
-    """Return the bytes that only the triggerer's processes hold."""
-    held = 0
+def triggerer_processes(server: AirflowServer) -> list[psutil.Process]:
+    """Return the processes of the triggerer."""
+    found = []
     for pid in server.processes():
-        try:
+        with suppress(psutil.Error):
             process = psutil.Process(pid)
             if "triggerer" in " ".join(process.cmdline()):
-                held += process.memory_full_info().uss
-        except psutil.Error:
-            continue
-    return held
+                found.append(process)
+    return found
+
+
+def _memory(server: AirflowServer) -> int:
+    """Return the bytes that only the triggerer's processes hold."""
+    return sum(process.memory_full_info().uss for process in triggerer_processes(server))
 
 
 if __name__ == "__main__":

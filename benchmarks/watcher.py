@@ -1,86 +1,117 @@
 """
-A watcher of a thousand sites on one event loop: requests, lag of the loop, CPU and memory.
+A watcher of a thousand sites in a real triggerer: lag of the event loop, warnings of Airflow, CPU and memory.
 
-The simulator runs in another process. The first poll reads the whole look-back, and the later ones read it again to
-find restatements. Prints a table::
+Each poll reads the whole look-back of every site again, to find restatements. A small trigger in the same triggerer
+records how late its own ticks are, alone and beside the watcher. Needs Airflow 3.3. Prints a table::
 
-    python -m benchmarks.watcher --sites 1000 --days 7
+    python -m benchmarks.watcher --sites 1000 --days 1
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
-import os
-import resource
-import subprocess
-import sys
+import tempfile
 import time
-from contextlib import suppress
+from pathlib import Path
 
-from airflow_provider_stem import watchers
-from airflow_provider_stem.watchers import StemWindowsTrigger
-from tests.servers.processes import free_ports
+from airflow_provider_stem.simulator import Settings, Simulator
+from benchmarks.triggerer import triggerer_processes
+from tests.servers import progress
+from tests.servers.airflow_server import AirflowServer
 
 TICK = 0.01
+POLL = 10
+# In Airflow's folder of plugins, from which the triggerer can import it.
+TICKS = f"""
+import asyncio
+import time
+from airflow.triggers.base import BaseEventTrigger
 
 
-async def measured(trigger: StemWindowsTrigger, polls: int) -> None:
-    """Poll several times, and print a line for each."""
-    print(f"{'poll':>4} {'seconds':>8} {'CPU s':>6} {'longest lag of the loop, ms':>28} {'99 %':>6} {'MB':>5}")
-    source = watchers._Polls(trigger)  # noqa: SLF001 - the part that can block the loop
-    arrivals = source._new_arrivals()  # noqa: SLF001
-    for poll in range(1, polls + 1):
-        lags: list[float] = []
-        watcher = asyncio.ensure_future(_measure_lag(lags))
-        began, cpu = time.monotonic(), time.process_time()
-        snapshot = await source._poll(arrivals)  # noqa: SLF001
-        took, used = time.monotonic() - began, time.process_time() - cpu
-        watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
-        assert all(one.received and one.digest for one in snapshot.windows.values())
-        lags.sort()
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(
-            f"{poll:4} {took:8.1f} {used:6.1f} {1000 * lags[-1]:28.0f} "
-            f"{1000 * lags[int(0.99 * len(lags))]:6.0f} {memory:5.0f}"
-        )
+class Ticks(BaseEventTrigger):
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
 
+    def serialize(self):
+        return "ticks.Ticks", {{"path": self.path}}
 
-async def _measure_lag(lags: list[float]) -> None:
-    while True:
-        began = time.monotonic()
-        await asyncio.sleep(TICK)
-        lags.append(time.monotonic() - began - TICK)
+    async def run(self):
+        with open(self.path, "a", buffering=1) as file:
+            while True:
+                began = time.monotonic()
+                await asyncio.sleep({TICK})
+                now = time.monotonic()
+                file.write(f"{{now}} {{now - began - {TICK}}}\\n")
+        yield
+"""
+DAG = """
+from airflow.sdk import DAG, Asset, AssetWatcher
+{import_trigger}
+
+with DAG("{name}", schedule=[Asset("{name}", watchers=[AssetWatcher(name="{name}", trigger={trigger})])]):
+    pass
+"""
 
 
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--sites", type=int, default=1000)
-    options.add_argument("--days", type=float, default=7.0, help="the look-back")
-    options.add_argument("--polls", type=int, default=3)
+    options.add_argument("--days", type=float, default=1.0, help="the look-back")
+    options.add_argument("--polls", type=int, default=6)
+    options.add_argument("--idle", type=float, default=30.0, help="seconds of the small trigger alone")
     given = options.parse_args()
-    port = free_ports(1)[0]
-    command = ["-m", "airflow_provider_stem.simulator", "--sites", str(given.sites), "--port", str(port)]
-    simulator = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-    try:
-        assert simulator.stdout is not None
-        simulator.stdout.readline()
-        connection = {"conn_type": "stem", "host": f"http://127.0.0.1:{port}", "password": "demo-key"}
-        os.environ["AIRFLOW_CONN_STEM_DEFAULT"] = json.dumps(connection)
-        trigger = StemWindowsTrigger(
-            sites=[f"site-{number:05}" for number in range(1, given.sites + 1)],
-            lookback=given.days * 86_400,
-            restatement_interval=0.001,  # so that each poll reads everything
-            poll_interval=1,
-        )
-        asyncio.run(measured(trigger, given.polls))
-    finally:
-        simulator.kill()
-        simulator.wait()
+    sites = [f"site-{number + 1:05}" for number in range(given.sites)]
+    with tempfile.TemporaryDirectory(prefix="watcher-") as folder, Simulator(Settings(sites=given.sites)) as sim:
+        dags, home, ticks = Path(folder, "dags"), Path(folder, "airflow"), Path(folder, "ticks")
+        for each in (dags, home / "plugins"):
+            each.mkdir(parents=True)
+        (home / "plugins" / "ticks.py").write_text(TICKS)
+        _write(dags, "ticks", "from ticks import Ticks", f"Ticks({str(ticks)!r})")
+        environment = {
+            "AIRFLOW_CONN_STEM_DEFAULT": sim.connection,
+            # Airflow starts a watcher when it parses the file after the DAG was unpaused.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
+        }
+        progress("Starting Airflow")
+        with AirflowServer(home, dags, environment=environment) as server:
+            server.wait_until(ticks.exists, "the small trigger to start")
+            triggerers = triggerer_processes(server)
+            progress(f"Measuring it alone for {given.idle:g} s")
+            began = time.monotonic()
+            time.sleep(given.idle)
+            periods = [("alone", began, time.monotonic(), 0)]
+            cpu = sum(sum(one.cpu_times()[:2]) for one in triggerers)
+            size = server.log_file.stat().st_size
+            arguments = f"sites={sites}, lookback={given.days * 86_400}, restatement_interval=1, poll_interval={POLL}"
+            _write(
+                dags,
+                "watcher",
+                "from airflow_provider_stem.watchers import StemWindowsTrigger",
+                f"StemWindowsTrigger({arguments})",
+            )
+            server.wait_for_dags("watcher")
+            for number in range(1, given.polls + 1):
+                server.wait_until(lambda: len(sim.requests) >= number * given.sites, f"poll {number}")  # noqa: B023
+                time.sleep(POLL / 2)  # until it is evaluated
+                requests = sim.requests[(number - 1) * given.sites : number * given.sites]
+                periods.append((f"poll {number}", requests[0].arrived, requests[-1].arrived + 1, len(requests)))
+            used = sum(sum(one.cpu_times()[:2]) for one in triggerers) - cpu
+            memory = sum(one.memory_full_info().uss for one in triggerers)
+            warnings = server.log_file.read_bytes()[size:].count(b"async thread was blocked for")
+        lags = [tuple(map(float, line.split())) for line in ticks.read_text().splitlines()]
+    print("| | seconds | requests | median lag ms | 99 % | longest |\n" + "|---" * 6 + "|")
+    periods.append(("all polls", periods[1][1], periods[-1][2], sum(one[3] for one in periods)))
+    for name, first, last, count in periods:
+        found = sorted(1000 * lag for at, lag in lags if first <= at - lag and at <= last)
+        cells = [f"{found[int(share * (len(found) - 1))]:.0f}" for share in (0.5, 0.99, 1)]
+        print(f"| {' | '.join([name, f'{last - first:.1f}', str(count), *cells])} |")
+    print(f"{warnings} warnings of Airflow, {used / given.polls:.1f} s of CPU for each poll, {memory / 1e6:.0f} MB")
+
+
+def _write(dags: Path, name: str, import_trigger: str, trigger: str) -> None:
+    (dags / f"{name}.py").write_text(DAG.format(name=name, import_trigger=import_trigger, trigger=trigger))
 
 
 if __name__ == "__main__":
