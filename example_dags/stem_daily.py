@@ -82,7 +82,6 @@ with DAG(
         on_site_error="skip",  # stem_history reads such a site later, and fails until it succeeds
     ).expand_kwargs(sites.output)
 
-    # [START emit_one_event]
     # One asset event per run, also if some batches failed.
     @task(outlets=[TELEMETRY], trigger_rule="all_done", retry_delay=timedelta(minutes=1))
     def enter(batches: list[dict[str, Any]], receipts: list[Any] | None, **context: Any) -> None:
@@ -94,8 +93,6 @@ with DAG(
         with final_errors("stem_default"):
             Ledger(f"{LAKE}/ledger", STREAM_TYPES).enter(batches, landed)
         context["outlet_events"][TELEMETRY].extra.update(combined(landed))
-
-    # [END emit_one_event]
 
     # Runs only if every batch succeeded. Without this task the run would succeed if `enter` does.
     @task

@@ -1,37 +1,44 @@
 """
-Land a period in S3 or another store, after a person has approved it if it costs many requests (Airflow 3.1 or later).
+Land days of ``stem_daily`` again, after a person has approved it if it costs many requests (Airflow 3.1 or later).
 
-Trigger it with the first and the last day. Before Airflow 3.1 nobody is asked: a period above the limit fails. Needs
-the connections ``stem_default`` and ``aws_default`` (or the default one of another store). The task that asks is under
-*Required Actions*.
+Trigger it with the first and the last day; the question is under *Required Actions*. Before Airflow 3.1 nobody is
+asked: a period above the limit fails. It writes the objects of ``stem_daily``, and needs the same connections, pool and
+environment variables. ``stem_history`` loads the days before ``STEM_START``.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, task
 
+from airflow_provider_stem.assets import combined
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
 
 ApprovalOperator: Any = None
 with suppress(Exception):  # before Airflow 3.1 the module is absent, or raises an error of its own
     from airflow.providers.standard.operators.hitl import ApprovalOperator
 
-START, END = "{{ params.first_day }}T00:00Z", "{{ macros.ds_add(params.last_day, 1) }}T00:00Z"
+# As in stem_daily.
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
+START = datetime.fromisoformat(os.environ.get("STEM_START", "2025-07-01")).replace(tzinfo=UTC)
+STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
+TELEMETRY = Asset(f"{LAKE}/daily")
 
 with DAG(
     dag_id="stem_history_approved",
-    description="A period of Stem's telemetry, after approval if it costs many requests",
+    description="Days of Stem's telemetry again, after approval if it costs many requests",
     schedule=None,
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
-    params={"first_day": "2025-07-01", "last_day": "2025-07-31", "path": "s3://stem-telemetry/", "limit": 1000},
+    default_args={"retries": 5, "retry_delay": timedelta(minutes=15)},
+    params={"first_day": "2025-07-01", "last_day": "2025-07-31", "limit": 1000},
     tags=["stem", "energy"],
 ) as dag:
-    sites = StemSiteListOperator(task_id="list_sites", batches=8)
+    sites = StemSiteListOperator(task_id="list_sites", batches=int(os.environ.get("STEM_BATCHES", "100")))
 
     # [START ask]
     @task.branch
@@ -41,7 +48,9 @@ with DAG(
 
         params = context["params"]
         first, last = (datetime.fromisoformat(params[name]).replace(tzinfo=UTC) for name in ("first_day", "last_day"))
-        costs = LandingCosts((batch["sites"] for batch in batches), partition="day")
+        if first < START:
+            raise AirflowFailException(f"stem_history loads the days before {START:%Y-%m-%d}. Use a later first_day.")
+        costs = LandingCosts((batch["sites"] for batch in batches), stream_types=STREAM_TYPES, partition="day")
         costs.add(first, last + timedelta(days=1))
         lines = [f"- {name}: {text}" for name, text in costs.described().items()]
         context["ti"].xcom_push(key="costs", value="\n".join(lines))
@@ -66,6 +75,19 @@ with DAG(
     # [END ask]
 
     land = StemStreamsToObjectStorageOperator.partial(
-        task_id="land_streams", start=START, end=END, partition="day", path="{{ params.path }}"
+        task_id="land_streams",
+        stream_types=STREAM_TYPES,
+        start="{{ params.first_day }}T00:00Z",
+        end="{{ macros.ds_add(params.last_day, 1) }}T00:00Z",
+        partition="day",
+        path=f"{LAKE}/daily/date={{start:%Y-%m-%d}}/{{resolution}}s_{{batch}}.{{extension}}",
+        pool=os.environ.get("STEM_POOL", "stem_api"),
     ).expand_kwargs(sites.output)
     approved >> land
+
+    @task(outlets=[TELEMETRY])
+    def emit(receipts: Any, **context: Any) -> None:
+        """Emit one event for all batches, which starts the loads into the warehouse."""
+        context["outlet_events"][TELEMETRY].extra.update(combined(receipts))
+
+    emit(land.output)

@@ -6,6 +6,7 @@ Needs the connections ``stem_default`` and ``aws_default``. On older versions of
 
 from __future__ import annotations
 
+# [START monthly]
 from datetime import timedelta
 from typing import Any
 
@@ -53,7 +54,6 @@ else:
 
         emit(land.output)
 
-    # [START monthly]
     with DAG(
         dag_id="stem_monthly_energy",
         description="Energy of each site, stream type and month, once all days have landed",
@@ -70,13 +70,14 @@ else:
 
         @task(outlets=[ENERGY])
         def sum_up(**context: Any) -> list[dict[str, Any]]:
-            """Return the kWh of each site and stream type in the month, and of how many intervals a value is known."""
+            """Return the kWh of each stream in the month, of how many intervals it is, and how many the month has."""
             import pyarrow as pa
             import pyarrow.compute as pc
             import pyarrow.parquet as pq
             from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-            keys, s3 = ["site_id", "stream_type"], S3Hook()
+            keys, s3 = ["site_id", "stream_type", "resolution"], S3Hook()
+            seconds = pendulum.from_format(context["dag_run"].partition_key, "YYYY-MM").days_in_month * 86_400
             days = []  # the sums of each object: the memory does not depend on the number of rows in a month
             for landed in landed_objects(context):
                 bucket, key = s3.parse_s3_url(landed["uri"])
@@ -89,8 +90,8 @@ else:
             if not days:
                 raise AirflowSkipException("No event of a day started this run.")
             month = pa.concat_tables(days).group_by(keys).aggregate([("kwh_sum", "sum"), ("kwh_count", "sum")])
-            energy: list[dict[str, Any]] = month.rename_columns([*keys, "kwh", "intervals"]).to_pylist()
-            return energy
+            energy = month.rename_columns([*keys, "kwh", "intervals"]).to_pylist()
+            return [row | {"intervals_in_month": seconds // row["resolution"]} for row in energy]
 
         sum_up()
     # [END monthly]

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_stem.completeness.charts import chart
+from airflow_provider_stem.completeness.source import Curve, StreamDay
 from airflow_provider_stem.plugins import StemPlugin
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
 from tests.servers.processes import HUNG_AFTER
@@ -261,6 +263,23 @@ def test_the_day_of_a_site_shows_values_gaps_changes_and_loads(browser):
     # Two curves, one with a gap and an old value.
     tags = [tag for tag, _ in Reader(page).tags]
     assert [tags.count(name) for name in ("svg", "rect", "circle")] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ({0: -0.1959, 1: 96.34}, ["0 kW", "96.3 kW"]),  # a label of the minimum would cover that of 0
+        ({0: -1234.5, 1: 1e5}, ["0 kW", "100,000 kW"]),
+        ({0: -16.96, 1: 14.66}, ["-17 kW", "0 kW", "14.7 kW"]),
+        ({0: 0.0, 1: None}, ["0 kW"]),
+        ({}, ["0 kW"]),
+    ],
+)
+def test_the_axis_of_a_chart_has_a_unit_and_readable_labels(values, labels):
+    counts = StreamDay("MONITOR", 900, date(2025, 7, 1), 96, len(values), 0, "missing")
+    drawn = chart(Curve(counts, values, (*range(2, 96),)), ())
+    assert [text for text, _ in drawn.ticks] == labels
+    assert [(first, after) for first, after, *_ in drawn.gaps] == [(2, 96)]
 
 
 @needs_pages

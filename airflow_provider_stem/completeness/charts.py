@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from airflow_provider_stem.completeness.source import Curve, Restatement
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 150, 80, 940, 10, 22
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 160, 96, 940, 10, 32
+
+_LINE = 22
+"""Height of a line of text on a phone; page.css sets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,12 @@ def chart(curve: Curve, restated: Iterable[Restatement]) -> Chart:
         path="".join(steps),
         gaps=tuple((first, after, x(first), round(x(after) - x(first), 1)) for first, after in _runs(curve.missing)),
         old=tuple((x(number + 0.5), y(kw)) for number, kw in sorted(old.items())),
-        ticks=tuple((f"{kw:,.4g} kW", y(kw)) for kw in sorted({low, 0.0, high})),
+        # A label next to that of 0 would cover it. The template has a table of exact values.
+        ticks=tuple(
+            (f"{kw:,.0f} kW" if abs(kw) >= 100 else f"{kw:.3g} kW", y(kw))
+            for kw in sorted({low, 0.0, high})
+            if kw == 0 or abs(y(kw) - y(0)) > _LINE
+        ),
     )
 
 

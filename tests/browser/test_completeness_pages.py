@@ -22,7 +22,10 @@ pytest.importorskip("playwright", reason="playwright is missing. Install the dep
 ROOT = Path(__file__).parents[2]
 AXE = Path(__file__).parent / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 SHOTS = os.environ.get("SCREENSHOTS")
-"""Folder for pictures of the views and for the report of axe."""
+"""
+Folder for pictures of the views and for the report of axe. The pictures airflow-nav, airflow-day and site-light are in
+docs/images as completeness-airflow, completeness-day and completeness-site.
+"""
 WHOLE = (1 << 48) - 1
 DAYS, SITES = 90, 160
 SITE = "site-00004"
@@ -39,7 +42,7 @@ pytestmark = [
 def airflow(tmp_path_factory):
     """Return an Airflow that has landed and loaded three days, after 87 others."""
     folder = tmp_path_factory.mktemp("pages")
-    with Simulator(Settings(api_key="key", sites=SITES)) as simulator, S3Server(folder / "s3") as s3:
+    with Simulator(Settings(api_key="key", sites=SITES, gaps=0.02)) as simulator, S3Server(folder / "s3") as s3:
         s3.client().create_bucket(Bucket="stem-telemetry")
         fill(folder / "warehouse.duckdb")
         environment = {

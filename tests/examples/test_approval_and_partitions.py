@@ -75,20 +75,21 @@ def started(s3_server, tmp_path_factory):
             "AIRFLOW_CONN_STEM_DEFAULT": sim.connection,
             "AIRFLOW_CONN_AWS_DEFAULT": s3_server.connection,
             "AWS_EC2_METADATA_DISABLED": "true",
+            "STEM_START": "2020-01-01",
         }
         with AirflowServer(home / "home", dags, environment=environment, preload=IMPORTS) as airflow:
+            airflow.call("POST", "pools", json={"name": "stem_api", "slots": 4})
             airflow.wait_for_dags("stem_history_approved", "stem_days", "stem_monthly_energy", "stem_streams_to_s3")
             yield Started(airflow, lake, sim)
 
 
 def test_nothing_lands_when_a_person_rejects(started):
-    before = started.lake.objects().keys()
     _, state, question, tasks = started.approve_or_reject("Reject", limit=1)
     assert state == "success"
     assert question["defaults"] == ["Reject"]
     assert tasks["ask"] == ["success"]
-    assert tasks["approved"] == tasks["land_streams"] == ["skipped"]
-    assert not [key for key in started.lake.objects().keys() - before if "stem_history_approved" in key]
+    assert tasks["approved"] == tasks["land_streams"] == tasks["emit"] == ["skipped"]
+    assert not [key for key in started.lake.objects() if key.startswith("stem/daily/")]
 
 
 def test_the_question_has_the_costs_and_what_was_approved_lands(started):
@@ -96,7 +97,7 @@ def test_the_question_has_the_costs_and_what_was_approved_lands(started):
     assert state == "success"
     assert question["subject"] == "Land 2020-01-16 to 2020-01-17?"
     costs = dict(line.removeprefix("- ").split(": ", 1) for line in question["body"].splitlines())
-    objects = [key for key in started.lake.objects() if "stem_history_approved" in key]
+    objects = [key for key in started.lake.objects() if key.startswith("stem/daily/")]
     receipts = [
         started.airflow.xcom("stem_history_approved", run, "land_streams", map_index=one)
         for one in range(len(tasks["land_streams"]))
@@ -150,6 +151,8 @@ def test_a_month_is_summed_up_once_when_its_last_day_has_landed(started, monkeyp
         key: (pytest.approx(sum(kwh)), len(kwh)) for key, kwh in values.items()
     }
     assert len(energy) == len(SITES)
+    assert {row["intervals_in_month"] for row in energy} == {28 * 96}
+    assert all(row["intervals"] < row["intervals_in_month"] for row in energy)
     assert len(airflow.runs("stem_monthly_energy")) == 1
 
 
