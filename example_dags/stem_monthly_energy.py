@@ -77,7 +77,6 @@ else:
             from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
             keys, s3 = ["site_id", "stream_type", "resolution"], S3Hook()
-            seconds = pendulum.from_format(context["dag_run"].partition_key, "YYYY-MM").days_in_month * 86_400
             days = []  # the sums of each object: the memory does not depend on the number of rows in a month
             for landed in landed_objects(context):
                 bucket, key = s3.parse_s3_url(landed["uri"])
@@ -89,6 +88,7 @@ else:
                 days.append(kwh.group_by(keys).aggregate([("kwh", "sum"), ("kwh", "count")]))
             if not days:
                 raise AirflowSkipException("No event of a day started this run.")
+            seconds = pendulum.from_format(context["dag_run"].partition_key, "YYYY-MM").days_in_month * 86_400
             month = pa.concat_tables(days).group_by(keys).aggregate([("kwh_sum", "sum"), ("kwh_count", "sum")])
             energy = month.rename_columns([*keys, "kwh", "intervals"]).to_pylist()
             return [row | {"intervals_in_month": seconds // row["resolution"]} for row in energy]

@@ -121,6 +121,13 @@ def test_a_period_below_the_limit_lands_without_a_question(started):
     assert set(tasks["land_streams"]) == {"success"}
 
 
+def test_days_before_those_of_the_daily_load_are_rejected(started):
+    _, state, _, tasks = started.approve_or_reject(first_day="2019-12-31")
+    assert state == "failed"
+    assert tasks["plan"] == ["failed"]
+    assert tasks["land_streams"] == ["upstream_failed"]
+
+
 def test_a_month_is_summed_up_once_when_its_last_day_has_landed(started, monkeypatch):
     airflow = started.airflow
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", started.sim.connection)
