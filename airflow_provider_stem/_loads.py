@@ -71,7 +71,7 @@ def objects_of(argument: Any, context: Context) -> list[LandedObject]:
         if not argument:
             raise StemConfigError(
                 "objects is None, and no asset event with objects triggered this run. Pass what "
-                "StemStreamsToS3Operator returned, or schedule the DAG on its asset."
+                "a landing operator returned, or schedule the DAG on its asset."
             )
     objects = read_objects(argument)
     if not objects:

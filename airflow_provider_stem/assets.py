@@ -37,7 +37,7 @@ def landed_objects(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     except StemConfigError as exc:
         raise StemConfigError(
             "An asset event that triggered this run lists invalid objects. Schedule the DAG on assets whose events "
-            f"StemStreamsToS3Operator emits. ({exc})"
+            f"a landing operator emits. ({exc})"
         ) from None
     objects.sort(key=lambda landed: landed.uri)
     return [landed.as_json() | {"resolution": landed.resolution} for landed in objects]
@@ -64,14 +64,20 @@ def summary(receipts: Mapping[str, Any] | Iterable[Mapping[str, Any] | None]) ->
     """
     Return what one or more receipts say, as one line for people.
 
-    :param receipts: return value of a :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator`, or those of
-        several tasks; ``None``, of a skipped task, is ignored.
+    :param receipts: return value of a landing operator, or those of the tasks that landed one window, such as all
+        batches of a run; ``None``, of a skipped task, is ignored.
     :return: such as ``96 of 96 sites complete, 27,648 rows, 0 missing; window 2025-07-01T00:00:00Z to
         2025-07-02T00:00:00Z``. A site is complete if it was read and no row of it is missing. If receipts do not list
         all incomplete streams, the number of complete sites is an upper bound and begins with ``at most``.
-    :raises StemConfigError: there is no receipt, one is invalid, or their resolutions differ.
+    :raises StemConfigError: there is no receipt, one is invalid, or their windows differ.
     """
     valid, window = _read_receipts([receipts] if isinstance(receipts, Mapping) else receipts)
+    # A site in two windows would count twice, and a gap between them would not be seen.
+    if any(receipt["window"] != window for receipt in valid):
+        raise StemConfigError(
+            f"receipts must be of one window, got several from {window['start']} to {window['end']}. Call summary for "
+            "each window."
+        )
     try:
         sites, rows, missing, failed, incomplete = (
             sum(int(receipt[name]) for receipt in valid)
@@ -81,7 +87,7 @@ def summary(receipts: Mapping[str, Any] | Iterable[Mapping[str, Any] | None]) ->
         with_gaps = sum(len({stream["site_id"] for stream in receipt["incomplete"]}) for receipt in valid)
     except (KeyError, TypeError, ValueError):
         raise StemConfigError(
-            "receipts contains a receipt without its counts. Use what StemStreamsToS3Operator returned."
+            "receipts contains a receipt without its counts. Use what a landing operator returned."
         ) from None
     complete = f"{sites - failed - with_gaps:,} of {number_of(sites, 'site')} complete"
     if listed != incomplete:
@@ -98,10 +104,15 @@ def _read_receipts(receipts: Any) -> tuple[list[Receipt], WindowRecord]:
     if entries is None or isinstance(receipts, Mapping):
         raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
     valid = [read_receipt(receipt) for receipt in entries if receipt]
+    if not valid:
+        raise StemConfigError(
+            "receipts contains no receipt, since every landing task was skipped. Use the trigger rule "
+            "'none_failed_min_one_success', so that this task is skipped too."
+        )
     resolutions = {receipt["window"]["resolution"] for receipt in valid}
     if len(resolutions) != 1:
         raise StemConfigError(
-            f"receipts must be one or more of a single resolution, got resolutions {sorted(resolutions)}."
+            f"receipts must be of one resolution, got {sorted(resolutions)}. Call this for each resolution."
         )
     # All times have the same format in UTC, so they sort by time as strings.
     return valid, {

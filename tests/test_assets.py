@@ -138,9 +138,11 @@ def test_a_receipt_is_one_line(counts, line):
     window = "; window 2025-07-01T00:00:00Z to 2025-07-02T00:00:00Z"
     assert summary(found) == summary([None, found]) == line + window
     if not counts:
-        twice = "192 of 192 sites complete, 55,296 rows, 0 missing; window 2025-07-01T00:00:00Z to 2025-07-03T00:00:00Z"
+        both = "192 of 192 sites complete, 55,296 rows, 0 missing"
+        assert summary([found, found]) == both + window
         later = found | receipt("2025-07-02T00:00:00Z", "2025-07-03T00:00:00Z") | complete
-        assert summary([later, found]) == twice
+        with pytest.raises(StemConfigError, match=r"must be of one window, got several .* Call summary for each"):
+            summary([later, found])
 
 
 @pytest.mark.parametrize("number", [1, 100, 250])

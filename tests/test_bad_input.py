@@ -196,13 +196,13 @@ COUNTLESS = RECEIPT | {"window": {"start": "2025-07-01T00:00:00Z", "end": "2025-
 ASSETS = {
     "combined": [
         Wrong("receipts", [None, 17, "receipt", RECEIPT], "must be a list of what the tasks returned"),
-        Wrong("receipts", [["receipt"], [17], [{"rows": 3}]], "Use what StemStreamsToS3Operator returned"),
-        Wrong("receipts", [[], [None], [None, None]], "must be one or more of a single", shows="got resolutions []"),
+        Wrong("receipts", [["receipt"], [17], [{"rows": 3}]], "Use what a landing operator returned"),
+        Wrong("receipts", [[], [None], [None, None]], "Use the trigger rule", shows="contains no receipt"),
     ],
     "summary": [
         Wrong("receipts", [None, 17, "receipt"], "must be a list of what the tasks returned"),
-        Wrong("receipts", [["receipt"], [17], {"rows": 3}], "Use what StemStreamsToS3Operator returned"),
-        Wrong("receipts", [[], [None], {}], "must be one or more of a single", shows="got resolutions []"),
+        Wrong("receipts", [["receipt"], [17], {"rows": 3}], "Use what a landing operator returned"),
+        Wrong("receipts", [[], [None], {}], "Use the trigger rule", shows="contains no receipt"),
         Wrong("receipts", [COUNTLESS, [COUNTLESS], COUNTLESS | {"sites": "all"}], "Use what", shows="its counts"),
     ],
     "landed_objects": [Wrong("context", [None, 17, "context", []], "must be the context of a running task")],
@@ -455,7 +455,7 @@ def test_invalid_objects_in_an_event_are_an_error(objects):
     event = SimpleNamespace(extra={"objects": objects})
     with pytest.raises(
         StemConfigError,
-        match="lists invalid objects. Schedule the DAG on assets whose events StemStreamsToS3Operator emits",
+        match="lists invalid objects. Schedule the DAG on assets whose events a landing operator emits",
     ):
         assets.landed_objects({"triggering_asset_events": {"asset": [event]}})
 

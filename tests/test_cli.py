@@ -327,6 +327,12 @@ def test_a_wrong_bucket_or_schedule_is_found_with_its_remedy(dag_file, stem, lak
     )
     [problem] = examined(capsys, dag_file("partition='day'"))[1]
     assert problem.startswith("schedule of daily.land: partition='day' writes whole UTC days, but the window ends at ")
+    file = dag_file(text=DAGS.replace("catchup", "end_date=pendulum.datetime(2025, 2, 1), catchup"))
+    [problem] = examined(capsys, file)[1]
+    assert problem == (
+        "schedule of daily.land: No run is due any more, since the end_date of the DAG was 2025-02-01T00:00:00Z. "
+        "Remove it, or set a later one."
+    )
     _, problems = examined(capsys, dag_file(text="import nothing_of_this_name"))
     assert len(problems) == 1
     assert "cannot be imported. Correct it: ModuleNotFoundError: No module named 'nothing_of_this_name'" in problems[0]

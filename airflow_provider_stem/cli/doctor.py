@@ -17,6 +17,7 @@ from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.streams.keys import parse_path
 from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, check_bucket, resolve_address, split_uri
+from airflow_provider_stem.streams.windows import iso
 
 _Found = Iterator[str]
 """What a check found, a line each. It raises an error for a problem."""
@@ -173,6 +174,11 @@ def _schedule(task: LandingTask) -> _Found:
         yield f"not checked, since a run sets its {name}"
         return
     now = datetime.now(UTC)
+    if task.dag.end_date and task.dag.end_date <= now:
+        raise StemConfigError(
+            f"No run is due any more, since the end_date of the DAG was {iso(task.dag.end_date)}. Remove it, or set a "
+            "later one."
+        )
     windows = [window for window in task.windows(now - _REACH, now) if window.end <= now]
     if not windows:
         yield "no run was due in the last 32 days, so it is started by hand or by assets"

@@ -190,8 +190,7 @@ def read_objects(argument: Any) -> list[LandedObject]:
     entries = as_entries(argument)
     if entries is None:
         raise StemConfigError(
-            f"Invalid objects {one_line(repr(argument))[:100]}. Use what StemStreamsToS3Operator returned, or a list "
-            "of it."
+            f"Invalid objects {one_line(repr(argument))[:100]}. Use what a landing operator returned, or a list of it."
         )
     objects: dict[str, LandedObject] = {}
     for entry in entries:
@@ -219,13 +218,13 @@ def read_receipt(receipt: Any) -> Receipt:
     """
     if not isinstance(receipt, Mapping) or not receipt.keys() >= {"window", "objects", "rows"}:
         raise StemConfigError(
-            f"receipts contains {one_line(repr(receipt))[:100]}. Use what StemStreamsToS3Operator returned, or None."
+            f"receipts contains {one_line(repr(receipt))[:100]}. Use what a landing operator returned, or None."
         )
     window = receipt["window"]
     if not isinstance(window, Mapping) or type(receipt["rows"]) is not int:
         raise StemConfigError(
             f"receipts contains the window {one_line(repr(window))[:100]} and {one_line(repr(receipt['rows']))[:20]} "
-            "rows. Use what StemStreamsToS3Operator returned."
+            "rows. Use what a landing operator returned."
         )
     parse_instant("window.start of a receipt", window.get("start"))
     parse_instant("window.end of a receipt", window.get("end"))
@@ -237,7 +236,7 @@ def read_receipt(receipt: Any) -> Receipt:
 def _read_object(entry: Any, resolution: Any) -> LandedObject:
     if not isinstance(entry, Mapping) or not entry.keys() >= ObjectRecord.__required_keys__:
         raise StemConfigError(
-            f"objects contains {one_line(repr(entry))[:100]}. Use what StemStreamsToS3Operator returned, or entries of "
+            f"objects contains {one_line(repr(entry))[:100]}. Use what a landing operator returned, or entries of "
             f"its 'objects', each with {', '.join(ObjectRecord.__annotations__)}."
         )
     uri, rows, size, sha256 = (entry[name] for name in ("uri", "rows", "bytes", "sha256"))
@@ -261,5 +260,5 @@ def _read_object(entry: Any, resolution: Any) -> LandedObject:
 
 def _invalid(name: str, value: Any) -> StemConfigError:
     return StemConfigError(
-        f"objects contains the {name} {one_line(repr(value))[:100]}. Use what StemStreamsToS3Operator returned."
+        f"objects contains the {name} {one_line(repr(value))[:100]}. Use what a landing operator returned."
     )

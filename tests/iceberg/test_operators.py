@@ -178,8 +178,8 @@ def test_a_table_with_other_columns_fails_the_task(catalog, lake, stem):
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 WRONG = [
-    Wrong("objects", [17, "s3://lake/x", True], "Use what StemStreamsToS3Operator returned"),
-    Wrong("objects", [[17], ["s3://lake/x"], [{"uri": "s3://x"}]], "Use what StemStreamsToS3Operator returned"),
+    Wrong("objects", [17, "s3://lake/x", True], "Use what a landing operator returned"),
+    Wrong("objects", [[17], ["s3://lake/x"], [{"uri": "s3://x"}]], "Use what a landing operator returned"),
     Wrong("table", ["", "streams", "stem.", ".streams", "a..b", "a. b", None, 17, True, ["a", "b"]], "'stem.streams'"),
     Wrong("catalog_conn_id", CONNECTIONS, "must be the id of a connection"),
     Wrong("aws_conn_id", [17, True, ["aws"]], "must be a string"),

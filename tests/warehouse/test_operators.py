@@ -207,8 +207,8 @@ OPERATORS = {
         {"sql_conn_id": "warehouse"},
         [
             *COMMON,
-            Wrong("objects", [17, "s3://lake/x", True], "Use what StemStreamsToS3Operator returned"),
-            Wrong("objects", [[17], ["s3://lake/x"], [{"uri": "s3://x"}]], "Use what StemStreamsToS3Operator returned"),
+            Wrong("objects", [17, "s3://lake/x", True], "Use what a landing operator returned"),
+            Wrong("objects", [[17], ["s3://lake/x"], [{"uri": "s3://x"}]], "Use what a landing operator returned"),
             Wrong("aws_conn_id", [17, True, ["aws"]], "must be a string"),
             Wrong("store_conn_id", [17, "", ["gcs"]], "must be the id of a connection"),
         ],
