@@ -131,7 +131,7 @@ def _check(arguments: Mapping[str, Any], checks: Mapping[str, Callable[[str, Any
             checks[argument](argument, value)
 
 
-_NO_TEMPLATE = re.compile(r"[\w\s:+.,/=-]*")
+_NO_TEMPLATE = re.compile(r"[\w\s:;+.,/=-]*")
 
 
 def is_known(value: object) -> bool:
@@ -179,10 +179,11 @@ def _optional(check: Callable[[str, Any], object]) -> Callable[[str, Any], objec
     return lambda argument, value: None if value is None else check(argument, value)
 
 
-def check_count(argument: str, value: object) -> None:
-    """Raise ``StemConfigError`` unless a value is an integer >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise StemConfigError(f"{argument} must be an integer >= 1, got {value!r}.")
+def check_count(argument: str, value: object, most: float = math.inf) -> None:
+    """Raise ``StemConfigError`` unless a value is an integer from 1 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        limit = f"from 1 to {most:,}" if math.isfinite(most) else ">= 1"
+        raise StemConfigError(f"{argument} must be an integer {limit}, got {value!r}.")
 
 
 def _check_flag(argument: str, value: object) -> None:
@@ -191,8 +192,9 @@ def _check_flag(argument: str, value: object) -> None:
         raise StemConfigError(f"{argument} must be True or False, got {value!r}.")
 
 
-def _check_string(argument: str, value: object) -> None:
-    if not isinstance(value, str):
+def check_string(argument: str, value: object) -> None:
+    """Raise ``StemConfigError`` unless a value is a string or ``None``."""
+    if not (value is None or isinstance(value, str)):
         raise StemConfigError(f"{argument} must be a string or left out, got {value!r}.")
 
 
@@ -224,7 +226,7 @@ def _seconds(*, above: float = -math.inf, least: float = -math.inf) -> Callable[
 def check_share(argument: str, value: object) -> None:
     """Raise ``StemConfigError`` unless a value is a number above 0 and up to 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise StemConfigError(f"{argument} must be a number > 0 and <= 1, such as 0.98, got {value!r}.")
+        raise StemConfigError(f"{argument} must be a number > 0 and <= 1, where 0.5 is 50 %, got {value!r}.")
 
 
 def _check_client_ids(argument: str, value: object) -> None:
@@ -286,7 +288,7 @@ _TEMPLATED_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "start": _optional(parse_instant),
     "end": _optional(parse_instant),
     "client_id": _optional(_check_client_ids),
-    "name": _optional(_check_string),
+    "name": check_string,
     "batch": _optional(_check_name),
     "s3_bucket": _optional(check_bucket),
     "s3_key": check_key_template,
@@ -294,6 +296,6 @@ _TEMPLATED_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "conn_id": _optional(check_connection_id),
     "s3_extra_args": _optional(_check_extra_args),
     "stem_conn_id": check_connection_id,
-    "aws_conn_id": _optional(_check_string),
+    "aws_conn_id": check_string,
     "store_conn_id": _optional(check_connection_id),
 }

@@ -10,13 +10,22 @@ from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow.providers.common.compat.sdk import BaseHook, BaseNotifier
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseNotifier
 
-from airflow_provider_stem._arguments import check_connection_id, check_count, check_share, checked, is_known
-from airflow_provider_stem._text import one_line
+from airflow_provider_stem._arguments import (
+    check_connection_id,
+    check_count,
+    check_share,
+    check_string,
+    checked,
+    is_known,
+)
+from airflow_provider_stem._text import missing_connection, one_line
 from airflow_provider_stem.completeness import share_of
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.warehouse.connections import session_factory
 from airflow_provider_stem.warehouse.session import check_schema
+from airflow_provider_stem.warehouse.sql import SCHEMA
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -24,20 +33,26 @@ if TYPE_CHECKING:
 __all__ = ["StemCompletenessNotifier"]
 
 # Names are those of the current versions of the sites. A site may be in the view without a record.
-_BY_SITE = """
+_BY_SITE = f"""
 SELECT counted.site_id, sites.name, counted.expected, counted.received, counted.late, counted.days
 FROM (
     SELECT site_id, sum(expected) AS expected, sum(received) AS received, sum(late) AS late,
         count(DISTINCT day) AS days
-    FROM {schema}.completeness
-    WHERE day BETWEEN DATE '{first}' AND DATE '{last}'
+    FROM {SCHEMA}.completeness
+    WHERE day BETWEEN ? AND ?
     GROUP BY site_id
 ) AS counted
-LEFT JOIN {schema}.sites AS sites ON sites.site_id = counted.site_id AND sites.valid_to IS NULL
-"""
+LEFT JOIN {SCHEMA}.sites AS sites ON sites.site_id = counted.site_id AND sites.valid_to IS NULL
+"""  # noqa: S608  # nosec B608
 
-
-_TEMPLATED: dict[str, Callable[[str, Any], object]] = {"sql_conn_id": check_connection_id, "schema": check_schema}
+_MAX_DAYS = 36_500
+_LOCK_TIMEOUT = 60.0
+_PLACEHOLDERS = re.compile(r"\{(subject|text|html)\}")
+_TEMPLATED: dict[str, Callable[[str, Any], object]] = {
+    "page": check_string,
+    "sql_conn_id": check_connection_id,
+    "schema": check_schema,
+}
 
 
 class _Site(NamedTuple):
@@ -111,8 +126,7 @@ class StemCompletenessNotifier(BaseNotifier):
 
         :raises StemConfigError: an argument is wrong.
         """
-        self._class(arguments["notifier"])
-        check_count("days", days)
+        check_count("days", days, _MAX_DAYS)
         check_count("worst", worst)
         if min_missing is not None:
             check_share("min_missing", min_missing)
@@ -123,20 +137,34 @@ class StemCompletenessNotifier(BaseNotifier):
             raise StemConfigError(
                 f"arguments must be a dict of the notifier's arguments, got {arguments['arguments']!r}."
             )
+        notifier = self._class(arguments["notifier"])
+        try:
+            inspect.signature(notifier).bind(**arguments["arguments"])
+        except TypeError as exc:
+            raise StemConfigError(
+                f"Invalid arguments: {notifier.__name__} does not accept them ({exc}). Use those of its documentation."
+            ) from None
+        text = str(arguments["arguments"])
+        if not _PLACEHOLDERS.search(text) and "{{" not in text:  # a template may render one
+            raise StemConfigError(
+                "arguments contains no placeholder, so nothing of the text would be sent. Use {subject}, {text} or "
+                "{html} in at least one of them."
+            )
 
     def notify(self, context: Context) -> None:
         """
         Read the completeness, and send it.
 
         :param context: context of the run; its data interval sets the days.
-        :raises StemConfigError: ``sql_conn_id`` or ``schema`` is wrong after rendering.
+        :raises StemConfigError: ``sql_conn_id``, ``schema`` or ``page`` is wrong after rendering, or the view cannot be
+            read.
+        :raises StemTransportError: the database cannot be reached, or a load has its DuckDB file open for a minute.
         """
         for name, check in _TEMPLATED.items():
             check(name, getattr(self, name))
         last = self._last_day(context)
         first = last - timedelta(days=self.days - 1)
-        query = _BY_SITE.format(schema=self.schema, first=first, last=last)
-        sites = [_Site(*row[:2], *map(int, row[2:])) for row in BaseHook.get_hook(self.sql_conn_id).get_records(query)]
+        sites = self._read(first, last)
         expected, missing = sum(site.expected for site in sites), sum(site.missing for site in sites)
         late = sum(site.late for site in sites)
         unloaded = self.days - max((site.days for site in sites), default=0)
@@ -159,18 +187,31 @@ class StemCompletenessNotifier(BaseNotifier):
             context
         )
 
+    def _read(self, first: date, last: date) -> list[_Site]:
+        try:
+            # For reading only, so that a wrong path does not create a DuckDB file.
+            with session_factory(self.sql_conn_id, self.schema, _LOCK_TIMEOUT, read_only=True)() as session:
+                return [_Site(*row[:2], *map(int, row[2:])) for row in session.execute(_BY_SITE, first, last)]
+        except AirflowNotFoundException as exc:
+            raise StemConfigError(missing_connection(exc)) from None
+        except StemConfigError as exc:
+            raise StemConfigError(
+                f"The view {self.schema}.completeness cannot be read with connection {self.sql_conn_id!r}. Create it "
+                f"with StemObjectsToSqlOperator, or correct sql_conn_id or schema. ({exc})"
+            ) from exc
+
     @staticmethod
     def _class(notifier: Any) -> Any:
-        if not isinstance(notifier, str):
-            return notifier
-        module, _, name = notifier.rpartition(".")
-        try:
-            found = getattr(import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as exc:
-            raise StemConfigError(
-                f"Invalid notifier {notifier!r}: it cannot be imported ({one_line(str(exc))}). Use the path of a "
-                "class, and install its provider."
-            ) from None
+        found = notifier
+        if isinstance(notifier, str):
+            module, _, name = notifier.rpartition(".")
+            try:
+                found = getattr(import_module(module), name)
+            except (ImportError, AttributeError, ValueError) as exc:
+                raise StemConfigError(
+                    f"Invalid notifier {notifier!r}: it cannot be imported ({one_line(str(exc))}). Use the path of a "
+                    "class, and install its provider."
+                ) from None
         if not (inspect.isclass(found) and issubclass(found, BaseNotifier)):
             raise StemConfigError(f"Invalid notifier {notifier!r}: it is not a subclass of BaseNotifier.")
         return found
@@ -197,7 +238,7 @@ def _filled(value: Any, parts: Mapping[str, str]) -> Any:
     """Return an argument with the placeholders in its strings replaced."""
     if isinstance(value, str):
         # In one pass, so that a site's name cannot contain another placeholder.
-        return re.sub(r"\{(subject|text|html)\}", lambda found: parts[found[1]], value)
+        return _PLACEHOLDERS.sub(lambda found: parts[found[1]], value)
     if isinstance(value, Mapping):
         return {name: _filled(one, parts) for name, one in value.items()}
     return [_filled(one, parts) for one in value] if isinstance(value, list | tuple) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -133,6 +134,18 @@ def test_arguments_are_templates_and_the_text_is_none(warehouse, sent):
     assert "{{ conn.stem_default.password }}" in sent[0][1]
 
 
+def test_a_warehouse_that_cannot_be_read_is_an_error_with_its_remedy(warehouse, sent, monkeypatch, tmp_path):
+    with pytest.raises(StemConfigError, match=r"The view other.completeness cannot be read with connection 'w"):
+        notify(context_of(*DAYS), schema="other")
+    with pytest.raises(StemConfigError, match="`nowhere` isn't defined. Create this connection"):
+        notify(context_of(*DAYS), sql_conn_id="nowhere")
+    monkeypatch.setenv("AIRFLOW_CONN_MISTYPED", json.dumps({"conn_type": "duckdb", "host": f"{tmp_path}/no.db"}))
+    with pytest.raises(StemConfigError, match="Create it with StemObjectsToSqlOperator, or correct sql_conn_id"):
+        notify(context_of(*DAYS), sql_conn_id="mistyped")
+    assert not (tmp_path / "no.db").exists()
+    assert not sent
+
+
 def test_html_is_escaped(warehouse, sent):
     notify(context_of(*DAYS), arguments={"text": "<h1>{html}</h1>"})
     assert sent[0][1].startswith("<h1><pre>Stem telemetry of")
@@ -142,9 +155,16 @@ def test_html_is_escaped(warehouse, sent):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"days": 0}, "days must be an integer >= 1, got 0."),
+        ({"days": 0}, "days must be an integer from 1 to 36,500, got 0."),
         ({"worst": "3"}, "worst must be an integer >= 1, got '3'."),
-        ({"min_missing": 0}, "min_missing must be a number > 0 and <= 1"),
+        ({"days": 10**7}, "days must be an integer from 1 to 36,500, got 10000000."),
+        ({"min_missing": 0}, "min_missing must be a number > 0 and <= 1, where 0.5 is 50 %, got 0."),
+        ({"notifier": int}, "Invalid notifier <class 'int'>: it is not a subclass of BaseNotifier."),
+        ({"arguments": {}}, "Recorder does not accept them (missing a required argument: 'text')."),
+        ({"arguments": {"text": "{text}", "nope": 1}}, "(got an unexpected keyword argument 'nope')."),
+        ({"arguments": {"text": "{txt}"}}, "arguments contains no placeholder, so nothing of the text would be sent."),
+        ({"page": 5}, "page must be a string or left out, got 5."),
+        ({"schema": "a;b"}, "Invalid schema 'a;b'"),
         ({"arguments": "text"}, "arguments must be a dict of the notifier's arguments, got 'text'."),
         ({"schema": "a b"}, "Invalid schema 'a b'"),
         ({"sql_conn_id": ""}, "sql_conn_id must be the id of a connection"),
@@ -152,7 +172,7 @@ def test_html_is_escaped(warehouse, sent):
 )
 def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(arguments, message):
     with pytest.raises(StemConfigError) as caught:
-        StemCompletenessNotifier(**{"notifier": PATH, "arguments": {}, **arguments})
+        StemCompletenessNotifier(**{"notifier": PATH, "arguments": {"text": "{text}"}, **arguments})
     assert message in str(caught.value)
 
 

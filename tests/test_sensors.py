@@ -614,7 +614,7 @@ def test_a_deferred_sensor_keeps_nothing_in_the_store(sim, clock, monkeypatch):
         ({"stream_types": ["VOLTAGE"]}, "VOLTAGE"),
         ({"stream_types": []}, "stream_types"),
         ({"min_completeness": 0}, "min_completeness must be a number > 0 and <= 1, .*got 0"),
-        ({"min_completeness": 98}, "min_completeness must .*such as 0.98, got 98"),
+        ({"min_completeness": 98}, "min_completeness must .*where 0.5 is 50 %, got 98"),
         ({"min_completeness": float("nan")}, "min_completeness must .*got nan"),
         ({"settle": 3600}, "settle must be a timedelta .*got 3600"),
         ({"settle": timedelta(hours=-1)}, "settle"),
