@@ -7,6 +7,7 @@ import pytest
 
 from tests.servers.emulators import AzureServer, GcsServer
 from tests.stores.places import AzurePlace, FolderPlace, GcsPlace, S3Place
+from tests.support import full_depth_only
 
 HAS_EMULATORS = find_spec("gcp_storage_emulator") is not None
 """Whether this is the environment of ``make test-stores``."""
@@ -24,7 +25,10 @@ def azure_server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(params=["folder", "s3", *(["gs", "abfs"] if HAS_EMULATORS else [])])
+# Most of S3's tests are in tests/test_s3.py and tests/test_operators.py.
+@pytest.fixture(
+    params=["folder", "s3", "gs", "abfs"] if HAS_EMULATORS else ["folder", pytest.param("s3", marks=full_depth_only)]
+)
 def place(request, tmp_path, monkeypatch):
     """An empty place of each kind. Its connection is the default one of its scheme."""
     name = f"lake-{secrets.token_hex(6)}"
