@@ -34,6 +34,7 @@ from airflow_provider_stem.streams.store import (
     DamagedObjectError,
     ObjectChangedError,
     Version,
+    content_type,
     honours_conditions,
     object_uri,
     parse_date,
@@ -218,7 +219,8 @@ class S3Store:
             ContentLength=file.size,
             # By default boto3 sends a checksum after the body, which not every store supports.
             ChecksumSHA256=base64.b64encode(bytes.fromhex(file.sha256)).decode(),
-            **self._extra_args | {"Metadata": self._extra_args.get("Metadata", {}) | metadata},
+            **{"ContentType": content_type(key)} | self._extra_args,
+            Metadata=self._extra_args.get("Metadata", {}) | metadata,
         )
         if not self._is_stored(key, response, file):
             raise DamagedObjectError(self.uri(key))

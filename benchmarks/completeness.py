@@ -90,7 +90,7 @@ def publish(days: int) -> dict[str, Any]:
 
     get_hook_lineage_collector()  # type: ignore[no-untyped-call]
     task: Any = dag.get_task("publish_page")
-    params = {"bucket": "bench", "key": "completeness.html", "days": days}
+    params = {"path": "s3://bench/completeness.html", "days": days}
     cpu, began = time.process_time(), time.perf_counter()
     result = task.python_callable(params=params)
     cost = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}

@@ -34,7 +34,7 @@ LAYERS: Mapping[str, Sequence[str]] = {
         *("hooks", "assets", "failures", "intervals", "ledger", "links"),
         *("arguments", "lineage", "loads", "mapping", "polling", "s3", "schedules", "stores", "watcher_state"),
         *("warehouse.connections", "warehouse.lineage", "iceberg.catalogs", "iceberg.lineage"),
-        *("completeness.app", "completeness.runs"),
+        *("completeness.app", "completeness.publishing", "completeness.runs"),
     ),
     "Warehouse": ("warehouse", "iceberg", "completeness", "dbt"),
     "Streams": ("streams", "costs"),

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_stem.completeness import COLUMNS, CONTENT_TYPE, STATUSES, Summary, write_page
+from airflow_provider_stem.completeness import COLUMNS, STATUSES, Summary, write_page
 from airflow_provider_stem.errors import StemConfigError
 from tests.support import printed_by
 from tests.warehouse.conftest import engine
@@ -352,7 +352,7 @@ def test_the_example_publishes_the_last_days_of_the_view(days, engine, publish, 
     warehouse.commit()
     warehouse.close()
     monkeypatch.setenv("AIRFLOW_CONN_STEM_WAREHOUSE", engine.connection)
-    params = {"bucket": lake.bucket, "key": "stem/completeness.html", "days": days}
+    params = {"path": f"s3://{lake.bucket}/stem/", "days": days}
 
     lake.client.put_object(Bucket=lake.bucket, Key="stem/completeness.html", Body=b"of yesterday")
     published = publish(params=params)
@@ -363,4 +363,5 @@ def test_the_example_publishes_the_last_days_of_the_view(days, engine, publish, 
         "uri": f"s3://{lake.bucket}/stem/completeness.html", "bytes": len(body), "sites": 3, "streams": 6,
         "expected": 18 * 96, "received": 18 * 96 - 36, "missing": 36, "late": 18,
     }  # fmt: skip
-    assert lake.client.head_object(Bucket=lake.bucket, Key="stem/completeness.html")["ContentType"] == CONTENT_TYPE
+    head = lake.client.head_object(Bucket=lake.bucket, Key="stem/completeness.html")
+    assert head["ContentType"] == "text/html; charset=utf-8"

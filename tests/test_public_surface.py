@@ -24,6 +24,7 @@ SURFACE = Path(__file__).parent / "data" / "public_surface.txt"
 MODULES = (
     "assets",
     "completeness",
+    "completeness.publishing",
     "costs",
     "dbt",
     "notifiers",

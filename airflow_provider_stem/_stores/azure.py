@@ -12,7 +12,7 @@ from airflow_provider_stem._stores.cloud import CloudStore
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.streams.store import ObjectChangedError, Version, parse_date, version_of
+from airflow_provider_stem.streams.store import ObjectChangedError, Version, content_type, parse_date, version_of
 
 _CONFLICTS = (404, 409, 412)
 
@@ -87,6 +87,7 @@ class AzureStore(CloudStore):
     def _write(self, key: str, content: Any, size: int, metadata: dict[str, str], replaces: str | None) -> bytes | None:
         from azure.core import MatchConditions
         from azure.core.exceptions import HttpResponseError
+        from azure.storage.blob import ContentSettings
 
         condition: dict[str, Any] = {"overwrite": True}
         if self._conditional and replaces is None:
@@ -95,7 +96,11 @@ class AzureStore(CloudStore):
             condition |= {"etag": replaces, "match_condition": MatchConditions.IfNotModified}
         try:
             written = self._container.get_blob_client(key).upload_blob(
-                content, length=size, metadata=metadata, **condition
+                content,
+                length=size,
+                metadata=metadata,
+                content_settings=ContentSettings(content_type=content_type(key)),
+                **condition,
             )
         except HttpResponseError as exc:
             is_missing = exc.status_code == 404 and replaces is None  # it is the container that does not exist

@@ -15,7 +15,7 @@ from airflow_provider_stem._stores.cloud import CloudStore
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.streams.store import ObjectChangedError, Version, parse_date, version_of
+from airflow_provider_stem.streams.store import ObjectChangedError, Version, content_type, parse_date, version_of
 
 _MAX_READS = 10
 
@@ -98,7 +98,7 @@ class GcsStore(CloudStore):
             blob.upload_from_file(
                 io.BytesIO(content) if isinstance(content, bytes) else content,
                 size=size,
-                content_type="application/octet-stream",
+                content_type=content_type(key),
                 if_generation_match=int(replaces or 0) if self._conditional else None,
                 retry=DEFAULT_RETRY,
             )

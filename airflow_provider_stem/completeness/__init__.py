@@ -9,10 +9,7 @@ from typing import IO, Any
 from airflow_provider_stem.completeness.cells import COLUMNS, STATUSES, Cells, Summary
 from airflow_provider_stem.completeness.page import share_of, write_heat_map
 
-__all__ = ["COLUMNS", "CONTENT_TYPE", "STATUSES", "Summary", "share_of", "write_page"]
-
-CONTENT_TYPE = "text/html; charset=utf-8"
-"""MIME type of the page."""
+__all__ = ["COLUMNS", "STATUSES", "Summary", "share_of", "write_page"]
 
 
 def write_page(

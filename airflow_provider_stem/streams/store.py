@@ -43,6 +43,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[^\s]+")
 _MAX_WRITES = 20  # a write is repeated only if another task has written the object in the meantime
 _MAX_DAMAGES = 3
 _LAST_YEAR = 9000  # so that sums of times stay in the range of datetime
+_CONTENT_TYPES = {"html": "text/html; charset=utf-8", "json": "application/json"}
 _PROBE_BODY = b"Written to find out whether this store honours conditions. It can be deleted.\n"
 
 
@@ -73,6 +74,11 @@ def resolve_address(s3_bucket: str | None, s3_key: str) -> tuple[str | None, str
             f"s3_bucket is {s3_bucket!r}, but s3_key {s3_key!r} names a bucket too. Remove one of them."
         )
     return bucket, key
+
+
+def content_type(key: str) -> str:
+    """Return the MIME type of an object, by the extension of its key."""
+    return _CONTENT_TYPES.get(key.rpartition(".")[2], "application/octet-stream")
 
 
 def object_uri(scheme: str, bucket: str, key: str) -> str:
