@@ -208,7 +208,8 @@ lock: venv  ## Renew the pinned requirements. UPGRADE=: keep what is pinned.
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/fuzz.txt requirements/fuzz.in
 	$(COMPILE) --constraint requirements/airflow-$(NEWEST).txt --output-file requirements/mutation.txt requirements/mutation.in
 	$(COMPILE) --output-file requirements/dbt.txt requirements/dbt.in
-	$(COMPILE) --extra simulator --extra google --extra azure --group test --constraint requirements/airflow-$(NEWEST).in \
+	$(COMPILE) --extra simulator --extra duckdb --extra google --extra azure --group test \
+		--constraint requirements/airflow-$(NEWEST).in \
 		--output-file requirements/stores.txt pyproject.toml requirements/build.in requirements/stores.in
 	$(COMPILE) --output-file requirements/openapi.txt requirements/openapi.in
 	for environment in $(READERS:.venv-%=%); do \

@@ -17,7 +17,7 @@ STATUSES = ("complete", "late", "missing", "not expected")
 RECORD = 6
 """Bytes of a cell in :meth:`Cells.add_stream`: the number of the day in two bytes, and the four of the cell."""
 
-_MAX_DAYS = 3660
+MAX_DAYS = 3660
 _NO_ROW = b"\0\0\0\0"
 
 
@@ -216,9 +216,9 @@ def _days(first_day: date, last_day: date) -> dict[date, int]:
         if not isinstance(day, date) or isinstance(day, datetime):
             raise StemConfigError(f"{name} must be a date, got {day!r}.")
     number = (last_day - first_day).days + 1
-    if not 1 <= number <= _MAX_DAYS:
+    if not 1 <= number <= MAX_DAYS:
         raise StemConfigError(
-            f"Invalid first_day {first_day} and last_day {last_day}: {number:,} days. Use 1 to {_MAX_DAYS:,} days."
+            f"Invalid first_day {first_day} and last_day {last_day}: {number:,} days. Use 1 to {MAX_DAYS:,} days."
         )
     return {first_day + timedelta(index): index for index in range(number)}
 

@@ -9,6 +9,7 @@ import requests
 
 from airflow_provider_stem._stores import open_store
 from airflow_provider_stem.streams.keys import parse_path
+from airflow_provider_stem.streams.store import content_type
 from tests.servers.processes import HUNG_AFTER
 
 
@@ -38,6 +39,10 @@ class Place:
         """Return the content of each object that a reader of the place sees, by name."""
         raise NotImplementedError
 
+    def content_type(self, name: str) -> str:
+        """Return the MIME type of an object, as a browser gets it."""
+        raise NotImplementedError
+
     def write(self, name: str, body: bytes) -> None:
         """Write an object as another program does."""
         raise NotImplementedError
@@ -54,6 +59,9 @@ class FolderPlace(Place):
     def objects(self) -> dict[str, bytes]:
         files = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
         return {str(name): (self.folder / name).read_bytes() for name in sorted(files) if ".stem" not in name.parts}
+
+    def content_type(self, name: str) -> str:
+        return content_type(name)  # a web server decides it
 
     def write(self, name: str, body: bytes) -> None:
         path = self.folder / name
@@ -73,6 +81,9 @@ class S3Place(Place):
 
     def objects(self) -> dict[str, bytes]:
         return self.lake.objects()  # type: ignore[no-any-return]
+
+    def content_type(self, name: str) -> str:
+        return str(self.lake.client.head_object(Bucket=self.lake.bucket, Key=name)["ContentType"])
 
     def write(self, name: str, body: bytes) -> None:
         self.lake.client.put_object(Bucket=self.lake.bucket, Key=name, Body=body)
@@ -97,6 +108,9 @@ class GcsPlace(Place):
         client = self.store()._client
         return {blob.name: blob.download_as_bytes(raw_download=True) for blob in client.list_blobs(self.bucket)}
 
+    def content_type(self, name: str) -> str:
+        return str(self.store()._client.bucket(self.bucket).get_blob(name).content_type)
+
     def write(self, name: str, body: bytes) -> None:
         self.store()._client.bucket(self.bucket).blob(name).upload_from_string(body)
 
@@ -114,6 +128,9 @@ class AzurePlace(Place):
     def objects(self) -> dict[str, bytes]:
         container = self.store()._container
         return {name: container.download_blob(name).readall() for name in container.list_blob_names()}
+
+    def content_type(self, name: str) -> str:
+        return str(self.store()._container.get_blob_client(name).get_blob_properties().content_settings.content_type)
 
     def write(self, name: str, body: bytes) -> None:
         self.store()._container.upload_blob(name, body, overwrite=True)
