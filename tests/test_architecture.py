@@ -23,6 +23,7 @@ DOCS = ROOT / "docs"
 PAGES: dict[str, Any] = {
     "list-sites": operators.StemSiteListOperator,
     "land-streams": operators.StemStreamsToS3Operator,
+    "object-stores": operators.StemStreamsToObjectStorageOperator,
     "wait-for-streams": sensors.StemStreamsSensor,
     "load-objects": warehouse_operators.StemObjectsToSqlOperator,
     "load-sites": warehouse_operators.StemSitesToSqlOperator,

@@ -12,8 +12,8 @@ from airflow_provider_stem.streams.batches import batch_index
 from airflow_provider_stem.warehouse.session import Session
 from airflow_provider_stem.warehouse.sql import SCHEMA
 
-_STEP = 30
-"""Days of one query of cells, which bounds the memory that DuckDB needs."""
+_STEP = 10
+"""Days of one query of cells, which bounds the memory that DuckDB needs: with three times as many, 1.6 times it."""
 _MAX_LOADS = 5000
 _MAX_RESTATEMENTS = 2000
 _BATCH = re.compile(r"(?<!\d)(\d+)-of-(\d+)(?!\d)")

@@ -6,13 +6,15 @@ import sys
 from datetime import timedelta
 from importlib.metadata import version
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_provider_stem.errors import StemServerError
-from tests.examples.loading import LATE, ROOT, SITES, START, loading
+from tests.examples.loading import LATE, ROOT, SITES, START, load, loading
 from tests.servers.processes import HUNG_AFTER
-from tests.support import run_context
+from tests.support import landed_rows, run_context
 
 __all__ = ["loading"]
 
@@ -134,6 +136,20 @@ def test_the_history_runs_after_the_daily_load_and_has_the_same_settings(loading
     assert history.STREAM_TYPES == daily.STREAM_TYPES
     priorities = [module.dag.get_task("land_streams").priority_weight for module in (history, daily)]
     assert priorities == [1, 10]
+
+
+def test_one_variable_loads_into_a_folder_instead(loading, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEM_LAKE", f"file://{tmp_path}/stem")
+    loading.daily, loading.history = load("stem_daily"), load("stem_history")
+    run_days(loading, 0, 4)
+    extras = loading.run_history()
+    files = list(tmp_path.glob("stem/*/*/*.parquet"))
+    assert {one["uri"] for extra in extras for one in extra["objects"]} <= {f"file://{file}" for file in files}
+    tables = pa.concat_tables(pq.ParquetFile(file).read() for file in files)
+    monkeypatch.setattr(loading, "rows", lambda: landed_rows(tables))
+    assert loading.check(START + 3 * DAY) > 0
+    assert [file.name for file in tmp_path.glob("stem/ledger/*.json")] == ["001-of-001.json"]
+    assert loading.lake.objects() == {}
 
 
 RUNS = """

@@ -40,7 +40,7 @@ def test_the_page_is_published_and_replaced(warehouse, place):
     assert page.startswith(b"<!DOCTYPE html>")
     assert b"One (site-00001)" in page
     assert page.endswith(b"</html>")
-    assert place.content_type(name) == "text/html; charset=utf-8"
+    assert place.content_type(name).startswith("text/html")  # the emulator of Google drops the charset
 
 
 @pytest.mark.parametrize("days", [0, 3661, "3", 10**12, True])
