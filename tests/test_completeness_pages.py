@@ -14,6 +14,7 @@ from datetime import date
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -136,8 +137,8 @@ def all_routes():
 
 
 def address_of(route):
-    values = {"site_id:path": "site-1", "day": DAY, "dag_id": "dag", "run_id:path": "run"}
-    return "/stem" + re.sub(r"\{([^}]*)\}", lambda found: values[found[1]], route.path)
+    path = re.sub(r"\{([^}]*)\}", lambda found: {"dag_id": "dag", "run_id:path": "run"}[found[1]], route.path)
+    return f"/stem{path}?site_id=site-1&{'' if path.endswith('/site') else f'day={DAY}'}"
 
 
 @needs_pages
@@ -148,11 +149,11 @@ def test_every_page_needs_a_login_and_the_permission(browser, engine, monkeypatc
     from airflow_provider_stem.completeness.page import content_policy
 
     addresses = [address_of(route) for route in all_routes()]
-    assert len(addresses) == 6
+    assert len(addresses) == 8
     found = {}
     for address in addresses:
         # A request that is also invalid is rejected for the lack of a login first.
-        for query in ("", "?first_day=never&offset=x"):
+        for query in ("", "&first_day=never&offset=x"):
             answers = {"viewer": browser.get(address + query)}
             stranger = type(browser)(browser.app)
             answers["stranger"] = stranger.get(address + query)
@@ -173,7 +174,7 @@ def test_every_page_needs_a_login_and_the_permission(browser, engine, monkeypatc
         "viewer": {200, 400}, "stranger": {401}, "forged": {403}, "no right": {403},
     }  # fmt: skip
     assert {route.methods for route in all_routes() if route.methods != {"GET"}} == set()
-    for address in ("/stem/", "/stem/docs", "/stem/openapi.json", "/stem/static/page.js"):
+    for address in ("/stem/docs", "/stem/openapi.json", "/stem/static/page.js"):
         answer = browser.get(address)
         assert answer.status_code == 404
         assert answer.headers["content-security-policy"] == content_policy()
@@ -250,7 +251,7 @@ def test_a_page_is_made_again_only_after_a_load(browser, engine, monkeypatch):
 
 @needs_pages
 def test_the_day_of_a_site_shows_values_gaps_changes_and_loads(browser):
-    page = browser.get(f"/stem/completeness/sites/site-1/days/{DAY}").text
+    page = browser.get(f"/stem/completeness/day?site_id=site-1&day={DAY}").text
     rows = Reader(page).rows
     assert ["00:00 to 00:15", "3.25"] in rows
     assert ["00:15 to 00:30", "missing"] in rows
@@ -259,7 +260,7 @@ def test_the_day_of_a_site_shows_values_gaps_changes_and_loads(browser):
     assert "Missing (UTC): 00:15 to 00:30." in page
     assert ["00:00 to 00:15", "MONITOR, 15 min", "1.5", "3.25", "2025-07-02 09:00", "dag · run"] in rows
     assert "/dags/dag/runs/run" in links_of(page)
-    assert "/stem/completeness/sites/site-1/days/2025-07-02" in links_of(page)
+    assert "/stem/completeness/day?site_id=site-1&day=2025-07-02" in links_of(page)
     # Two curves, one with a gap and an old value.
     tags = [tag for tag, _ in Reader(page).tags]
     assert [tags.count(name) for name in ("svg", "rect", "circle")] == [2, 1, 1]
@@ -287,7 +288,7 @@ def test_names_of_dags_are_shown_only_to_those_who_may_read_them(browser, monkey
     from airflow.api_fastapi.app import get_auth_manager
 
     monkeypatch.setattr(get_auth_manager(), "filter_authorized_dag_ids", lambda **_: set())
-    page = browser.get(f"/stem/completeness/sites/site-1/days/{DAY}").text
+    page = browser.get(f"/stem/completeness/day?site_id=site-1&day={DAY}").text
     assert "not in a DAG that you may read" in page
     assert "dag · run" not in page
 
@@ -304,17 +305,15 @@ def test_restatements_list_days_with_their_energy(browser):
 
 @needs_pages
 def test_foreign_text_is_escaped_and_found_by_its_address(browser):
-    from urllib.parse import quote
-
-    address = f"/stem/completeness/sites/{quote(HOSTILE, safe='')}"
-    for path in (address, f"{address}?{PERIOD}", f"{address}/days/{DAY}"):
-        page = browser.get(path)
+    address = urlencode({"site_id": HOSTILE})
+    for path in (f"site?{address}", f"site?{address}&{PERIOD}", f"day?{address}&day={DAY}"):
+        page = browser.get(f"/stem/completeness/{path}")
         if page.status_code == 200:
             assert "<script>alert" not in page.text
             assert "\u202e" not in page.text
             assert "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e" in page.text
     assert page.status_code == 200
-    unknown = browser.get("/stem/completeness/sites/%3Cimg%20src%3Dx%3E/days/2025-07-01")
+    unknown = browser.get("/stem/completeness/day?site_id=%3Cimg%20src%3Dx%3E&day=2025-07-01")
     assert unknown.status_code == 404
     assert "<img" not in unknown.text
 
@@ -329,18 +328,51 @@ def test_foreign_text_is_escaped_and_found_by_its_address(browser):
         ),
         ("first_day=1000-01-01&last_day=9999-01-01", "The period has 3,286,818 days. Use 1 to 366 days."),
         ("first_day=<b>", "Invalid first_day. Use days such as 2025-07-01."),
+        ("first_day=1751328000", "Invalid first_day. Use days such as 2025-07-01."),
     ],
 )
 def test_an_invalid_period_is_an_error_with_its_remedy(browser, query, message):
-    for path in ("completeness", "completeness/sites/site-1", "restatements"):
-        answer = browser.get(f"/stem/{path}?{query}")
+    for path in ("completeness?", "completeness/site?site_id=site-1&", "restatements?"):
+        answer = browser.get(f"/stem/{path}{query}")
         assert answer.status_code == 400
         assert message in answer.text
 
 
 @needs_pages
+def test_an_emptied_period_is_the_default(browser):
+    emptied, default = (browser.get(f"/stem/restatements{query}") for query in ("?first_day=&last_day=", ""))
+    assert (emptied.status_code, emptied.text) == (200, default.text)
+
+
+@needs_pages
+@pytest.mark.parametrize("offset", ["-1", "1000000001", "x", ""])
+def test_an_invalid_offset_is_an_error_with_its_remedy(browser, offset):
+    answer = browser.get(f"/stem/restatements?offset={offset}")
+    assert answer.status_code == 400
+    assert "Invalid offset. Use a number from 0 to 1,000,000,000." in answer.text
+
+
+@needs_pages
+@pytest.mark.parametrize("path", ["/stem/", "/stem/completeness/"])
+def test_an_address_that_was_cut_off_leads_to_the_heat_map(browser, path):
+    assert browser.get(path).url.path == "/stem/completeness"
+
+
+@needs_pages
+@pytest.mark.parametrize("site_id", ["a\nb", f"a/days/{DAY}", "50%41 of / ?#", "n\r\nSet-Cookie: x"])
+def test_every_id_has_its_pages(browser, engine, site_id):
+    bucket = Bucket()
+    bucket.load(engine, bucket.land("odd", {(site_id, "MONITOR"): [1.0] * 96}, f"{DAY}T00:00", "2025-07-02T00:00"))
+    address = urlencode({"site_id": site_id})
+    page = browser.get(f"/stem/completeness/site?{address}&{PERIOD}")
+    assert f"/stem/completeness/day?{address}&day={DAY}" in links_of(page.text)
+    day = browser.get(f"/stem/completeness/day?{address}&day={DAY}")
+    assert f"/stem/completeness/day?{address}&day=2025-07-02" in links_of(day.text)
+
+
+@needs_pages
 def test_days_that_no_data_can_have_are_rejected(browser):
-    for path in ("?last_day=0001-01-01", "?first_day=9999-12-31", "/sites/site-1/days/9999-12-31"):
+    for path in ("?last_day=0001-01-01", "?first_day=9999-12-31", "/day?site_id=site-1&day=9999-12-31"):
         assert browser.get(f"/stem/completeness{path}").status_code == 400
 
 

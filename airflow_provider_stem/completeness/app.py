@@ -17,9 +17,10 @@ from urllib.parse import quote, urlencode
 
 from airflow.configuration import conf
 from airflow.utils.session import create_session
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -47,11 +48,22 @@ _MAX_PAGES = 8
 _MAX_LANDED = 20
 _RUNS = 20
 _ROWS = 500
+_MAX_OFFSET = 10**9
 _RETRY_AFTER = "10"
 
 # Days around these can still be computed.
-_LIMITS: dict[str, Any] = {"ge": date(1000, 1, 1), "le": date(9999, 1, 1)}
-_Day = Annotated[date | None, Query(**_LIMITS)]
+_FIRST, _LAST = date(1000, 1, 1), date(9999, 1, 1)
+
+
+def _parse_day(text: str) -> date | None:
+    """Return a day, or ``None`` for an emptied field. Pydantic would accept a number of seconds too."""
+    day = date.fromisoformat(text) if text else None
+    if day and not _FIRST <= day <= _LAST:
+        raise ValueError("out of range")
+    return day
+
+
+_Day = Annotated[date | None, BeforeValidator(_parse_day)]
 
 
 @cache
@@ -92,6 +104,13 @@ _of_warehouse = APIRouter(dependencies=[Depends(requires_access_view(AccessView.
 _of_dag = APIRouter(dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM))])
 
 
+@_of_warehouse.get("/")
+@_of_warehouse.get("/completeness/")
+def start(request: Request) -> Response:
+    """Redirect an address that was cut off to the heat map."""
+    return RedirectResponse(f"{_root(request)}/completeness")
+
+
 @_of_warehouse.get("/completeness")
 def completeness(request: Request, first_day: _Day = None, last_day: _Day = None) -> Response:
     """Return the heat map of all sites. The script reads the filters in the address."""
@@ -105,8 +124,11 @@ def completeness(request: Request, first_day: _Day = None, last_day: _Day = None
     return Response(body, media_type="text/html", headers=headers)
 
 
-@_of_warehouse.get("/completeness/sites/{site_id:path}/days/{day}")
-def site_day(request: Request, user: GetUserDep, site_id: str, day: Annotated[date, Path(**_LIMITS)]) -> Response:
+# Ids are in the query: in a path, one with a line break would reach no page.
+@_of_warehouse.get("/completeness/day")
+def site_day(
+    request: Request, user: GetUserDep, site_id: str, day: Annotated[date, BeforeValidator(_parse_day)]
+) -> Response:
     """Return the curves of a site's UTC day, what is missing, what was restated, and what landed it."""
     with _warehouse() as session:
         curves = source.read_curves(session, site_id, day)
@@ -144,7 +166,7 @@ def site_day(request: Request, user: GetUserDep, site_id: str, day: Annotated[da
     )
 
 
-@_of_warehouse.get("/completeness/sites/{site_id:path}")
+@_of_warehouse.get("/completeness/site")
 def site(request: Request, site_id: str, first_day: _Day = None, last_day: _Day = None) -> Response:
     """Return the record of a site, and the counts of each of its days."""
     first, last = _period(first_day, last_day)
@@ -179,7 +201,7 @@ def restatements(
     request: Request,
     first_day: _Day = None,
     last_day: _Day = None,
-    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+    offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET)] = 0,
 ) -> Response:
     """Return the days of streams whose values loads have changed, page by page."""
     first, last = _period(first_day, last_day)
@@ -367,8 +389,9 @@ def _on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _on_invalid_request(request: Request, error: RequestValidationError) -> Response:
-    names = ", ".join(sorted({str(one["loc"][-1]) for one in error.errors()}))
-    return _message(request, HTTPStatus.BAD_REQUEST, f"Invalid {names}. Use days such as 2025-07-01.")
+    names = sorted({str(one["loc"][-1]) for one in error.errors()})
+    expected = f"a number from 0 to {_MAX_OFFSET:,}" if names == ["offset"] else "days such as 2025-07-01"
+    return _message(request, HTTPStatus.BAD_REQUEST, f"Invalid {', '.join(names)}. Use {expected}.")
 
 
 def _on_busy(request: Request, error: StemTransportError) -> Response:

@@ -134,8 +134,8 @@ def views(airflow):
     run = run_of(airflow).replace("+", "%2B")
     return {
         "heat-map": f"{airflow.url}/stem/completeness",
-        "site": f"{airflow.url}/stem/completeness/sites/{SITE}",
-        "day": f"{airflow.url}/stem/completeness/sites/{SITE}/days/{yesterday}",
+        "site": f"{airflow.url}/stem/completeness/site?site_id={SITE}",
+        "day": f"{airflow.url}/stem/completeness/day?site_id={SITE}&day={yesterday}",
         "restatements": f"{airflow.url}/stem/restatements",
         "dag": f"{airflow.url}/stem/dags/stem_warehouse",
         "run": f"{airflow.url}/stem/dags/stem_warehouse/runs/{run}",
@@ -249,12 +249,12 @@ def test_a_cell_leads_to_the_day_of_its_site(airflow, page):
     assert page.locator("#announcement").inner_text() == ""
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    page.wait_for_url(re.compile(f"/stem/completeness/sites/{SITE}/days/"))
+    page.wait_for_url(re.compile(rf"/stem/completeness/day\?site_id={SITE}&"))
     page.go_back()
     page.locator("#canvas[data-ready]").wait_for()
     box = page.locator("#canvas").bounding_box()
     page.mouse.click(box["x"] + box["width"] - 60, box["y"] + 85)
-    page.wait_for_url(re.compile(f"/stem/completeness/sites/{SITE}/days/"))
+    page.wait_for_url(re.compile(rf"/stem/completeness/day\?site_id={SITE}&"))
 
 
 def test_all_sites_are_in_the_table_page_by_page(airflow, page):

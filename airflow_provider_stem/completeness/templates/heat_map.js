@@ -165,9 +165,9 @@
   }
 
   function addressOf(site, day) {
-    const own = `${root}/completeness/sites/${encodeURIComponent(data.sites[site])}`;
-    if (day !== undefined) return `${own}/days/${nameOf(day)}`;
-    return `${own}?first_day=${nameOf(0)}&last_day=${nameOf(data.days - 1)}`;
+    const own = `site_id=${encodeURIComponent(data.sites[site])}`;
+    if (day !== undefined) return `${root}/completeness/day?${own}&day=${nameOf(day)}`;
+    return `${root}/completeness/site?${own}&first_day=${nameOf(0)}&last_day=${nameOf(data.days - 1)}`;
   }
 
   function open(where) {
