@@ -227,11 +227,15 @@ class StemHook(BaseHook):
     def _config_of(connection: Connection) -> ClientConfig:
         from airflow_provider_stem.api.config import ClientConfig
 
+        if not (connection.conn_type or connection.host or connection.password or connection.extra):
+            raise StemConfigError(
+                "The connection is empty. If it is in an environment variable, correct that to JSON or a URI."
+            )
         # The secret of a connection to another service must not be sent to Stem.
         if connection.conn_type not in _TYPES:
             raise StemConfigError(
                 f"The connection has the type {connection.conn_type!r}. Use one of type 'stem', or correct the "
-                "connection id in the task."
+                "connection id."
             )
         defaults = {name: conf.get("stem", name, fallback="") for name in ("timeout", "max_attempts", "page_size")}
         return ClientConfig.from_connection(

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_provider_stem import _s3
 from airflow_provider_stem._s3 import S3Store
 from airflow_provider_stem.cli import main
 from airflow_provider_stem.cli.dags import landing_tasks
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
+from airflow_provider_stem.streams.store import honours_conditions
 from tests.servers.processes import HUNG_AFTER, free_ports
 from tests.support import instant, run_context
 
@@ -66,11 +69,17 @@ def test_sites_lists_what_the_operator_returns(stem, capsys):
     assert all(f"site-{number:05}" in shown for number in range(1, 21))
 
 
-@pytest.mark.parametrize("name", ["day.parquet", "day.csv", "day.jsonl.gz"])
+def test_a_narrow_terminal_shows_whole_ids(stem, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    assert main(["sites"]) == 0
+    assert "…" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["day.parquet", "day.CSV", "day.jsonl.gz"])
 def test_pull_writes_what_the_hook_returns(stem, name, tmp_path, capsys):
     path = tmp_path / name
     types = ["MONITOR", "CONVERTER"]
-    assert main(["pull", "site-00003", "site-00001", *DAY, "-o", str(path), "--stream-types", *types]) == 0
+    assert main(["pull", "site-00003", "site-00001", *DAY, "-o", str(path), "--stream-types", ",".join(types)]) == 0
     assert (
         f"{path}: rows: 384, missing: 0, sites: 2, requests: 2, window: 2025-07-01T00:00:00Z" in capsys.readouterr().out
     )
@@ -119,6 +128,10 @@ def test_a_pull_that_fails_leaves_the_file_as_it_was(stem, tmp_path, capsys):
         (
             ["-o", "day.csv", "--from", "2025-07-01T00:00", "--to", "2025-07-02"],
             "Invalid --from '2025-07-01T00:00': no UTC",
+        ),
+        (
+            ["-o", "day.csv", "--from", "2025-02-29", "--to", "2025-07-02"],
+            "Invalid --from '2025-02-29': day ",
         ),
         (["-o", "day.csv", "--from", "2025-07-02", "--to", "2025-07-01"], "end 2025-07-01T00:00:00+00:00 is not after"),
         (["-o", "day.csv", *DAY, "--resolution", "60"], "Invalid resolution 60. Use one of 900, 1800, 3600 s."),
@@ -238,6 +251,31 @@ def test_a_plan_that_cannot_be_made_says_why(settings, arguments, message, dag_f
     assert not stem.requests
 
 
+def test_a_plan_without_a_schedule_names_it(dag_file, stem, capsys):
+    text = DAGS.replace('CronDataIntervalTimetable("@daily", timezone="Europe/Berlin")', "None")
+    assert main(["plan", dag_file(text=text), *DAY, "--sites", "1"]) == 0
+    assert capsys.readouterr().out == "daily.land: no run begins in this time, since its schedule is None\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "99999"], "port must be 0-65535."),
+        (["--port", "-1"], "port must be 0-65535."),
+        (
+            ["--now", "2025-07-01"],
+            "now must be a time with an offset, such as 2025-07-01T00:00Z, got 2025-07-01 00:00:00",
+        ),
+        (["--api-key", "a b"], "--api-key must consist of visible ASCII characters, without spaces"),
+    ],
+)
+def test_a_simulator_that_cannot_be_served_says_why(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", "--port", "0", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_task_whose_windows_only_a_run_knows_is_named(dag_file, stem, capsys):
     file = dag_file("start='{{ ds }}'")
     assert main(["plan", file, *DAY, "--sites", "1"]) == 0
@@ -309,12 +347,16 @@ def test_each_broken_set_up_is_found_with_its_remedy(dag_file, stem, lake, capsy
     monkeypatch.delenv("AIRFLOW_CONN_STEM_DEFAULT")
     _, [problem] = examined(capsys, file)
     assert problem == (
-        "connection stem_default: The conn_id `stem_default` isn't defined. Create this connection, or correct the "
-        "connection id in the task."
+        "connection stem_default: The conn_id `stem_default` isn't defined. Create this connection, or correct its id."
     )
 
 
 def test_a_wrong_bucket_or_schedule_is_found_with_its_remedy(dag_file, stem, lake, capsys):
+    for address in ("/nope", "s3:///nope"):
+        [problem] = examined(capsys, "--bucket", address)[1]
+        assert problem.startswith(f"bucket {address}: Invalid --bucket {address!r}. Use only the name of a bucket")
+    [problem] = examined(capsys, "--bucket", "")[1]
+    assert problem.startswith("bucket of the connection: ")
     [problem] = examined(capsys, "--bucket", "no-such-bucket")[1]
     assert problem == (
         "bucket no-such-bucket: s3_bucket 'no-such-bucket' does not exist. Create it, or correct s3_bucket or "
@@ -352,9 +394,15 @@ def test_a_bucket_that_is_a_template_is_not_checked(settings, dag_file, stem, la
 
 
 def test_a_store_without_conditional_writes_is_found(stem, lake, capsys, monkeypatch):
-    monkeypatch.setattr(S3Store, "_ignored_condition", lambda *_: "If-Match")
+    monkeypatch.setattr(
+        _s3,
+        "honours_conditions",
+        lambda conn_id, probe, conditions, _, *more, **flags: honours_conditions(
+            conn_id, probe, conditions, lambda *_: None, *more, **flags
+        ),
+    )
     [problem] = examined(capsys, "--bucket", f"s3://{lake.bucket}/x")[1]
-    assert problem.startswith(f"bucket {lake.bucket}: The store of connection 'aws_default' does not honour If-Match")
+    assert problem.startswith(f"bucket {lake.bucket}: The store of connection 'aws_default' does not honour If-")
 
 
 def test_a_wrong_clock_is_found(stem, lake, capsys, monkeypatch):
@@ -413,12 +461,37 @@ def test_a_task_that_lands_in_a_folder_is_planned_and_checked(dag_file, stem, tm
     assert problems == ["bucket lake: Invalid --bucket gopher://. Use s3://, gs://, abfs:// or file:///."]
 
 
+def test_a_file_that_is_pulled_again_keeps_its_permissions(stem, tmp_path):
+    path = tmp_path / "day.csv"
+    path.touch(0o640)
+    path.chmod(0o640)
+    assert main(["pull", "site-00001", "--from", "20250701", "--to", "2025-07-02", "-o", str(path)]) == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_pull_that_is_ended_leaves_no_file(number, stem, tmp_path, capsys):
+    def interrupt(_, payload):
+        os.kill(os.getpid(), number)
+        return payload
+
+    stem.rewrite = interrupt
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["pull", "site-00001", *DAY, "-o", str(tmp_path / "day.csv")]) == 130
+    assert capsys.readouterr().err == "stem pull: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_stem_is_a_command(stem, tmp_path):
     program = str(Path(sys.executable).with_name("stem"))
     done = command(program, "pull", "site-00001", *DAY, "-o", str(tmp_path / "day.parquet"))
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert pq.read_table(tmp_path / "day.parquet").num_rows == 288
     assert command(program, "pull", "site-00001").returncode == 2
+    assert command(program, "--version").stdout == f"{version('airflow-provider-stem')}\n"
+    full = command("bash", "-c", f"{program} sites > /dev/full")
+    assert (full.returncode, full.stderr) == (1, "stem sites: [Errno 28] No space left on device\n")
     cut_off = command("bash", "-c", f"{program} sites --output jsonl | head -1")
     assert (cut_off.returncode, "Traceback" in cut_off.stderr) == (0, False), cut_off.stderr
 

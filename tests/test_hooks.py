@@ -204,6 +204,14 @@ def test_both_forms_of_the_connection_form_have_the_same_fields():
     assert StemHook.get_ui_field_behaviour()["relabeling"] == {"password": "API key (required)", "schema": "Scheme"}
 
 
+def test_a_connection_that_is_neither_json_nor_a_uri_is_named(monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", "not json {")
+    assert StemHook().test_connection() == (
+        False,
+        "The connection is empty. If it is in an environment variable, correct that to JSON or a URI.",
+    )
+
+
 @pytest.mark.parametrize("conn_type", ["aws", "postgres", "Stem"])
 def test_the_secret_of_another_service_is_not_sent(conn_type, stem, monkeypatch):
     fields = {**json.loads(os.environ["AIRFLOW_CONN_STEM_DEFAULT"]), "conn_type": conn_type}

@@ -8,6 +8,7 @@ nor pyarrow, because Airflow imports it for every command.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, TextIO
 
+from airflow_provider_stem import __version__
 from airflow_provider_stem.simulator.__main__ import described_arguments
 from airflow_provider_stem.streams.stream_types import STREAM_TYPES
 
@@ -72,18 +74,24 @@ class Command:
         module, function = self.run
         run: Callable[[argparse.Namespace, TextIO], int] = getattr(import_module(f"{__name__}.{module}"), function)
         try:
-            return run(arguments, output)
+            code = run(arguments, output)
+            output.flush()
         except StemError as exc:
             message = str(exc)
         except AirflowNotFoundException as exc:
             message = missing_connection(exc)
-        except BrokenPipeError:
-            # The reader of the output has enough, such as `head`. Python would report it again when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
-            return 0
+        except OSError as exc:
+            # Python would report an error of the output again when it exits.
+            with suppress(io.UnsupportedOperation):  # the output is no file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+            if isinstance(exc, BrokenPipeError):  # the reader has enough, such as `head`
+                return 0
+            message = str(exc)
         except KeyboardInterrupt:
             sys.stderr.write(f"stem {self.name}: interrupted\n")
             return 130
+        else:
+            return code
         sys.stderr.write(f"stem {self.name}: {redacted(message, arguments)}\n")
         return 1
 
@@ -152,9 +160,9 @@ COMMANDS = (
             ),
             _argument(
                 "--stream-types",
-                nargs="+",
+                type=lambda text: text.split(","),
                 default=list(STREAM_TYPES),
-                help="types to read; those that a site lacks are skipped (default: all)",
+                help="types to read, with commas between them; those that a site lacks are skipped (default: all)",
             ),
             _argument("--resolution", type=int, default=900, help="seconds: 900, 1800 or 3600 (default: %(default)s)"),
             _argument("--max-workers", type=int, default=8, help="sites read at a time (default: %(default)s)"),
@@ -194,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: without the program's name; default: those of the process.
     """
     parser = argparse.ArgumentParser(prog="stem", description="Tools for Stem's Developer Data API in Airflow.")
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         subparser = commands.add_parser(command.name, help=command.help, description=command.help)

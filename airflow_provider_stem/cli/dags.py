@@ -57,6 +57,11 @@ class LandingTask:
             None,
         )
 
+    @property
+    def schedule(self) -> str:
+        """The schedule of its DAG, as Airflow shows it."""
+        return str(_core_timetable(self.dag.timetable).summary)
+
     def windows(self, start: datetime, end: datetime) -> Iterator[Window]:
         """
         Iterate over the windows that the runs of the DAG's schedule read.

@@ -60,11 +60,13 @@ def _steps(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _F
     for connection in sorted({task.arguments["stem_conn_id"] for task in tasks} or {arguments.stem_conn_id}):
         yield f"connection {connection}", partial(_api, connection)
     places = {place for task in tasks if (place := _place_of(task))}
-    if arguments.bucket:
+    if arguments.bucket is not None:
         scheme, bucket, prefix = split_uri(
             arguments.bucket if "://" in arguments.bucket else f"s3://{arguments.bucket}"
         )
         conn_id = arguments.aws_conn_id if scheme == "s3" else DEFAULT_CONNECTIONS.get(scheme)
+        if scheme != "file":
+            bucket = bucket or arguments.bucket  # so that an address without a bucket is rejected
         places = {_Place(scheme, conn_id, bucket, prefix)}
     for place in sorted(places, key=str):
         yield place.name, partial(_store, place)

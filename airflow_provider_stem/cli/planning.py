@@ -73,7 +73,7 @@ def _batches(task: LandingTask, number: int | None) -> Sequence[Any]:
 def _print(task: LandingTask, costs: LandingCosts, rate: float | None, output: TextIO) -> None:
     lines = costs.described()
     if not lines:
-        output.write(f"{task}: no run begins in this time\n")
+        output.write(f"{task}: no run begins in this time, since its schedule is {task.schedule}\n")
         return
     if rate is not None:
         lines["time"] = f"{timedelta(seconds=round(costs.requests / rate))} at {rate:g} requests a second"

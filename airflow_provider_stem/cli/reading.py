@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import stat
 from collections.abc import Iterator
-from datetime import datetime
+from contextlib import contextmanager
+from datetime import date, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
@@ -43,7 +46,9 @@ def sites(arguments: argparse.Namespace, output: TextIO) -> int:
     if arguments.output == "jsonl":
         output.writelines(json.dumps(record) + "\n" for record in records)
         return 0
-    table = Table("site", "name", "client", "streams")
+    table = Table()
+    for name in ("site", "name", "client", "streams"):
+        table.add_column(name, overflow="fold")
     for record in records:
         streams = ", ".join(
             f"{name} since {start[:10] if start else 'unknown'}"
@@ -95,10 +100,11 @@ def pull(arguments: argparse.Namespace, output: TextIO) -> int:
         extraction: Extraction[pa.RecordBatch] = Extraction(client, types, window, lambda part: part)
         reading = progress(extraction.read(wanted, arguments.max_workers), "sites", len(wanted))
         target = path.resolve()  # a link stays one
-        with NamedTemporaryFile(dir=target.parent, prefix=f".{path.name}.", delete=False) as file:
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+        with _interruptible(), NamedTemporaryFile(dir=target.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
                 count = file_format.write(rows(reading), cast("BinaryIO", file), compression, "portable")
-                Path(file.name).chmod(0o666 & ~_umask())
+                Path(file.name).chmod(mode)
                 Path(file.name).replace(target)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
@@ -122,7 +128,29 @@ def instant(name: str, text: str) -> datetime:
     :param text: a date, which is its 00:00 UTC, or ISO 8601 with a UTC offset.
     :raises StemConfigError: it is neither.
     """
-    return parse_instant(name, f"{text}T00:00Z" if len(text.strip()) == len("2025-07-01") else text)
+    try:
+        day = date.fromisoformat(text.strip())
+    except ValueError as exc:
+        if "T" in text or ":" in text:
+            return parse_instant(name, text)
+        raise StemConfigError(
+            f"Invalid {name} {text!r}: {exc}. Use a date such as '2025-07-01', or a time such as '2025-07-01T00:00Z'."
+        ) from None
+    return parse_instant(name, f"{day}T00:00Z")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End the block by ``KeyboardInterrupt`` also if the process is terminated, so that it cleans up."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    changed = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}
+    for number in changed:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in changed.items():
+            signal.signal(number, handler)
 
 
 def _umask() -> int:
@@ -148,7 +176,7 @@ def _format_of(path: Path) -> tuple[FileFormat, str]:
         for compression in reversed(file_format.compressions)
     }
     for extension, choice in choices.items():
-        if path.name.endswith(f".{extension}"):
+        if path.name.lower().endswith(f".{extension}"):
             return choice
     raise StemConfigError(
         f"--output {str(path)!r} has no known extension. Use one of {', '.join(f'.{name}' for name in choices)}."

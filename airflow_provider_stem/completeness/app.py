@@ -55,11 +55,11 @@ _RETRY_AFTER = "10"
 _FIRST, _LAST = date(1000, 1, 1), date(9999, 1, 1)
 
 
-def _parse_day(text: str) -> date | None:
+def _parse_day(value: str) -> date | None:
     """Return a day, or ``None`` for an emptied field. Pydantic would accept a number of seconds too."""
-    day = date.fromisoformat(text) if text else None
+    day = date.fromisoformat(value) if value else None
     if day and not _FIRST <= day <= _LAST:
-        raise ValueError("out of range")
+        raise ValueError(value)
     return day
 
 

@@ -40,6 +40,8 @@ def serve(options: argparse.Namespace, output: TextIO, error: Callable[[str], No
         settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     except ValueError as exc:
         error(str(exc))
+    if not re.fullmatch("[!-~]+", settings.api_key):  # no connection accepts another
+        error("--api-key must consist of visible ASCII characters, without spaces")
 
     stops = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # before any thread starts, so that all inherit it
@@ -48,7 +50,7 @@ def serve(options: argparse.Namespace, output: TextIO, error: Callable[[str], No
         from airflow_provider_stem.simulator import Simulator
 
         simulator = Simulator(settings, host=options.host, port=options.port, keep_requests=False).start()
-    except (ImportError, OSError, ValueError) as exc:
+    except (ImportError, OSError, OverflowError, ValueError) as exc:  # OverflowError: the port
         error(str(exc))
     schema = simulator.url.replace("/api/v1/", "/openapi.json")
     output.write(

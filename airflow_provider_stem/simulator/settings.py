@@ -101,7 +101,7 @@ def _check(name: str, hint: Any, value: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
     elif name == "now":
         if value is not None and (not isinstance(value, datetime) or value.tzinfo is None):
-            raise ValueError(f"now must be a datetime with a time zone or None, got {value!r}")
+            raise ValueError(f"now must be a time with an offset, such as 2025-07-01T00:00Z, got {value}")
     elif name in ("forbidden", "faults"):
         if isinstance(value, str) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"{name} must be a collection of strings, got {value!r}")

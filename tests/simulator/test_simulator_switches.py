@@ -279,7 +279,7 @@ def test_latency_delays_responses(stem_simulator: Simulator, get: Get) -> None:
         ({"latency": "1"}, "latency"),
         ({"max_per_page": 0}, "max_per_page"),
         ({"api_key": ""}, "api_key"),
-        ({"now": datetime(2024, 1, 1)}, "time zone"),  # noqa: DTZ001
+        ({"now": datetime(2024, 1, 1)}, "with an offset, such as"),  # noqa: DTZ001
         ({"now": "2024-01-01"}, "now"),
         ({"forbidden": "site-00001"}, "forbidden"),
         ({"faults": ("503",)}, "KIND:PROBABILITY"),
