@@ -272,6 +272,7 @@ def test_the_day_of_a_site_shows_values_gaps_changes_and_loads(browser):
         ({0: -0.1959, 1: 96.34}, ["0 kW", "96.3 kW"]),  # a label of the minimum would cover that of 0
         ({0: -1234.5, 1: 1e5}, ["0 kW", "100,000 kW"]),
         ({0: -16.96, 1: 14.66}, ["-17 kW", "0 kW", "14.7 kW"]),
+        ({0: -99.96, 1: 1e300}, ["0 kW", "1e+300 kW"]),
         ({0: 0.0, 1: None}, ["0 kW"]),
         ({}, ["0 kW"]),
     ],

@@ -74,7 +74,7 @@ def chart(curve: Curve, restated: Iterable[Restatement]) -> Chart:
         old=tuple((x(number + 0.5), y(kw)) for number, kw in sorted(old.items())),
         # A label next to that of 0 would cover it. The template has a table of exact values.
         ticks=tuple(
-            (f"{kw:,.0f} kW" if abs(kw) >= 100 else f"{kw:.3g} kW", y(kw))
+            (f"{kw:,.0f} kW" if 100 <= abs(kw) < 1e7 else f"{kw:.3g} kW", y(kw))
             for kw in sorted({low, 0.0, high})
             if kw == 0 or abs(y(kw) - y(0)) > _LINE
         ),
