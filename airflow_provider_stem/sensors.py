@@ -30,7 +30,7 @@ from airflow_provider_stem.streams.records import describe_report
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.stream_types import parse_stream_types
 from airflow_provider_stem.streams.windows import Window, iso
-from airflow_provider_stem.triggers import GRACE, StemStreamsTrigger, limit_turns
+from airflow_provider_stem.triggers import StemStreamsTrigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -125,6 +125,8 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         :raises AirflowSkipException: no interval ends within the window.
         :raises StemError: any other error of the API; a retry may help.
         """
+        from airflow_provider_stem.streams.watch import GRACE
+
         with self._with_flags():
             self._started = datetime.now(UTC)
             if not self.deferrable:
@@ -185,6 +187,8 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         if datetime.now(UTC) < ready:
             self.log.info("No request before %s, when %s has ended and settled", iso(ready), watch.window)
             return PokeReturnValue(is_done=False)
+        from airflow_provider_stem.streams.watch import limit_turns
+
         with StemHook(self.stem_conn_id).get_conn() as client:
             self._redact = client.redact
             if self._started is not None:

@@ -27,13 +27,9 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_stem.api.client import StemClient
     from airflow_provider_stem.streams.watch import Watch
 
 __all__ = ["StemStreamsTrigger"]
-
-GRACE = timedelta(minutes=1)
-"""How long after the deadline a last poke may still wait for turns, and Airflow's own limit comes."""
 
 
 class StemStreamsTrigger(BaseTrigger):
@@ -200,21 +196,13 @@ class StemStreamsTrigger(BaseTrigger):
             self.log.error("%s", exc)  # noqa: TRY400 - the message is complete
 
     async def _request_missing(self, watch: Watch, deadline: datetime | None) -> None:
+        from airflow_provider_stem.streams.watch import limit_turns
+
         async with open_source(self.stem_conn_id) as source:
             self._redact = source.client.redact
             if deadline is not None:
                 limit_turns(source.client, deadline - _now())
             await request_each(watch.begin_poke(), self.max_workers, partial(watch.poke_site, source))
-
-
-def limit_turns(client: StemClient, left: timedelta) -> None:
-    """
-    Limit the wait of a poke for the connection's pace.
-
-    :param client: client of one poke.
-    :param left: time before the deadline. There is one poke even if none is left.
-    """
-    client.limit_turns((left if left > timedelta() else GRACE).total_seconds())
 
 
 async def _sleep_until(moment: datetime) -> None:

@@ -385,7 +385,7 @@ def test_a_bucket_that_is_a_template_is_not_checked(settings, dag_file, stem, la
     file = dag_file(settings, DAGS.replace('s3_bucket="BUCKET", ', ""))
     lines, problems = examined(capsys, file)
     assert not problems
-    assert "ok       DAG file: the bucket of daily.land is a template. To check one, use --bucket" in lines
+    assert "ok       DAG file: the place of daily.land is known in a run only. To check one, use --bucket" in lines
     assert not [line for line in lines if "bucket " in line.partition(":")[0]]
     assert any(
         f"s3://{lake.bucket}/y: objects can be written" in line

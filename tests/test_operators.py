@@ -522,7 +522,7 @@ def test_a_stem_api_that_is_down_is_retryable(stem, lake, monkeypatch):
         ({"start": "", "end": "2025-07-02T00:00Z"}, "Invalid start ''"),
         ({"start": "2025-07-02T00:00Z", "end": "2025-07-01T00:00Z"}, "end .* is not after start"),
         ({"s3_key": "/x"}, "Use a key without empty"),
-        ({"s3_key": "a/../x"}, "Use a key without empty, '.' or '..' parts"),
+        ({"s3_key": "a/../x"}, "Use a key without empty, '.', '..' or '.stem' parts"),
         ({"s3_key": "x/{site}.parquet"}, r"unknown placeholder \{site\}"),
         ({"s3_key": "{{ ds }}/{strat}.parquet"}, r"unknown placeholder \{strat\}"),
         ({"s3_key": "x/{start.parquet"}, "cannot be formatted"),

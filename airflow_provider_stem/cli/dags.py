@@ -23,7 +23,7 @@ from airflow_provider_stem.streams.windows import Window
 
 _DEFAULTS = {
     operator: {
-        name: parameter.default
+        name: None if parameter.default is parameter.empty else parameter.default
         for name, parameter in inspect.signature(operator).parameters.items()
         if parameter.kind is not parameter.VAR_KEYWORD
     }
@@ -37,7 +37,7 @@ class LandingTask:
     A task that lands streams.
 
     :param dag: its DAG.
-    :param arguments: of its operator, with the defaults; ``sites`` only if the task is not mapped.
+    :param arguments: of its operator, with the defaults. Required ones that the task is mapped over are ``None``.
     :param listing: the task that lists its sites, or ``None``.
     """
 

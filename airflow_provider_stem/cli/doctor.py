@@ -54,7 +54,7 @@ def _steps(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _F
             yield f"{arguments.dag_file} has {', '.join(map(str, tasks)) or 'no task that lands streams'}"
             for task in tasks:
                 if _place_of(task) is None:
-                    yield f"the bucket of {task} is a template. To check one, use --bucket"
+                    yield f"the place of {task} is known in a run only. To check one, use --bucket"
 
         yield "DAG file", read_file
     for connection in sorted({task.arguments["stem_conn_id"] for task in tasks} or {arguments.stem_conn_id}):
@@ -130,9 +130,11 @@ class _Place:
 
 
 def _place_of(task: LandingTask) -> _Place | None:
-    """Return where a task writes, or ``None`` if templates hide it."""
+    """Return where a task writes, or ``None`` if that is a template, or if the task is mapped over it."""
     arguments = task.arguments
     address = arguments["path"] if "path" in arguments else arguments["s3_key"]
+    if address is None or address.startswith("{{"):
+        return None
     known = [split_uri(address)[1], *(arguments.get(name) for name in ("conn_id", "aws_conn_id", "s3_bucket"))]
     if any("{{" in str(name) for name in known):
         return None

@@ -24,6 +24,9 @@ from airflow_provider_stem.streams.windows import Window, iso, parse_instant
 Progress = dict[str, Any]
 """The state of a watch as JSON, from which another process can continue."""
 
+GRACE = timedelta(minutes=1)
+"""How long after the deadline a last poke may still wait for turns, and Airflow's own limit comes."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Lag:
@@ -240,6 +243,16 @@ class Watch:
             if known["starts"] is not None:
                 starts = {name: start and parse_instant("progress", start) for name, start in known["starts"].items()}
                 self._sites[site_id] = Site(site_id, starts)
+
+
+def limit_turns(client: StemClient, left: timedelta) -> None:
+    """
+    Limit the wait of a poke for the connection's pace.
+
+    :param client: client of one poke.
+    :param left: time before the deadline. There is one poke even if none is left.
+    """
+    client.limit_turns((left if left > timedelta() else GRACE).total_seconds())
 
 
 def _as_json(starts: StreamStarts | None) -> dict[str, str | None] | None:
