@@ -219,8 +219,9 @@ class S3Store:
             ContentLength=file.size,
             # By default boto3 sends a checksum after the body, which not every store supports.
             ChecksumSHA256=base64.b64encode(bytes.fromhex(file.sha256)).decode(),
-            **{"ContentType": content_type(key)} | self._extra_args,
-            Metadata=self._extra_args.get("Metadata", {}) | metadata,
+            **{"ContentType": content_type(key)}
+            | self._extra_args
+            | {"Metadata": self._extra_args.get("Metadata", {}) | metadata},
         )
         if not self._is_stored(key, response, file):
             raise DamagedObjectError(self.uri(key))
