@@ -25,10 +25,11 @@ def azure_server(tmp_path_factory):
         yield server
 
 
+KINDS = ["folder", "s3", *(["gs", "abfs"] if HAS_EMULATORS else [])]
+
+
 # Most of S3's tests are in tests/test_s3.py and tests/test_operators.py.
-@pytest.fixture(
-    params=["folder", "s3", "gs", "abfs"] if HAS_EMULATORS else ["folder", pytest.param("s3", marks=full_depth_only)]
-)
+@pytest.fixture(params=KINDS if HAS_EMULATORS else ["folder", pytest.param("s3", marks=full_depth_only)])
 def place(request, tmp_path, monkeypatch):
     """An empty place of each kind. Its connection is the default one of its scheme."""
     name = f"lake-{secrets.token_hex(6)}"

@@ -10,6 +10,7 @@ import pytest
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.ledger import Ledger
+from tests.stores.conftest import KINDS
 from tests.stores.places import FolderPlace
 from tests.stores.test_guarantees import landing
 from tests.support import run_context
@@ -42,6 +43,7 @@ def test_the_ledger_has_an_object_for_each_batch(place, stem):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("place", KINDS, indirect=True)
 def test_simultaneous_writers_are_all_recorded(place):
     batches = listing(*((str(2 * number), starts(MONITOR=CUT)) for number in range(8)))
     all_have_read = threading.Barrier(8)
