@@ -1,8 +1,4 @@
-"""
-Requests of pokes, for the sensor, its trigger and watchers.
-
-Those of triggers run in threads, so that the event loop is never blocked.
-"""
+"""Requests of triggers, in threads so that the event loop is never blocked; for the sensor's trigger and watchers."""
 
 from __future__ import annotations
 
@@ -11,22 +7,17 @@ import contextvars
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_stem.hooks import StemHook
 
 if TYPE_CHECKING:
-    from airflow_provider_stem.api.client import StemClient
     from airflow_provider_stem.streams.source import StreamsSource
 
 _T = TypeVar("_T")
 
 _THREADS = 16
-
-GRACE = timedelta(minutes=1)
-"""How long after the deadline a last poke may still wait for turns, and Airflow's own limit comes."""
 
 
 @asynccontextmanager
@@ -48,16 +39,6 @@ async def open_source(stem_conn_id: str) -> AsyncIterator[StreamsSource]:
         yield StreamsSource(client)
     finally:
         client.close()
-
-
-def limit_turns(client: StemClient, left: timedelta) -> None:
-    """
-    Limit the wait of a poke for the connection's pace.
-
-    :param client: client of one poke.
-    :param left: time before the deadline. There is one poke even if none is left.
-    """
-    client.limit_turns((left if left > timedelta() else GRACE).total_seconds())
 
 
 async def request_each(site_ids: Iterable[str], max_workers: int, request_site: Callable[[str], None]) -> None:

@@ -33,4 +33,4 @@ def one_line(text: str) -> str:
 
 def missing_connection(exc: Exception) -> str:
     """Return the message for Airflow's error about a connection that does not exist; the error names it."""
-    return f"{str(exc).rstrip('.')}. Create this connection, or correct its id."
+    return f"{str(exc).rstrip('.')}. Create this connection, or correct the connection id."

@@ -22,7 +22,6 @@ from airflow.triggers.base import BaseTrigger, StartTriggerArgs
 from airflow_provider_stem import errors
 from airflow_provider_stem._arguments import checked
 from airflow_provider_stem._mapping import MappedOverSites
-from airflow_provider_stem._polling import GRACE, limit_turns
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.hooks import StemHook

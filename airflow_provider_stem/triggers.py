@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_stem._arguments import check_templated, check_trigger_arguments, checked
-from airflow_provider_stem._polling import in_thread, limit_turns, open_source, request_each
+from airflow_provider_stem._polling import in_thread, open_source, request_each
 from airflow_provider_stem._text import missing_connection
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.failures import FINAL_ERRORS

@@ -347,7 +347,8 @@ def test_each_broken_set_up_is_found_with_its_remedy(dag_file, stem, lake, capsy
     monkeypatch.delenv("AIRFLOW_CONN_STEM_DEFAULT")
     _, [problem] = examined(capsys, file)
     assert problem == (
-        "connection stem_default: The conn_id `stem_default` isn't defined. Create this connection, or correct its id."
+        "connection stem_default: The conn_id `stem_default` isn't defined. Create this connection, or correct the "
+        "connection id."
     )
 
 
