@@ -451,7 +451,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no connection": (
         lambda m: m.delenv("AIRFLOW_CONN_STEM_DEFAULT"),
         {},
-        r"stem_default.*Create this connection, or correct its id",
+        r"stem_default.*Create this connection, or correct the connection id",
     ),
     "no key": (wrong_connection, {}, "Password"),
     "plain http": (lambda m: wrong_connection(m, host="http://stem.example", password="k"), {}, "https"),
@@ -501,7 +501,7 @@ def test_a_connection_that_is_deleted_while_the_sensor_waits(wait, sim, monkeypa
     Arrivals(sim, going)
     with pytest.raises(AirflowSkipException if "never_fail" in flags else AirflowFailException) as error:
         wait(**flags)
-    error.match("never_fail" if "never_fail" in flags else "Create this connection, or correct its id")
+    error.match("never_fail" if "never_fail" in flags else "Create this connection, or correct the connection id")
     assert wait.clock.now == instant("2025-07-01T02:10Z")
 
 

@@ -145,7 +145,7 @@ def test_a_damaged_object_fails_and_leaves_the_table_as_it_is(catalog, lake, ste
 
 
 def test_a_missing_connection_fails_the_task(lake):
-    with pytest.raises(AirflowFailException, match="Create this connection, or correct its id"):
+    with pytest.raises(AirflowFailException, match="Create this connection, or correct the connection id"):
         loaded(RECEIPT)
 
 

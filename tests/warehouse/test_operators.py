@@ -190,7 +190,7 @@ def test_duckdb_cannot_distinguish_a_file_from_a_schema_of_the_same_name(name, t
 
 
 def test_a_missing_connection_fails_the_task(lake):
-    with pytest.raises(AirflowFailException, match="Create this connection, or correct its id"):
+    with pytest.raises(AirflowFailException, match="Create this connection, or correct the connection id"):
         loaded(RECEIPT)
 
 
