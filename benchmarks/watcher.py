@@ -60,7 +60,7 @@ def main() -> None:
     options.add_argument("--sites", type=int, default=1000)
     options.add_argument("--days", type=float, default=1.0, help="the look-back")
     options.add_argument("--polls", type=int, default=6)
-    options.add_argument("--idle", type=float, default=30.0, help="seconds of the small trigger alone")
+    options.add_argument("--idle", type=float, default=60.0, help="seconds of the small trigger alone")
     given = options.parse_args()
     sites = [f"site-{number + 1:05}" for number in range(given.sites)]
     with tempfile.TemporaryDirectory(prefix="watcher-") as folder, Simulator(Settings(sites=given.sites)) as sim:
@@ -79,9 +79,11 @@ def main() -> None:
             server.wait_until(ticks.exists, "the small trigger to start")
             triggerers = triggerer_processes(server)
             progress(f"Measuring it alone for {given.idle:g} s")
+            size = server.log_file.stat().st_size
             began = time.monotonic()
             time.sleep(given.idle)
             periods = [("alone", began, time.monotonic(), 0)]
+            warnings_alone = _warnings(server, size)
             cpu = sum(sum(one.cpu_times()[:2]) for one in triggerers)
             size = server.log_file.stat().st_size
             arguments = f"sites={sites}, lookback={given.days * 86_400}, restatement_interval=1, poll_interval={POLL}"
@@ -99,15 +101,20 @@ def main() -> None:
                 periods.append((f"poll {number}", requests[0].arrived, requests[-1].arrived + 1, len(requests)))
             used = sum(sum(one.cpu_times()[:2]) for one in triggerers) - cpu
             memory = sum(one.memory_full_info().uss for one in triggerers)
-            warnings = server.log_file.read_bytes()[size:].count(b"async thread was blocked for")
+            warnings = _warnings(server, size)
         lags = [tuple(map(float, line.split())) for line in ticks.read_text().splitlines()]
     print("| | seconds | requests | median lag ms | 99 % | longest |\n" + "|---" * 6 + "|")
     periods.append(("all polls", periods[1][1], periods[-1][2], sum(one[3] for one in periods)))
     for name, first, last, count in periods:
-        found = sorted(1000 * lag for at, lag in lags if first <= at - lag and at <= last)
+        found = sorted(1000 * lag for at, lag in lags if first <= at and at - lag <= last)
         cells = [f"{found[int(share * (len(found) - 1))]:.0f}" for share in (0.5, 0.99, 1)]
         print(f"| {' | '.join([name, f'{last - first:.1f}', str(count), *cells])} |")
-    print(f"{warnings} warnings of Airflow, {used / given.polls:.1f} s of CPU for each poll, {memory / 1e6:.0f} MB")
+    print(f"{warnings} warnings of Airflow beside the watcher, {warnings_alone} before it")
+    print(f"{used / given.polls:.1f} s of CPU for each poll, {memory / 1e6:.0f} MB")
+
+
+def _warnings(server: AirflowServer, begin: int) -> int:
+    return server.log_file.read_bytes()[begin:].count(b"async thread was blocked for")
 
 
 def _write(dags: Path, name: str, import_trigger: str, trigger: str) -> None:
