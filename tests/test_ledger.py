@@ -39,12 +39,18 @@ def listing(*sites):
     return [{"batch": batch, "sites": sites} for batch, sites in sorted(batches.items())]
 
 
-def receipt_of(batch, start, end, failed=()):
+def receipt_of(batch, start, end, failed=(), unavailable=()):
+    start, end = (bound if isinstance(bound, str) else f"{bound}T00:00:00Z" for bound in (start, end))
+    uri = f"s3://lake/a_b/900s_{batch}.csv.gz"
+    landed = {"uri": uri, "rows": 1, "bytes": 1, "sha256": "0" * 64, "read_at": end, "start": start, "end": end}
     return {
-        "window": {"start": f"{start}T00:00:00Z", "end": f"{end}T00:00:00Z", "resolution": 900},
-        "objects": [{"uri": f"s3://lake/a_b/900s_{batch}.csv.gz"}],
+        "window": {"start": start, "end": end, "resolution": 900},
+        "objects": [landed],
+        "rows": 1,
         "failed_sites": [{"site_id": site, "error": "forbidden"} for site in failed],
         "failed_count": len(failed),
+        "unavailable": [{"site_id": site, "stream_type": name} for site, name in unavailable],
+        "unavailable_count": len(unavailable),
     }
 
 
@@ -100,11 +106,21 @@ class Fleet:
         self.ledger = ledger_in_memory()
         self.days: dict[str, Counter[tuple[str, str]]] = {"day": Counter(), "month": Counter()}
         self.began: dict[str, dict[str, date]] = {}
+        self.unlisted: set[str] = set()
+        """Sites whose types and starts the API does not report."""
+        self.withdrawn: set[tuple[str, str]] = set()
+        """Streams that the listing has and the API denies."""
 
     def listed(self, *without):
-        return listing(*((site, starts(**self.began[site])) for site in sorted(self.began) if site not in without))
+        return listing(
+            *(
+                (site, None if site in self.unlisted else starts(**self.began[site]))
+                for site in sorted(self.began)
+                if site not in without
+            )
+        )
 
-    def land(self, piece, failed=()):
+    def land(self, piece, failed=(), listed_unavailable=100):
         """Land a piece, and return the receipt."""
         start, end = bounds(piece)
         if piece["partition"] == "month":
@@ -113,11 +129,16 @@ class Fleet:
         else:
             assert start >= CUT
         assert timedelta(0) < end - start <= timedelta(days=363)  # one request, padding included
-        for site in piece["sites"]:
-            for name in site["stream_start_times"] if site["site_id"] not in failed else ():
-                began = self.began[site["site_id"]].get(name, end)
-                self.days[piece["partition"]][site["site_id"], name] |= bits(max(start, began), end)
-        return receipt_of(piece["batch"], start, end, failed)
+        unavailable = []
+        for site_id, times in ((site["site_id"], site["stream_start_times"]) for site in piece["sites"]):
+            for name in TYPES if site_id not in failed else ():
+                is_there = name in self.began[site_id] and (site_id, name) not in self.withdrawn
+                if is_there and (times is None or name in times):
+                    self.days[piece["partition"]][site_id, name] |= bits(max(start, self.began[site_id][name]), end)
+                else:
+                    unavailable.append((site_id, name))
+        receipt = receipt_of(piece["batch"], start, end, failed, unavailable)
+        return {**receipt, "unavailable": receipt["unavailable"][:listed_unavailable]}
 
     def daily(self, listed, end, lookback=LOOKBACK):
         window = {"start": f"{max(CUT, end - DAY - lookback)}T00:00:00Z", "end": f"{end}T00:00:00Z"}
@@ -147,19 +168,25 @@ class Fleet:
 def test_every_day_of_every_stream_lands_under_exactly_one_prefix(data):
     """
     Runs in any order, outdated listings, sites that are added, removed and added again, new types that have a past,
-    starts that move back, and tasks that fail for some sites or completely, or land without being recorded.
+    starts that move back, and tasks that fail for some sites or completely, or land without being recorded. The API
+    reports no types of some sites for a while, or denies types that it lists.
     """
     fleet, draw = Fleet(), data.draw
     waiting: list[tuple[dict[str, Any], bool]] = []
     for _ in range(draw(st.integers(1, 20))):
-        action = draw(st.sampled_from(["site", "stream", "daily", "history", "run", "run"]))
+        action = draw(st.sampled_from(["site", "stream", "listing", "denial", "daily", "history", "run", "run"]))
         if action == "site":
             fleet.began[str(len(fleet.began))] = {"MONITOR": BEGAN["MONITOR"] + draw(st.integers(0, 500)) * DAY}
         elif action == "stream" and fleet.began:
             site = draw(st.sampled_from(sorted(fleet.began)))
             name = draw(st.sampled_from(TYPES))
             began = BEGAN[name] + draw(st.integers(0, 100)) * DAY
-            fleet.began[site][name] = min(began, fleet.began[site].get(name, began))
+            if site not in fleet.unlisted or name not in fleet.began[site]:
+                fleet.began[site][name] = min(began, fleet.began[site].get(name, began))
+        elif action == "listing" and fleet.began:
+            fleet.unlisted ^= {draw(st.sampled_from(sorted(fleet.began)))}
+        elif action == "denial" and fleet.began:
+            fleet.withdrawn ^= {(draw(st.sampled_from(sorted(fleet.began))), draw(st.sampled_from(TYPES)))}
         elif action in ("daily", "history"):
             listed = fleet.listed(*draw(st.sets(st.sampled_from(sorted(fleet.began) or ["-"]))))
             lookback = draw(st.sampled_from([LOOKBACK, timedelta()]))
@@ -174,10 +201,13 @@ def test_every_day_of_every_stream_lands_under_exactly_one_prefix(data):
             sites = [site["site_id"] for site in piece["sites"]]
             failed = draw(st.sets(st.sampled_from(sites), max_size=len(sites) - 1))
             outcome = draw(st.sampled_from(["failed", "landed", "entered", "entered"]))
-            receipts = [fleet.land(piece, failed)] if outcome != "failed" else []
+            receipts = [fleet.land(piece, failed, draw(st.sampled_from([0, 100])))] if outcome != "failed" else []
             if outcome != "landed":
                 fleet.ledger.enter([piece], receipts, count_tries=count_tries)
     everything = fleet.listed()
+    if draw(st.booleans()):
+        fleet.finish(everything)  # although types are denied
+    fleet.withdrawn.clear()
     for number in (12, 13):
         pieces = fleet.daily(everything, at(number))
         fleet.ledger.enter(pieces, [fleet.land(piece) for piece in pieces])
@@ -259,6 +289,30 @@ def test_sites_of_a_batch_are_read_together_if_their_gaps_overlap():
     assert read_by(ledger, at(4), *sites) == [("2024-04-01", "2025-03-01", "month", 2)]
 
 
+@pytest.mark.parametrize("listed_before", [None, starts(MONITOR=CUT, CONVERTER=at(5))])
+def test_a_type_that_the_api_does_not_have_is_read_when_it_appears(listed_before):
+    """Until then its days are not missing, since each run would read them again."""
+    ledger = ledger_in_memory()
+    before, after = (listing(("0", times)) for times in (listed_before, starts(MONITOR=CUT, CONVERTER=at(4))))
+    ledger.enter(before, [receipt_of("001-of-002", EARLIEST, at(20), unavailable=[("0", "CONVERTER")])])
+    assert ledger.missing(before, CUT, LOOKBACK) == []
+    [piece] = ledger.missing(after, CUT, LOOKBACK)
+    assert bounds(piece) == (at(4), at(17))
+    ledger.enter(before, [receipt_of("001-of-002", at(16), at(21))])
+    [piece] = ledger.missing(before, CUT, LOOKBACK)
+    assert bounds(piece) == (at(5) if listed_before else CUT, at(16))
+
+
+def test_a_type_may_be_unavailable_if_the_receipt_does_not_list_all_that_are():
+    ledger, site = ledger_in_memory(), starts(MONITOR=CUT)
+    receipt = receipt_of("001-of-002", EARLIEST, at(9), unavailable=[("2", "CONVERTER")])
+    ledger.enter(listing(("0", None), ("2", site), ("4", site)), [{**receipt, "unavailable_count": 101}])
+    unlisted, listed = listing(("0", None)), listing(("0", site), ("2", site), ("4", site))
+    assert ledger.missing(unlisted, CUT, LOOKBACK) == []
+    [piece] = ledger.missing(listed, CUT, LOOKBACK)
+    assert [site["site_id"] for site in piece["sites"]] == ["0"]
+
+
 @pytest.mark.parametrize("times", [None, {"MONITOR": None}, starts(MONITOR="0001-01-01"), starts(MONITOR=EARLIEST)])
 def test_a_stream_with_an_unknown_start_starts_at_the_earliest_day(times):
     ledger = ledger_in_memory()
@@ -316,7 +370,7 @@ def test_a_ledger_that_changes_all_the_time_is_a_retryable_error(monkeypatch):
     tries = iter(range(100))
 
     def changed(key, *_):
-        ledger._store.objects[key] = b'{"other": {"streams": {}, "tries": %d}}' % next(tries)
+        ledger._store.objects[key] = b'{"other": {"absent": {}, "streams": {}, "tries": %d}}' % next(tries)
         raise ObjectChangedError
 
     monkeypatch.setattr(ledger._store, "put", changed)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, time, timedelta
 from typing import Any, TypedDict
 
 from airflow_provider_stem.streams.records import Receipt
 from airflow_provider_stem.streams.sites import stream_starts
+from airflow_provider_stem.streams.windows import parse_instant
 
 EARLIEST = date(2010, 1, 1)
 """First day of the history of a stream whose start the API does not report, or reports as a year before 2000."""
@@ -41,16 +42,39 @@ class Piece(TypedDict):
 
 
 @dataclass(slots=True)
+class _Absence:
+    """
+    Days that were read while the API had no stream of a type.
+
+    They count as landed as long as the listing is the same, so that they are not read in each run.
+
+    :param listed: first day of the type in the listing; ``None`` if the listing reported no types.
+    :param spans: as in :class:`_Site`.
+    """
+
+    listed: date | None
+    spans: list[Span] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class _Site:
     """
     The history of one site.
 
     :param streams: the days that landed, by stream type; sorted spans that neither overlap nor touch.
+    :param absent: types that the site lacked when it was last read.
     :param tries: number of pieces of its history that failed since the last one that landed.
     """
 
     streams: dict[str, list[Span]] = field(default_factory=dict)
+    absent: dict[str, _Absence] = field(default_factory=dict)
     tries: int = 0
+
+    def read_days(self, stream_type: str, listed: date | None) -> list[Span]:
+        """Return the days of a type that are not missing, while the listing has this first day of it."""
+        absence = self.absent.get(stream_type)
+        spans = self.streams.get(stream_type, [])
+        return _joined([*spans, *absence.spans]) if absence and absence.listed == listed else spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +93,15 @@ class BatchHistory:
 
     :param stream_types: the types that the DAGs read.
     :param content: earlier result of :meth:`as_json`.
+    :raises ValueError: the content is not such a result.
     """
 
     def __init__(self, stream_types: Sequence[str], content: bytes = b"{}") -> None:
         self._stream_types = stream_types
-        self._sites = {
-            site_id: _Site(
-                {
-                    stream_type: [(date.fromisoformat(start), date.fromisoformat(end)) for start, end in spans]
-                    for stream_type, spans in site["streams"].items()
-                },
-                site["tries"],
-            )
-            for site_id, site in json.loads(content).items()
-        }
+        try:
+            self._sites = {site_id: _parse_site(site) for site_id, site in json.loads(content).items()}
+        except (AttributeError, LookupError, TypeError) as exc:
+            raise ValueError(str(exc)) from None
 
     def as_json(self) -> bytes:
         """Return the state as JSON. The same state has the same bytes."""
@@ -104,9 +123,16 @@ class BatchHistory:
         :param count_tries: count a try of each site that did not land.
         """
         failed: set[str] = set()
+        unavailable: set[tuple[str, str]] = set()
         if receipt:
-            start, end = (datetime.fromisoformat(receipt["window"][bound]).date() for bound in ("start", "end"))
-            failed = {site["site_id"] for site in sites} & {site["site_id"] for site in receipt["failed_sites"]}
+            first, last = (parse_instant(bound, receipt["window"][bound]) for bound in ("start", "end"))
+            start, end = first.date(), last.date()
+            if first.time() != time():
+                start += _DAY
+            ids = {site["site_id"] for site in sites}
+            failed = ids & {site["site_id"] for site in receipt["failed_sites"]}
+            unavailable = {(one["site_id"], one["stream_type"]) for one in receipt["unavailable"]}
+            unavailable = {one for one in unavailable if one[0] in ids}
         for record in sites:
             site = self._sites.setdefault(record["site_id"], _Site())
             # A receipt lists at most a hundred failed sites, and an id that contains the API key is redacted in it.
@@ -115,12 +141,24 @@ class BatchHistory:
                 continue
             if count_tries:
                 site.tries = 0
-            for stream_type, first_day in self._first_days(record):
+            for stream_type, listed in self._types(record):
                 # Days before its start do not count as landed: if the start moves back, the days in between are
                 # missing.
-                first_landed = max(start, first_day)
-                if first_landed < end:
-                    site.streams[stream_type] = _with_span(site.streams.get(stream_type, []), (first_landed, end))
+                span = max(start, listed or EARLIEST), end
+                if span[0] >= end:
+                    continue
+                # A receipt lists at most a hundred unavailable streams. If some are not listed, a type that the listing
+                # does not report may be one of them.
+                is_unknown = listed is None and len(unavailable) < receipt["unavailable_count"]
+                if is_unknown or (record["site_id"], stream_type) in unavailable:
+                    absence = site.absent.get(stream_type)
+                    if absence is None or absence.listed != listed:
+                        absence = site.absent[stream_type] = _Absence(listed)
+                    absence.spans = _joined([*absence.spans, span])
+                else:
+                    # The site has the type now, perhaps with a past that the days of its absence lack.
+                    site.absent.pop(stream_type, None)
+                    site.streams[stream_type] = _joined([*site.streams.get(stream_type, []), span])
 
     def next_piece(self, batch: Mapping[str, Any], daily_start: date, end: date) -> Piece | None:
         """
@@ -159,26 +197,51 @@ class BatchHistory:
         for record in sites:
             site = self._sites.get(record["site_id"], _Site())
             gaps = []
-            for stream_type, first_day in self._first_days(record):
-                gap = _newest_gap(site.streams.get(stream_type, []), first_day, end)
+            for stream_type, listed in self._types(record):
+                gap = _newest_gap(site.read_days(stream_type, listed), listed or EARLIEST, end)
                 if gap:
                     gaps.append(gap)
             if gaps:
                 yield _SiteGap(record, site.tries, min(start for start, _ in gaps), max(gap_end for _, gap_end in gaps))
 
-    def _first_days(self, record: Mapping[str, Any]) -> Iterator[tuple[str, date]]:
-        """Iterate over the types of a site's streams, with the first day of each, in UTC."""
+    def _types(self, record: Mapping[str, Any]) -> Iterator[tuple[str, date | None]]:
+        """Iterate over the types that a site may have, with the first day of each in UTC; ``None`` if unreported."""
         starts = stream_starts(record, record["site_id"])
         for stream_type in self._stream_types:
-            if starts is None or stream_type in starts:
-                start = starts and starts[stream_type]
+            if starts is None:
+                yield stream_type, None
+            elif stream_type in starts:
+                start = starts[stream_type]
                 yield stream_type, start.date() if start and start.year >= _FIRST_REAL_YEAR else EARLIEST
 
 
-def _with_span(spans: Iterable[Span], new: Span) -> list[Span]:
-    """Return sorted spans with one more, joined where they overlap or touch."""
+def _parse_site(plain: Mapping[str, Any]) -> _Site:
+    tries = plain["tries"]
+    if type(tries) is not int or tries < 0:
+        raise ValueError(tries)
+    return _Site(
+        {stream_type: _parse_spans(spans) for stream_type, spans in plain["streams"].items()},
+        {
+            stream_type: _Absence(
+                absence["listed"] and date.fromisoformat(absence["listed"]), _parse_spans(absence["spans"])
+            )
+            for stream_type, absence in plain["absent"].items()
+        },
+        tries,
+    )
+
+
+def _parse_spans(plain: Sequence[Any]) -> list[Span]:
+    spans = [(date.fromisoformat(start), date.fromisoformat(end)) for start, end in plain]
+    if not spans or spans != _joined(spans) or any(start >= end for start, end in spans):
+        raise ValueError(plain)
+    return spans
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    """Return spans sorted, and joined where they overlap or touch."""
     joined: list[Span] = []
-    for start, end in sorted([*spans, new]):
+    for start, end in sorted(spans):
         if joined and start <= joined[-1][1]:
             joined[-1] = joined[-1][0], max(end, joined[-1][1])
         else:

@@ -33,7 +33,8 @@ def test_the_ledger_has_an_object_for_each_batch(place, stem):
     [entered] = place.objects().keys() - landed
     before = place.objects()[entered]
     assert entered == "stem/ledger/001-of-002.json"
-    assert json.loads(before) == {"0": {"streams": {"MONITOR": [["2025-03-02", "2025-03-06"]]}, "tries": 0}}
+    spans = {"MONITOR": [["2025-03-02", "2025-03-06"]]}
+    assert json.loads(before) == {"0": {"absent": {}, "streams": spans, "tries": 0}}
     ledger.enter(batches, [receipt])
     assert place.objects().keys() == {*landed, entered}
     assert place.objects()[entered] == before
