@@ -24,18 +24,28 @@ A run reads at most eleven months, so that each site needs one request, and neve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, timedelta
+from contextlib import suppress
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
 
+from airflow_provider_stem._arguments import check_templated
+from airflow_provider_stem._text import one_line
+from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.formats import FORMATS
 from airflow_provider_stem.streams.history import EARLIEST, BatchHistory, Piece
-from airflow_provider_stem.streams.keys import check_key, parse_path
-from airflow_provider_stem.streams.records import Receipt
+from airflow_provider_stem.streams.keys import check_key, key_part, parse_path
+from airflow_provider_stem.streams.records import Receipt, as_entries, read_receipt
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.store import Update, Version, update_object
+from airflow_provider_stem.streams.stream_types import parse_stream_types
 
 __all__ = ["EARLIEST", "Ledger", "Piece"]
+
+_LONGEST = timedelta(days=3_650)
+_LISTS_AND_COUNTS = {"failed_sites": list, "failed_count": int, "unavailable": list, "unavailable_count": int}
+_EXTENSIONS = [one.extension(compression) for one in FORMATS.values() for compression in one.compressions]
 
 
 class Ledger:
@@ -49,8 +59,8 @@ class Ledger:
     :param stream_types: the types that the DAGs read. A type that is added later is missing since each stream's start.
     :param conn_id: connection of type ``aws``, ``google_cloud_platform`` or ``wasb``; default: ``aws_default``,
         ``google_cloud_default`` or ``wasb_default``. A folder needs none.
-    :param s3_extra_args: more arguments of each PUT to S3, as for ``StemStreamsToS3Operator``.
-    :raises StemConfigError: the address is invalid.
+    :param s3_extra_args: more arguments of each PUT to S3, as for ``StemStreamsToS3Operator``; for ``s3://`` only.
+    :raises StemConfigError: an argument is wrong; the message names it and the remedy.
     """
 
     def __init__(
@@ -63,34 +73,52 @@ class Ledger:
     ) -> None:
         from airflow_provider_stem._stores import open_store
 
+        if not isinstance(path, str):
+            raise StemConfigError(f"path must be a string, got {path!r}. Use an address such as 's3://lake/ledger'.")
+        check_templated(conn_id=conn_id, s3_extra_args=s3_extra_args)
         place = parse_path(f"{path.removesuffix('/')}/", "")
         self._store = open_store(place.scheme, place.bucket, place.connection(conn_id), s3_extra_args)
         self._folder = place.key
-        self._stream_types = stream_types
+        self._stream_types = parse_stream_types(stream_types)
 
     def enter(
         self, batches: Iterable[Mapping[str, Any]], receipts: Iterable[Receipt], *, count_tries: bool = False
     ) -> None:
         """
-        Record what tasks landed. Doing so again changes nothing.
+        Record what tasks landed. Doing so again changes nothing, except that tries are counted again.
+
+        Only whole days in UTC count as landed: of a window that begins or ends within a day, that day does not.
 
         :param batches: ``{"sites", "batch"}`` that the tasks were mapped over.
-        :param receipts: receipts of the tasks that succeeded. Their keys must end with ``_{batch}.{extension}``.
+        :param receipts: receipts of the tasks that succeeded; ``None`` is ignored. Their keys must end with
+            ``_{batch}.{extension}``.
         :param count_tries: count a try of each site that did not land, so that :meth:`missing` postpones it.
-        :raises StemConfigError: writing is forbidden, or the store ignores conditional writes and
+        :raises StemConfigError: an argument is wrong, a receipt is of none of the batches, writing is forbidden, an
+            object of the ledger is damaged, or the store ignores conditional writes and
             ``[stem] allow_unconditional_writes`` is not set.
         :raises StemTransportError: the store failed, or other runs changed the ledger again and again.
         """
-        landed = {receipt["objects"][0]["uri"].rpartition("_")[2].partition(".")[0]: receipt for receipt in receipts}
-        results = [(batch, landed.get(batch["batch"])) for batch in batches]
-        recorded = [(batch, receipt) for batch, receipt in results if receipt or count_tries]
+        listed = _read_batches(batches)
+        landed: dict[str, list[Receipt]] = {batch["batch"]: [] for batch in listed}
+        entries = as_entries(receipts)
+        if entries is None:
+            raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
+        for entry in entries:
+            if entry is not None:
+                receipt = read_receipt(entry)
+                if not all(isinstance(entry.get(name), kind) for name, kind in _LISTS_AND_COUNTS.items()):
+                    raise StemConfigError(
+                        "receipts contains a receipt without its counts. Use what a landing operator returned."
+                    )
+                landed[_batch_of(receipt, landed)].append(receipt)
+        recorded = [batch for batch in listed if landed[batch["batch"]] or count_tries]
         if recorded:
             self._store.check(
                 self._key(".stem-probe"),
                 may_be_unconditional=conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
             )
-        for batch, receipt in recorded:
-            self._record(batch, receipt, count_tries=count_tries)
+        for batch in recorded:
+            self._record(batch, landed[batch["batch"]] or [None], count_tries=count_tries)
 
     def missing(self, batches: Iterable[Mapping[str, Any]], daily_start: date, settle: timedelta) -> list[Piece]:
         """
@@ -98,11 +126,13 @@ class Ledger:
 
         :param batches: ``{"sites", "batch"}`` of the sites that are listed now.
         :param daily_start: first day of the daily load's objects, the first of a month, UTC. Must never change.
-        :param settle: time at the end of what has landed that is left to the daily load, which reads it again.
+        :param settle: whole days at the end of what has landed that are left to the daily load, which reads them again.
         :return: arguments for tasks of ``StemStreamsToObjectStorageOperator``.
+        :raises StemConfigError: an argument is wrong, or an object of the ledger is damaged.
         :raises StemTransportError: the store failed.
         """
-        histories = [(batch, self._read(batch["batch"])) for batch in batches]
+        _check_times(daily_start, settle)
+        histories = [(batch, self._read(batch["batch"])) for batch in _read_batches(batches)]
         ends = [end for _, history in histories for end in history.ends()]
         if not ends:
             return []
@@ -112,17 +142,18 @@ class Ledger:
     def _read(self, batch: str) -> BatchHistory:
         version, _ = self._store.head(self._key(batch))
         with ScratchFile() as copy:
-            return self._history(self._store.get(self._key(batch), copy) if version else None, copy)
+            return self._history(batch, self._store.get(self._key(batch), copy) if version else None, copy)
 
-    def _record(self, batch: Mapping[str, Any], receipt: Receipt | None, *, count_tries: bool) -> None:
+    def _record(self, batch: Mapping[str, Any], receipts: Sequence[Receipt | None], *, count_tries: bool) -> None:
         key = self._key(batch["batch"])
         seen, read_at = self._store.head(key)
         with ScratchFile() as copy, ScratchFile() as changed:
 
             def prepare(current: Version | None) -> Update[None]:
-                history = self._history(current, copy)
+                history = self._history(batch["batch"], current, copy)
                 before = history.as_json()
-                history.record(batch["sites"], receipt, count_tries=count_tries)
+                for receipt in receipts:
+                    history.record(batch["sites"], receipt, count_tries=count_tries)
                 after = history.as_json()
                 changed.clear()
                 changed.write(after)
@@ -130,9 +161,59 @@ class Ledger:
 
             update_object(self._store, key, copy, prepare, exists=seen is not None)
 
-    def _history(self, version: Version | None, copy: ScratchFile) -> BatchHistory:
+    def _history(self, batch: str, version: Version | None, copy: ScratchFile) -> BatchHistory:
         copy.seek(0)
-        return BatchHistory(self._stream_types, copy.read() if version else b"{}")
+        content = copy.read() if version else b"{}"
+        if version is None or version.sha256 in (None, copy.sha256):
+            with suppress(ValueError):
+                return BatchHistory(self._stream_types, content)
+        raise StemConfigError(
+            "The object of the ledger is damaged. Delete it, so that the history of its batch is read again "
+            f"[{one_line(self._store.uri(self._key(batch)))}]"
+        )
 
     def _key(self, batch: str) -> str:
         return check_key("path", f"{self._folder}{batch}.json")
+
+
+def _check_times(daily_start: Any, settle: Any) -> None:
+    if not isinstance(daily_start, date) or isinstance(daily_start, datetime) or daily_start.day != 1:
+        raise StemConfigError(f"daily_start must be a date, the first of a month, got {daily_start!r}.")
+    if not isinstance(settle, timedelta) or not timedelta() <= settle <= _LONGEST or settle % timedelta(days=1):
+        raise StemConfigError(f"settle must be a timedelta of 0 to {_LONGEST.days:,} whole days, got {settle!r}.")
+
+
+def _read_batches(batches: Any) -> list[Mapping[str, Any]]:
+    """
+    Return validated batches.
+
+    :raises StemConfigError: one is invalid.
+    """
+    entries = as_entries(batches)
+    read = None if entries is None else list(entries)
+    for entry in [batches] if read is None else read:
+        sites = entry.get("sites") if isinstance(entry, Mapping) and isinstance(entry.get("batch"), str) else None
+        if not isinstance(sites, (list, tuple)) or not all(
+            isinstance(site, Mapping) and isinstance(site.get("site_id"), str) for site in sites
+        ):
+            raise StemConfigError(
+                f"batches contains {one_line(repr(entry))[:100]}. Use what StemSiteListOperator(batches=...) returned."
+            )
+    return read or []
+
+
+def _batch_of(receipt: Receipt, batches: Iterable[str]) -> str:
+    """
+    Return the batch that a receipt is of, by the keys of its objects.
+
+    :raises StemConfigError: it is of none of the batches.
+    """
+    uris = [landed["uri"] for landed in receipt["objects"]]
+    for batch in sorted(batches, key=len, reverse=True):  # the batch "1" also ends a key of the batch "west_1"
+        ends = tuple(f"_{key_part(batch)}.{extension}" for extension in _EXTENSIONS)
+        if uris and all(uri.endswith(ends) for uri in uris):
+            return batch
+    raise StemConfigError(
+        f"receipts contains one of {one_line(str(uris[:1]))[:300]}, which is of none of the batches. Use the batches "
+        "that the tasks were mapped over, keys that end with _{batch}.{extension}, and on_empty='write'."
+    )

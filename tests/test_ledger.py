@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -356,6 +357,135 @@ def test_a_receipt_that_does_not_list_all_failed_sites_records_none():
     ledger.enter(batches, [receipt_of("001-of-002", CUT, at(9), ["0"])])
     (piece,) = ledger.missing(batches, CUT, LOOKBACK)
     assert [site["site_id"] for site in piece["sites"]] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "landed"),
+    [
+        ("2025-03-01T12:00Z", "2025-03-03T12:00Z", [["2025-03-02", "2025-03-03"]]),
+        ("2025-03-01T00:00-07:00", "2025-03-03T00:00-07:00", [["2025-03-02", "2025-03-03"]]),
+        ("2025-03-01T02:00+02:00", "2025-03-03T02:00+02:00", [["2025-03-01", "2025-03-03"]]),
+        ("2025-03-01T12:00Z", "2025-03-02T12:00Z", None),
+    ],
+)
+def test_only_whole_days_in_utc_count_as_landed(start, end, landed):
+    assert entered("001-of-002", receipt_of("001-of-002", start, end))["0"]["streams"].get("MONITOR") == landed
+
+
+def entered(batch, *receipts, others=()):
+    """Record receipts for a site of one batch among others, and return the object of that batch."""
+    ledger = ledger_in_memory()
+    batches = [{"batch": name, "sites": [{"site_id": "0", "stream_start_times": None}]} for name in (batch, *others)]
+    ledger.enter(batches, receipts)
+    content: Any = ledger._store.objects
+    return json.loads(content.get(f"ledger/{batch}.json", "null"))
+
+
+def test_each_receipt_counts_for_the_batch_at_the_end_of_its_keys():
+    receipt = receipt_of("west_1", CUT, at(2))
+    assert entered("west_1", receipt, others=("1", "st_1", "east_1"))
+    assert not entered("1", receipt, others=("west_1",))
+    assert entered("a.b_c", receipt_of("a.b_c", CUT, at(2)), others=("c", "a"))
+    assert entered("a/b", receipt_of("a%2Fb", CUT, at(2)))
+    pieces = [receipt_of("1", at(start), at(start + 2)) for start in (0, 5)]
+    assert len(entered("1", *pieces, None)["0"]["streams"]["MONITOR"]) == 2
+
+
+@pytest.mark.parametrize("uris", [["s3://lake/900s_2.parquet"], ["s3://lake/900s_1.parquet", "s3://lake/2_x.csv"], []])
+def test_a_receipt_of_no_batch_is_an_error(uris):
+    receipt = receipt_of("1", CUT, at(2))
+    landed = [{**receipt["objects"][0], "uri": uri} for uri in uris]
+    with pytest.raises(StemConfigError, match=r"which is of none of the batches. Use the batches.*_\{batch\}"):
+        entered("1", {**receipt, "objects": landed})
+
+
+ONE = receipt_of("001-of-002", CUT, at(1))
+
+
+@pytest.mark.parametrize(
+    ("batches", "receipts", "message"),
+    [
+        (None, [ONE], "batches contains None. Use what StemSiteListOperator"),
+        ("001-of-002", [ONE], "batches contains"),
+        ([{"batch": "001-of-002"}], [ONE], "batches contains"),
+        ([{"batch": 1, "sites": []}], [ONE], "batches contains"),
+        ([{"batch": "001-of-002", "sites": ["0"]}], [ONE], "batches contains"),
+        ([{"batch": "001-of-002", "sites": {"site_id": "0"}}], [ONE], "batches contains"),
+        ([], None, "receipts must be a list of what the tasks returned, got 'None'"),
+        ([], ["x"], "receipts contains 'x'"),
+        ([], [{**ONE, "window": {**ONE["window"], "start": "2025-03-01T00:00"}}], "window.start"),
+        ([], [{name: value for name, value in ONE.items() if name != "failed_count"}], "without its counts"),
+    ],
+)
+def test_batches_and_receipts_are_validated_before_a_request(batches, receipts, message):
+    ledger = Ledger("s3://lake/ledger", TYPES)
+    ledger._store = None  # type: ignore[assignment]
+    with pytest.raises(StemConfigError, match=message):
+        ledger.enter(batches, receipts, count_tries=True)
+
+
+@pytest.mark.parametrize(
+    ("daily_start", "settle", "message"),
+    [
+        (datetime(2025, 3, 1, tzinfo=UTC), LOOKBACK, "daily_start must be a date, the first of a month"),
+        ("2025-03-01", LOOKBACK, "daily_start must be"),
+        (date(2025, 3, 10), LOOKBACK, "daily_start must be"),
+        (CUT, 3, "settle must be a timedelta of 0 to 3,650 whole days, got 3"),
+        (CUT, timedelta(days=-30), "settle must be"),
+        (CUT, timedelta(hours=12), "settle must be"),
+        (CUT, timedelta.max, "settle must be"),
+    ],
+)
+def test_the_times_of_the_history_are_validated_before_a_request(daily_start, settle, message):
+    ledger = Ledger("s3://lake/ledger", TYPES)
+    ledger._store = None  # type: ignore[assignment]
+    with pytest.raises(StemConfigError, match=message):
+        ledger.missing([], daily_start, settle)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": None}, "path must be a string, got None"),
+        ({"stream_types": "MONITR"}, "Use one or more of MONITOR"),
+        ({"stream_types": []}, "Use one or more of MONITOR"),
+        ({"conn_id": 5}, "conn_id must be the id of a connection"),
+        ({"s3_extra_args": ["a"]}, "s3_extra_args must be a dict"),
+        ({"s3_extra_args": {1: "x"}}, "s3_extra_args must be a dict"),
+        ({"s3_extra_args": {"IfMatch": "x"}}, "must not contain 'IfMatch'"),
+        ({"path": "gs://lake", "s3_extra_args": {}}, "s3_extra_args is set, but gs:// is not a store of S3. Remove it"),
+    ],
+)
+def test_the_arguments_of_the_ledger_are_validated(arguments, message):
+    with pytest.raises(StemConfigError, match=message):
+        Ledger(**{"path": "s3://lake/ledger", "stream_types": TYPES, **arguments})
+
+
+def test_one_stream_type_may_be_a_string():
+    ledger = Ledger("s3://lake/ledger", "MONITOR")
+    ledger._store = store = MemoryStore()  # type: ignore[assignment]
+    ledger.enter(listing(("0", None)), [receipt_of("001-of-002", CUT, at(1))])
+    assert list(json.loads(store.objects["ledger/001-of-002.json"])["0"]["streams"]) == ["MONITOR"]
+
+
+SITE = '{"0": {"absent": {}, "streams": {"MONITOR": %s}, "tries": %s}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "\xff", "[]", "null", '{"0": 5}', '{"0": {"streams": {}}}',
+        SITE % ("[]", 0), SITE % ('[["2025-03-08", "2025-03-01"]]', 0), SITE % ('[["x", "2025-03-01"]]', 0),
+        SITE % ('[["2025-03-05", "2025-03-09"], ["2025-01-01", "2025-03-01"]]', 0), SITE % ("5", 0),
+        SITE % ('[["2025-03-01", "2025-03-05"]]', -1), SITE % ('[["2025-03-01", "2025-03-05"]]', '"x"'),
+    ],
+)  # fmt: skip
+def test_a_damaged_object_is_an_error_with_its_address(content):
+    ledger, batches = ledger_in_memory(), listing(("0", None))
+    ledger._store.objects["ledger/001-of-002.json"] = content.encode("latin-1" if content == "\xff" else "utf-8")
+    for use in (lambda: ledger.missing(batches, CUT, LOOKBACK), lambda: ledger.enter(batches, [ONE])):
+        with pytest.raises(StemConfigError, match="is damaged. Delete it.*s3://lake/ledger/001-of-002.json"):
+            use()
 
 
 def test_recording_the_same_again_writes_nothing(monkeypatch):

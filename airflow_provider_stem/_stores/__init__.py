@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, ObjectStore, Version, split_uri
 
 if TYPE_CHECKING:
@@ -21,8 +22,11 @@ def open_store(
     :param scheme: one of :data:`~airflow_provider_stem.streams.store.DEFAULT_CONNECTIONS`.
     :param bucket: name of the bucket or container; empty for a folder.
     :param conn_id: connection of the type that the scheme needs; a folder ignores it.
-    :param s3_extra_args: more arguments of each PUT to S3, named as in boto3; other stores ignore them.
+    :param s3_extra_args: more arguments of each PUT to S3, named as in boto3.
+    :raises StemConfigError: another store has these arguments.
     """
+    if s3_extra_args is not None and scheme != "s3":
+        raise StemConfigError(f"s3_extra_args is set, but {scheme}:// is not a store of S3. Remove it.")
     if scheme == "file":
         from airflow_provider_stem._stores.folder import FolderStore
 

@@ -212,7 +212,7 @@ class KeyTemplate:
         for literal, field, _, _ in string.Formatter().parse(self.template):
             prefix += literal
             if field in {"dag_id", "task_id"}:
-                prefix += _part(self.dag_id if field == "dag_id" else self.task_id)
+                prefix += key_part(self.dag_id if field == "dag_id" else self.task_id)
             elif field is not None:
                 return prefix.rpartition("/")[0]
         return prefix
@@ -245,14 +245,14 @@ def _values(period: Window, batch: str, dag_id: str, task_id: str, extension: st
         "start": period.start,
         "end": period.end,
         "resolution": period.resolution,
-        "batch": _part(batch),
-        "dag_id": _part(dag_id),
-        "task_id": _part(task_id),
+        "batch": key_part(batch),
+        "dag_id": key_part(dag_id),
+        "task_id": key_part(task_id),
         "extension": extension,
     }
 
 
-def _part(text: str) -> str:
+def key_part(text: str) -> str:
     """Return any string percent-encoded as one part of a key."""
     quoted = quote(text, safe=" ", errors="backslashreplace")
     return quoted.replace(".", "%2E") if set(quoted) <= {"."} or quoted == ".stem" else quoted

@@ -44,6 +44,18 @@ def test_the_ledger_has_an_object_for_each_batch(place, stem):
     )  # fmt: skip
 
 
+def test_an_object_that_another_program_changed_is_damaged(tmp_path):
+    place, batches = FolderPlace(tmp_path), listing(("0", None))
+    ledger = Ledger(place.path, TYPES)
+    ledger.enter(batches, [receipt_of("001-of-002", CUT, at(1))])
+    path = tmp_path / "001-of-002.json"
+    path.write_text(path.read_text().replace("2025-03-02", "2025-03-09"))
+    with pytest.raises(StemConfigError, match=f"is damaged. Delete it.*{path}"):
+        ledger.missing(batches, CUT, LOOKBACK)
+    path.unlink()
+    ledger.enter(batches, [receipt_of("001-of-002", CUT, at(1))])
+
+
 @pytest.mark.parametrize("place", KINDS, indirect=True)
 def test_simultaneous_writers_are_all_recorded(place):
     batches = listing(*((str(2 * number), starts(MONITOR=CUT)) for number in range(8)))
