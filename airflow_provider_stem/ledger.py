@@ -31,6 +31,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_stem._arguments import check_templated
+from airflow_provider_stem._stores import open_store, require_folder
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.formats import FORMATS
@@ -71,8 +72,6 @@ class Ledger:
         conn_id: str | None = None,
         s3_extra_args: Mapping[str, Any] | None = None,
     ) -> None:
-        from airflow_provider_stem._stores import open_store
-
         if not isinstance(path, str):
             raise StemConfigError(f"path must be a string, got {path!r}. Use an address such as 's3://lake/ledger'.")
         check_templated(conn_id=conn_id, s3_extra_args=s3_extra_args)
@@ -113,10 +112,7 @@ class Ledger:
                 landed[_batch_of(receipt, landed)].append(receipt)
         recorded = [batch for batch in listed if landed[batch["batch"]] or count_tries]
         if recorded:
-            self._store.check(
-                self._key(".stem-probe"),
-                may_be_unconditional=conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
-            )
+            self._check_store()
         for batch in recorded:
             self._record(batch, landed[batch["batch"]] or [None], count_tries=count_tries)
 
@@ -128,16 +124,25 @@ class Ledger:
         :param daily_start: first day of the daily load's objects, the first of a month, UTC. Must never change.
         :param settle: whole days at the end of what has landed that are left to the daily load, which reads them again.
         :return: arguments for tasks of ``StemStreamsToObjectStorageOperator``.
-        :raises StemConfigError: an argument is wrong, or an object of the ledger is damaged.
+        :raises StemConfigError: an argument is wrong, an object of the ledger is damaged, or nothing is recorded and
+            the bucket or folder does not exist or cannot be written to.
         :raises StemTransportError: the store failed.
         """
         _check_times(daily_start, settle)
         histories = [(batch, self._read(batch["batch"])) for batch in _read_batches(batches)]
         ends = [end for _, history in histories for end in history.ends()]
         if not ends:
+            require_folder(self._store.uri(self._folder.removesuffix("/")))
+            self._check_store()
             return []
         pieces = [history.next_piece(batch, daily_start, max(ends) - settle) for batch, history in histories]
         return sorted(filter(None, pieces), key=lambda piece: piece["start"], reverse=True)
+
+    def _check_store(self) -> None:
+        self._store.check(
+            self._key(".stem-probe"),
+            may_be_unconditional=conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
+        )
 
     def _read(self, batch: str) -> BatchHistory:
         version, _ = self._store.head(self._key(batch))

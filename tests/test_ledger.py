@@ -534,6 +534,13 @@ def test_the_ledger_of_a_bucket_is_at_its_top():
 
 
 @pytest.mark.s3
+def test_nothing_is_missing_in_an_empty_bucket_and_a_bucket_that_does_not_exist_is_an_error(lake):
+    assert Ledger(f"s3://{lake.bucket}/ledger", TYPES).missing(listing(("0", None)), CUT, LOOKBACK) == []
+    with pytest.raises(StemConfigError, match="'no-such-bucket' does not exist. Create it"):
+        Ledger("s3://no-such-bucket/ledger", TYPES).missing(listing(("0", None)), CUT, LOOKBACK)
+
+
+@pytest.mark.s3
 def test_arguments_of_each_put_are_those_of_boto3(lake):
     ledger = Ledger(f"s3://{lake.bucket}/stem/ledger", TYPES, s3_extra_args={"Metadata": {"team": "energy"}})
     ledger.enter(listing(("0", starts(MONITOR="2025-03-02"))), [receipt_of("001-of-002", CUT, at(5))])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, ObjectStore, Version, split_uri
 
@@ -42,6 +44,20 @@ def open_store(
     from airflow_provider_stem._s3 import S3Store
 
     return S3Store(conn_id, bucket, s3_extra_args)
+
+
+def require_folder(uri: str) -> None:
+    """
+    Check that a folder of this machine exists, since the store would create it. A bucket has no folders.
+
+    :param uri: address of the folder, in any store.
+    :raises StemConfigError: it does not exist.
+    """
+    scheme, _, path = split_uri(uri)
+    if scheme == "file" and not os.path.isdir(f"/{path}"):  # noqa: PTH112 - raises no error
+        raise StemConfigError(
+            f"The folder does not exist. Create it, mount its file system, or correct the address [{one_line(uri)}]"
+        )
 
 
 class StoredObjects:

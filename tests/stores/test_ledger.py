@@ -20,7 +20,6 @@ from tests.test_ledger import CUT, LOOKBACK, TYPES, at, listing, receipt_of, sta
 def test_the_ledger_has_an_object_for_each_batch(place, stem):
     batches = listing(("0", starts(MONITOR="2025-03-02")), ("1", starts(MONITOR=CUT)))
     ledger = Ledger(f"{place.path}stem/ledger", TYPES)
-    assert ledger.missing(batches, CUT, LOOKBACK) == []
     receipt = landing(
         place,
         path=f"{place.path}a_b/{{start}}_{{batch}}.{{extension}}",
@@ -54,6 +53,15 @@ def test_an_object_that_another_program_changed_is_damaged(tmp_path):
         ledger.missing(batches, CUT, LOOKBACK)
     path.unlink()
     ledger.enter(batches, [receipt_of("001-of-002", CUT, at(1))])
+
+
+def test_a_folder_that_does_not_exist_is_an_error_and_is_not_created(tmp_path):
+    ledger = Ledger(f"file://{tmp_path}/lake", TYPES)
+    with pytest.raises(StemConfigError, match="does not exist. Create it, mount its file system"):
+        ledger.missing(listing(("0", None)), CUT, LOOKBACK)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "lake").mkdir()
+    assert ledger.missing(listing(("0", None)), CUT, LOOKBACK) == []
 
 
 @pytest.mark.parametrize("place", KINDS, indirect=True)
