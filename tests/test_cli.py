@@ -353,9 +353,8 @@ def test_each_broken_set_up_is_found_with_its_remedy(dag_file, stem, lake, capsy
 
 
 def test_a_wrong_bucket_or_schedule_is_found_with_its_remedy(dag_file, stem, lake, capsys):
-    for address in ("/nope", "s3:///nope"):
-        [problem] = examined(capsys, "--bucket", address)[1]
-        assert problem.startswith(f"bucket {address}: Invalid --bucket {address!r}. Use only the name of a bucket")
+    [problem] = examined(capsys, "--bucket", "no bucket")[1]
+    assert problem.startswith("bucket no bucket: Invalid --bucket 'no bucket'. Use only the name of a bucket")
     [problem] = examined(capsys, "--bucket", "")[1]
     assert problem.startswith("bucket of the connection: ")
     [problem] = examined(capsys, "--bucket", "no-such-bucket")[1]
@@ -403,7 +402,7 @@ def test_a_store_without_conditional_writes_is_found(stem, lake, capsys, monkeyp
         ),
     )
     [problem] = examined(capsys, "--bucket", f"s3://{lake.bucket}/x")[1]
-    assert problem.startswith(f"bucket {lake.bucket}: The store of connection 'aws_default' does not honour If-")
+    assert problem.startswith(f"bucket s3://{lake.bucket}/x: The store of connection 'aws_default' does not honour If-")
 
 
 def test_a_wrong_clock_is_found(stem, lake, capsys, monkeypatch):
@@ -455,11 +454,42 @@ def test_a_task_that_lands_in_a_folder_is_planned_and_checked(dag_file, stem, tm
     file = dag_file(text=text)
     assert main(["plan", file, *DAY, "--sites", "8"]) == 0
     assert planned(capsys.readouterr().out)["tasks"] > 0
+    [problem] = examined(capsys, file)[1]
+    assert problem.startswith(f"folder {tmp_path}/lake/stem: The folder does not exist. Create it, mount its file")
+    assert not (tmp_path / "lake").exists()
+    (tmp_path / "lake" / "stem").mkdir(parents=True)
     lines, problems = examined(capsys, file)
     assert not problems
     assert any(line.startswith(f"ok       folder {tmp_path}/lake") for line in lines)
-    lines, problems = examined(capsys, "--bucket", "gopher://lake/x")
-    assert problems == ["bucket lake: Invalid --bucket gopher://. Use s3://, gs://, abfs:// or file:///."]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("gopher://lake/x", "Use an address that begins with s3://"),
+        ("/nope", "Use the name of a bucket or container and a key"),
+        ("s3:///nope", "Use the name of a bucket or container and a key"),
+        ("file://tmp/x", "Use three slashes and an absolute path"),
+        ("file://{}/a/../x", "Use a key without empty, '.', '..' or '.stem' parts"),
+        ("file://{}/.stem", "Use a key without empty, '.', '..' or '.stem' parts"),
+        ("file://{}/no-such-folder", "The folder does not exist. Create it"),
+    ],
+)
+def test_an_address_that_the_operators_reject_is_a_problem_and_nothing_is_created(
+    address, message, stem, tmp_path, capsys
+):
+    address = address.format(tmp_path)
+    [problem] = examined(capsys, "--bucket", address)[1]
+    assert problem.startswith(f"bucket {address}: ")
+    assert message in problem
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_and_a_bucket_with_its_connection_are_checked(stem, lake, tmp_path, capsys):
+    for address in (f"file://{tmp_path}", f"file://{tmp_path}/", f"s3://aws_default@{lake.bucket}/a/"):
+        lines, problems = examined(capsys, "--bucket", address)
+        assert not problems
+        assert any(line.startswith(f"ok       bucket {address}: ") for line in lines)
 
 
 def test_a_file_that_is_pulled_again_keeps_its_permissions(stem, tmp_path):

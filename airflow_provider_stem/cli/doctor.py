@@ -15,8 +15,14 @@ from airflow_provider_stem._text import missing_connection, number_of, one_line
 from airflow_provider_stem.cli import redacted
 from airflow_provider_stem.cli.dags import LandingTask, landing_tasks
 from airflow_provider_stem.errors import StemConfigError, StemError
-from airflow_provider_stem.streams.keys import parse_path
-from airflow_provider_stem.streams.store import DEFAULT_CONNECTIONS, check_bucket, resolve_address, split_uri
+from airflow_provider_stem.streams.keys import check_key, parse_path
+from airflow_provider_stem.streams.store import (
+    DEFAULT_CONNECTIONS,
+    check_bucket,
+    object_uri,
+    resolve_address,
+    split_uri,
+)
 from airflow_provider_stem.streams.windows import iso
 
 _Found = Iterator[str]
@@ -59,17 +65,14 @@ def _steps(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _F
         yield "DAG file", read_file
     for connection in sorted({task.arguments["stem_conn_id"] for task in tasks} or {arguments.stem_conn_id}):
         yield f"connection {connection}", partial(_api, connection)
-    places = {place for task in tasks if (place := _place_of(task))}
     if arguments.bucket is not None:
-        scheme, bucket, prefix = split_uri(
-            arguments.bucket if "://" in arguments.bucket else f"s3://{arguments.bucket}"
+        yield (
+            f"bucket {one_line(arguments.bucket) or 'of the connection'}",
+            lambda: _store(_parse_place(arguments.bucket, arguments.aws_conn_id)),
         )
-        conn_id = arguments.aws_conn_id if scheme == "s3" else DEFAULT_CONNECTIONS.get(scheme)
-        if scheme != "file":
-            bucket = bucket or arguments.bucket  # so that an address without a bucket is rejected
-        places = {_Place(scheme, conn_id, bucket, prefix)}
-    for place in sorted(places, key=str):
-        yield place.name, partial(_store, place)
+    else:
+        for place in sorted({place for task in tasks if (place := _place_of(task))}, key=str):
+            yield place.name, partial(_store, place)
     for task in tasks:
         yield f"schedule of {task}", partial(_schedule, task)
 
@@ -147,22 +150,31 @@ def _place_of(task: LandingTask) -> _Place | None:
     return _Place(scheme, conn_id, bucket, key.partition("{")[0].rpartition("/")[0])
 
 
+def _parse_place(bucket: str, aws_conn_id: str) -> _Place:
+    """Return the place that ``--bucket`` names: a bucket, or an address as the operators accept it."""
+    if "/" not in bucket:
+        check_bucket("--bucket", bucket)
+        return _Place("s3", aws_conn_id, bucket, "")
+    address = bucket if "://" in bucket else f"s3://{bucket}"
+    path = parse_path(f"{address.removesuffix('/')}/", "")
+    conn_id = path.conn_id or (aws_conn_id if path.scheme == "s3" else DEFAULT_CONNECTIONS[path.scheme])
+    return _Place(path.scheme, conn_id, path.bucket, path.key.removesuffix("/"))
+
+
 def _store(place: _Place) -> _Found:
     """Check the permissions, conditional writes and the clock."""
-    from airflow_provider_stem._stores import open_store
+    from airflow_provider_stem._stores import open_store, require_folder
 
-    if place.scheme not in DEFAULT_CONNECTIONS:
-        raise StemConfigError(f"Invalid --bucket {place.scheme}://. Use s3://, gs://, abfs:// or file:///.")
-    if place.scheme != "file":
-        check_bucket("--bucket", place.bucket)
     store = open_store(place.scheme, place.bucket, place.conn_id)
     prefix = place.prefix
     folder = f"{prefix}/" if prefix else ""
-    store.check(f"{folder}.stem-doctor", may_be_unconditional=False)
+    probe = check_key("path", f"{folder}.stem-doctor")
+    require_folder(object_uri(place.scheme, place.bucket, prefix))
+    store.check(probe, may_be_unconditional=False)
     yield f"{store.uri(prefix)}: objects can be written, with conditions"
     next(iter(store.keys(folder, required=True)), None)
     yield "objects can be listed"
-    _, now = store.head(f"{folder}.stem-doctor")
+    _, now = store.head(probe)
     error = abs(datetime.now(UTC) - now)
     if error > _MAX_CLOCK_ERROR:
         raise StemConfigError(
