@@ -33,8 +33,8 @@ from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.ledger import Ledger
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
 
-LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
-START = datetime.fromisoformat(os.environ.get("STEM_START", "2025-07-01")).replace(tzinfo=UTC)
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem").rstrip("/")
+START = datetime.strptime(os.environ.get("STEM_START", "2025-07-01"), "%Y-%m-%d").replace(tzinfo=UTC)
 BATCHES = int(os.environ.get("STEM_BATCHES", "100"))  # with 100 sites per task: a few seconds and megabytes a day
 POOL = os.environ.get("STEM_POOL", "stem_api")
 

@@ -13,7 +13,7 @@ Environment variables: those of ``stem_daily``, and ``STEM_HISTORY_POOL``, the n
 from __future__ import annotations
 
 import os
-from datetime import date, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pendulum
@@ -24,14 +24,14 @@ from airflow_provider_stem.failures import final_errors
 from airflow_provider_stem.ledger import Ledger
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
 
-LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
-START = date.fromisoformat(os.environ.get("STEM_START", "2025-07-01"))
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem").rstrip("/")
+START = datetime.strptime(os.environ.get("STEM_START", "2025-07-01"), "%Y-%m-%d").replace(tzinfo=UTC)
 BATCHES = int(os.environ.get("STEM_BATCHES", "100"))
 POOL = os.environ.get("STEM_HISTORY_POOL", "stem_history")
 
 STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 LOOKBACK = timedelta(days=3)  # as in stem_daily, which reads these days again
-CUT = START.replace(day=1)  # earlier days are stored by month, later days in the objects of stem_daily
+CUT = START.date().replace(day=1)  # earlier days are stored by month, later days in the objects of stem_daily
 PATHS = {
     "month": f"{LAKE}/history/month={{start:%Y-%m}}/{{resolution}}s_{{batch}}.{{extension}}",
     "day": f"{LAKE}/daily/date={{start:%Y-%m-%d}}/{{resolution}}s_{{batch}}.{{extension}}",  # as in stem_daily

@@ -24,8 +24,8 @@ with suppress(Exception):  # before Airflow 3.1 the module is absent, or raises 
     from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 # As in stem_daily.
-LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
-START = datetime.fromisoformat(os.environ.get("STEM_START", "2025-07-01")).replace(tzinfo=UTC)
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem").rstrip("/")
+START = datetime.strptime(os.environ.get("STEM_START", "2025-07-01"), "%Y-%m-%d").replace(tzinfo=UTC)
 STREAM_TYPES = ("MONITOR", "CONVERTER", "INTERVAL_REVENUE")
 TELEMETRY = Asset(f"{LAKE}/daily")
 

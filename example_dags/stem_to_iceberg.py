@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import DAG, Asset, task
 from airflow_provider_stem.assets import landed_objects
 from airflow_provider_stem.iceberg.operators import StemObjectsToIcebergOperator
 
-LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem").rstrip("/")
 TELEMETRY = Asset(f"{LAKE}/daily")
 HISTORY = Asset(f"{LAKE}/history")
 # The size of a commit: a day of ten thousand sites with a look-back of three days. Months need several.

@@ -22,7 +22,7 @@ from airflow_provider_stem.assets import landed_objects
 from airflow_provider_stem.operators import StemSiteListOperator
 from airflow_provider_stem.warehouse.operators import StemObjectsToSqlOperator, StemSitesToSqlOperator
 
-LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem")
+LAKE = os.environ.get("STEM_LAKE", "s3://stem-telemetry/stem").rstrip("/")
 TELEMETRY = Asset(f"{LAKE}/daily")
 HISTORY = Asset(f"{LAKE}/history")
 # The size of a transaction: a day of ten thousand sites with a look-back of three days. Months need several.

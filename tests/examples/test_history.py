@@ -132,14 +132,14 @@ def test_the_history_runs_after_the_daily_load_and_has_the_same_settings(loading
     assert {asset.uri for asset in condition.objects} == {daily.TELEMETRY.uri, history.HISTORY.uri}
     assert history.PATHS["day"] == daily.PATH
     assert not history.PATHS["month"].startswith(f"{daily.LAKE}/daily/")
-    assert (daily.LOOKBACK, daily.START.date()) == (history.LOOKBACK, history.START)
+    assert (daily.LOOKBACK, daily.START) == (history.LOOKBACK, history.START)
     assert history.STREAM_TYPES == daily.STREAM_TYPES
     priorities = [module.dag.get_task("land_streams").priority_weight for module in (history, daily)]
     assert priorities == [1, 10]
 
 
 def test_one_variable_loads_into_a_folder_instead(loading, tmp_path, monkeypatch):
-    monkeypatch.setenv("STEM_LAKE", f"file://{tmp_path}/stem")
+    monkeypatch.setenv("STEM_LAKE", f"file://{tmp_path}/stem/")
     loading.daily, loading.history = load("stem_daily"), load("stem_history")
     run_days(loading, 0, 4)
     extras = loading.run_history()
@@ -150,6 +150,14 @@ def test_one_variable_loads_into_a_folder_instead(loading, tmp_path, monkeypatch
     assert loading.check(START + 3 * DAY) > 0
     assert [file.name for file in tmp_path.glob("stem/ledger/*.json")] == ["001-of-001.json"]
     assert loading.lake.objects() == {}
+
+
+@pytest.mark.parametrize("start", ["2025-07-15T06:00", "2025-07-15T00:00+02:00"])
+@pytest.mark.parametrize("name", ["stem_daily", "stem_history", "stem_history_approved"])
+def test_the_first_day_is_a_date_in_each_dag(start, name, monkeypatch):
+    monkeypatch.setenv("STEM_START", start)
+    with pytest.raises(ValueError, match="unconverted data remains"):
+        load(name)
 
 
 RUNS = """
