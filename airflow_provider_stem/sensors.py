@@ -141,6 +141,8 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                 if done.is_done:
                     return done.xcom_value
             watch = self._get_watch(context)
+            if datetime.now(UTC) > deadline:  # as in the other modes, after one poke
+                raise AirflowSensorTimeout(self._timeout_message(self._redact(watch.describe_missing())))
             raise TaskDeferred(
                 trigger=StemStreamsTrigger(
                     sites=watch.records(),
@@ -151,8 +153,9 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                     **self._trigger_arguments(),
                 ),
                 method_name="execute_complete",
-                # The trigger checks the deadline itself. This one applies where no triggerer runs.
-                timeout=timedelta(seconds=self.timeout) + GRACE,
+                # The trigger checks the deadline itself. This one applies where no triggerer runs, and is later than a
+                # last poke needs.
+                timeout=timedelta(seconds=self.timeout) + 2 * GRACE,
             )
 
     def _wait_in_worker(self, context: Context) -> Any:
@@ -199,7 +202,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
                 self._save_progress(context, watch)
         self.log.info("%s: %s", watch.window, describe_report(watch.report()))
         is_done = watch.is_complete(self.min_completeness)
-        if watch.is_out_of_turns and not is_done and not self.deferrable:
+        if watch.is_out_of_turns and not is_done:
             raise AirflowSensorTimeout(self._timeout_message(client.redact(watch.describe_missing())))
         return PokeReturnValue(is_done, xcom_value=watch.report())
 
@@ -253,6 +256,8 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         except (StemError, AirflowFailException, AirflowSensorTimeout) as exc:
             if self.never_fail:
                 raise AirflowSkipException(f"Skipped because never_fail is set: {exc}") from exc
+            if self.soft_fail and isinstance(exc, AirflowSensorTimeout):
+                raise AirflowSkipException(str(exc)) from None
             raise
 
     def _failure_event(self, failure: Mapping[str, Any]) -> dict[str, Any]:

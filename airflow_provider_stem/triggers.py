@@ -166,8 +166,7 @@ class StemStreamsTrigger(BaseTrigger):
             wake = max(_now() + self._pause_after(watch.pokes), ready)
             await _sleep_until(wake if deadline is None else min(wake, deadline))
             if _now() >= ready:
-                await self._poke(watch, deadline)
-                if watch.is_complete(self.min_completeness):
+                if await self._poke(watch, deadline) and watch.is_complete(self.min_completeness):
                     return {"status": "complete", "report": watch.report()}
                 self.log.info("%s, next poke in %s", describe_report(watch.report()), self._pause_after(watch.pokes))
             if deadline is not None and (watch.is_out_of_turns or _now() >= deadline):
@@ -187,13 +186,16 @@ class StemStreamsTrigger(BaseTrigger):
         seconds = self.poke_interval * (2 ** min(pokes - 1, 20) if self.exponential_backoff else 1)
         return timedelta(seconds=seconds if self.max_wait is None else min(seconds, self.max_wait))
 
-    async def _poke(self, watch: Watch, deadline: datetime | None) -> None:
+    async def _poke(self, watch: Watch, deadline: datetime | None) -> bool:
+        """Return whether no site failed."""
         try:
             await self._request_missing(watch, deadline)
         except StemError as exc:
             if not self.silent_fail or isinstance(exc, FINAL_ERRORS):
                 raise
             self.log.error("%s", exc)  # noqa: TRY400 - the message is complete
+            return False
+        return True
 
     async def _request_missing(self, watch: Watch, deadline: datetime | None) -> None:
         from airflow_provider_stem.streams.watch import limit_turns

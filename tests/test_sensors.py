@@ -275,12 +275,30 @@ def waits(sim, monkeypatch):
 def test_no_wait_for_the_pace_exceeds_the_time_out(wait, sim, waits, flag):
     sites = [f"site-0000{number}" for number in range(1, 8)]
     expected = AirflowSkipException if flag else AirflowSensorTimeout
-    says = "" if flag else r"Not available within 2500 s: .*requests_per_second .* allows no more"
+    says = (
+        "Not available within 2500 s: 8 of 28 intervals received, 5 of 7 sites incomplete; "
+        "not requested yet: 5 sites; requests_per_second of the connection allows no more"
+    )
     with pytest.raises(expected, match=says):
         wait(sites=sites, timeout=2500, max_workers=1, **({flag: True} if flag else {}))
     assert waits
     assert max(waits) <= 2500
-    assert 2 <= len(asked(sim)) <= 4  # of the worker and of the triggerer
+    assert len(asked(sim)) == 2
+    assert wait.payloads == []  # in each mode, the worker ends it
+
+
+@pytest.mark.parametrize("share", [0.3, 0.31])
+def test_a_share_of_all_sites_is_enough_without_turns_for_the_others(wait, sim, waits, share):
+    sites = [
+        *(f"site-0000{number}" for number in range(1, 7)),
+        record(sim, "site-00007", MONITOR="2025-07-01T00:30:01Z"),
+    ]
+    arguments = {"sites": sites, "timeout": 2500, "max_workers": 1, "min_completeness": share}
+    if share == 0.3:
+        assert wait(**arguments) == report(26, 18, sites=7, incomplete_sites=5)
+    else:
+        with pytest.raises(AirflowSensorTimeout, match="8 of 26 intervals received"):
+            wait(**arguments)
 
 
 def test_turns_that_are_in_time_are_used(wait, sim, waits):
@@ -291,6 +309,21 @@ def test_turns_that_are_in_time_are_used(wait, sim, waits):
 def test_there_is_one_poke_with_a_pace_even_if_the_timeout_is_zero(wait, sim, monkeypatch):
     connect(sim, monkeypatch, requests_per_second=1000)
     assert wait(timeout=0)["missing"] == 0
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_there_is_no_other_poke_if_the_first_takes_longer_than_the_timeout(wait, sim, soft_fail):
+    def answer_late(_, payload):
+        wait.clock.set(wait.clock.now + timedelta(seconds=20))
+        payload["stream_types"][0]["streams"] = payload["stream_types"][0]["streams"][:4]  # with one of the padding
+        return payload
+
+    sim.rewrite = answer_late
+    with pytest.raises(
+        AirflowSkipException if soft_fail else AirflowSensorTimeout, match="Not available within 10 s: 3 "
+    ):
+        wait(timeout=10, soft_fail=soft_fail)
+    assert len(asked(sim)) == 1
 
 
 def test_a_window_that_never_ends_times_out_too(wait, sim):

@@ -104,7 +104,8 @@ class WatchReport(TypedDict):
     """
     What ``StemStreamsSensor`` returns.
 
-    :param expected: number of intervals that the sites should have; ``missing`` of them are missing.
+    :param expected: number of intervals that the sites should have; ``missing`` of them are missing. A site that was
+        not requested yet counts with all of them as missing, and with the types that it may have.
     :param incomplete_sites: number of the ``sites`` that lack an interval or were not requested yet.
     """
 

@@ -25,7 +25,7 @@ Progress = dict[str, Any]
 """The state of a watch as JSON, from which another process can continue."""
 
 GRACE = timedelta(minutes=1)
-"""How long after the deadline a last poke may still wait for turns, and Airflow's own limit comes."""
+"""How long a last poke, which begins at the deadline or later, may still wait for turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,24 +150,25 @@ class Watch:
 
     def is_complete(self, share: float = 1.0) -> bool:
         """
-        Return whether every site was poked, and at least a share of all expected intervals exists.
+        Return whether at least a share of all expected intervals exists.
+
+        Of a site that was not requested yet, every interval counts as missing.
 
         :param share: above 0 and up to 1.
         """
-        with self._lock:
-            # As a quotient, since 7 / 25 is the float 0.28 that a user writes.
-            return not self._unseen and (
-                not self._expected or (self._expected - self._missing()) / self._expected >= share
-            )
+        report = self.report()
+        # As a quotient, since 7 / 25 is the float 0.28 that a user writes.
+        return not report["missing"] or (report["expected"] - report["missing"]) / report["expected"] >= share
 
     def report(self) -> WatchReport:
-        """Return the numbers of expected and missing intervals."""
+        """Return the numbers of expected and missing intervals, see :meth:`is_complete`."""
         with self._lock:
+            unseen = sum(map(self._expected_of, self._unseen))
             return {
                 "window": self.window.as_json(),
                 "sites": len(self._sites),
-                "expected": self._expected,
-                "missing": self._missing(),
+                "expected": self._expected + unseen,
+                "missing": unseen + sum(lag.missing for lags in self._lags.values() for lag in lags.values()),
                 "incomplete_sites": len(self._unseen) + len(self._lags),
             }
 
@@ -228,8 +229,13 @@ class Watch:
             "sites": blake2b(ids, digest_size=16).hexdigest(),
         }
 
-    def _missing(self) -> int:
-        return sum(lag.missing for lags in self._lags.values() for lag in lags.values())
+    def _expected_of(self, site_id: str) -> int:
+        """Return how many intervals a site can have at most; a type whose start is unknown counts from the first on."""
+        site, window = self._sites[site_id], self.window
+        starts = [site.expected_from(name, window.resolution) for name in self._stream_types if not site.lacks(name)]
+        return sum(
+            max(0, (window.last_end - max(start or 0, window.first_end)) // window.resolution + 1) for start in starts
+        )
 
     def _resume(self, progress: Progress) -> None:
         self.pokes = progress["pokes"]
