@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, task
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, Param, task
 
 from airflow_provider_stem.assets import combined
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
@@ -35,7 +35,12 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     default_args={"retries": 5, "retry_delay": timedelta(minutes=15)},
-    params={"first_day": "2025-07-01", "last_day": "2025-07-31", "limit": 1000},
+    # With types, so that Airflow refuses other values when the DAG is triggered.
+    params={
+        "first_day": Param("2025-07-01", type="string", format="date"),
+        "last_day": Param("2025-07-31", type="string", format="date"),
+        "limit": Param(1000, type="integer", minimum=0, description="requests that need no approval"),
+    },
     tags=["stem", "energy"],
 ) as dag:
     sites = StemSiteListOperator(task_id="list_sites", batches=int(os.environ.get("STEM_BATCHES", "100")))
@@ -48,8 +53,11 @@ with DAG(
 
         params = context["params"]
         first, last = (datetime.fromisoformat(params[name]).replace(tzinfo=UTC) for name in ("first_day", "last_day"))
-        if first < START:
-            raise AirflowFailException(f"stem_history loads the days before {START:%Y-%m-%d}. Use a later first_day.")
+        if not START <= first <= last <= datetime.now(UTC) - timedelta(days=1):
+            raise AirflowFailException(
+                f"Invalid days {first:%Y-%m-%d} to {last:%Y-%m-%d}. Use a first_day from {START:%Y-%m-%d} on, since "
+                "stem_history loads the days before, and a last_day from first_day to yesterday (UTC)."
+            )
         costs = LandingCosts((batch["sites"] for batch in batches), stream_types=STREAM_TYPES, partition="day")
         costs.add(first, last + timedelta(days=1))
         lines = [f"- {name}: {text}" for name, text in costs.described().items()]

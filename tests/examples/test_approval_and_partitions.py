@@ -121,11 +121,28 @@ def test_a_period_below_the_limit_lands_without_a_question(started):
     assert set(tasks["land_streams"]) == {"success"}
 
 
-def test_days_before_those_of_the_daily_load_are_rejected(started):
-    _, state, _, tasks = started.approve_or_reject(first_day="2019-12-31")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"first_day": "2019-12-31"},  # stem_history loads it
+        {"first_day": "2020-01-18"},
+        {"last_day": "9999-12-31"},
+    ],
+    ids=str,
+)
+def test_other_days_than_those_of_the_daily_load_are_rejected_without_a_retry(started, wrong):
+    _, state, _, tasks = started.approve_or_reject(**wrong)
     assert state == "failed"
     assert tasks["plan"] == ["failed"]
     assert tasks["land_streams"] == ["upstream_failed"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"limit": "5"}, {"limit": -1}, {"first_day": "2020-02-30"}, {"last_day": 5}], ids=str
+)
+def test_params_of_another_type_start_no_run(started, wrong):
+    with pytest.raises(RuntimeError, match="400"):
+        started.approve_or_reject(**wrong)
 
 
 def test_a_month_is_summed_up_once_when_its_last_day_has_landed(started, monkeypatch):
