@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_provider_stem._text import number_of
+from airflow_provider_stem._text import number_of, one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.records import Receipt, as_entries, read_objects, read_receipt
 from airflow_provider_stem.streams.windows import WindowRecord, check_resolution
@@ -49,7 +49,8 @@ def combined(receipts: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
 
     :param receipts: return values of :class:`~airflow_provider_stem.operators.StemStreamsToS3Operator`; ``None``, of a
         skipped task, is ignored.
-    :return: ``window`` from the earliest start to the latest end, all ``objects``, and the sum of ``rows``.
+    :return: ``window`` from the earliest start to the latest end, all ``objects``, and the sum of ``rows``. A receipt
+        that is listed twice counts once.
     :raises StemConfigError: there is no receipt, one is invalid, or their resolutions differ.
     """
     valid, window = _read_receipts(receipts)
@@ -68,8 +69,10 @@ def summary(receipts: Mapping[str, Any] | Iterable[Mapping[str, Any] | None]) ->
         batches of a run; ``None``, of a skipped task, is ignored.
     :return: such as ``96 of 96 sites complete, 27,648 rows, 0 missing; window 2025-07-01T00:00:00Z to
         2025-07-02T00:00:00Z``. A site is complete if it was read and no row of it is missing. If receipts do not list
-        all incomplete streams, the number of complete sites is an upper bound and begins with ``at most``.
-    :raises StemConfigError: there is no receipt, one is invalid, or their windows differ.
+        all incomplete streams, the number of complete sites is an upper bound and begins with ``at most``. A receipt
+        that is listed twice counts once.
+    :raises StemConfigError: there is no receipt, one is invalid or its counts contradict each other, or their windows
+        differ.
     """
     valid, window = _read_receipts([receipts] if isinstance(receipts, Mapping) else receipts)
     # A site in two windows would count twice, and a gap between them would not be seen.
@@ -78,17 +81,8 @@ def summary(receipts: Mapping[str, Any] | Iterable[Mapping[str, Any] | None]) ->
             f"receipts must be of one window, got several from {window['start']} to {window['end']}. Call summary for "
             "each window."
         )
-    try:
-        sites, rows, missing, failed, incomplete = (
-            sum(int(receipt[name]) for receipt in valid)
-            for name in ("sites", "rows", "missing", "failed_count", "incomplete_count")
-        )
-        listed = sum(len(receipt["incomplete"]) for receipt in valid)
-        with_gaps = sum(len({stream["site_id"] for stream in receipt["incomplete"]}) for receipt in valid)
-    except (KeyError, TypeError, ValueError):
-        raise StemConfigError(
-            "receipts contains a receipt without its counts. Use what a landing operator returned."
-        ) from None
+    counts = [_counts(receipt) for receipt in valid]
+    sites, rows, missing, failed, incomplete, listed, with_gaps = map(sum, zip(*counts, strict=True))
     complete = f"{sites - failed - with_gaps:,} of {number_of(sites, 'site')} complete"
     if listed != incomplete:
         complete = f"at most {complete}"
@@ -98,12 +92,39 @@ def summary(receipts: Mapping[str, Any] | Iterable[Mapping[str, Any] | None]) ->
     return f"{', '.join(parts)}; window {window['start']} to {window['end']}"
 
 
+def _counts(receipt: Receipt) -> tuple[int, ...]:
+    """Return the counts of a receipt for :func:`summary`, after a check that none contradicts another."""
+    try:
+        sites, _, missing, failed, incomplete = counts = tuple(
+            receipt[name] for name in ("sites", "rows", "missing", "failed_count", "incomplete_count")
+        )
+        listed = len(receipt["incomplete"])
+        with_gaps = len({stream["site_id"] for stream in receipt["incomplete"]})
+    except (KeyError, TypeError):
+        raise StemConfigError(
+            "receipts contains a receipt without its counts. Use what a landing operator returned."
+        ) from None
+    if (
+        any(type(count) is not int or count < 0 for count in counts)
+        or failed + with_gaps > sites
+        or listed > incomplete
+        or incomplete > missing
+        or (missing and not incomplete)
+    ):
+        raise StemConfigError(
+            f"receipts contains the impossible counts {one_line(repr(counts))[:100]} of sites, rows, missing rows, "
+            "failed sites and incomplete streams. Use what a landing operator returned."
+        )
+    return (*counts, listed, with_gaps)
+
+
 def _read_receipts(receipts: Any) -> tuple[list[Receipt], WindowRecord]:
     """Return the valid receipts, and the time from the start of the first window to the end of the last one."""
     entries = as_entries(receipts)
     if entries is None or isinstance(receipts, Mapping):
         raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
-    valid = [read_receipt(receipt) for receipt in entries if receipt]
+    # The same receipt twice describes one task. Those of two tasks differ at least in their objects.
+    valid = list({repr(receipt): read_receipt(receipt) for receipt in entries if receipt}.values())
     if not valid:
         raise StemConfigError(
             "receipts contains no receipt, since every landing task was skipped. Use the trigger rule "
@@ -114,7 +135,7 @@ def _read_receipts(receipts: Any) -> tuple[list[Receipt], WindowRecord]:
         raise StemConfigError(
             f"receipts must be of one resolution, got {sorted(resolutions)}. Call this for each resolution."
         )
-    # All times have the same format in UTC, so they sort by time as strings.
+    # Their times have the same format in UTC, so they sort by time as strings.
     return valid, {
         "start": min(receipt["window"]["start"] for receipt in valid),
         "end": max(receipt["window"]["end"] for receipt in valid),

@@ -138,11 +138,42 @@ def test_a_receipt_is_one_line(counts, line):
     window = "; window 2025-07-01T00:00:00Z to 2025-07-02T00:00:00Z"
     assert summary(found) == summary([None, found]) == line + window
     if not counts:
+        assert summary([found, dict(found)]) == line + window  # one receipt, listed twice
+        other_batch = found | {"objects": [landed("b")]}
+        # The same window, as another package may write it.
+        other_batch["window"] = {"start": "2025-07-01T02:00:00+02:00", "end": f"{DAY[1]} ", "resolution": 900, "a": 1}
         both = "192 of 192 sites complete, 55,296 rows, 0 missing"
-        assert summary([found, found]) == both + window
+        assert summary([found, other_batch]) == both + window
         later = found | receipt("2025-07-02T00:00:00Z", "2025-07-03T00:00:00Z") | complete
         with pytest.raises(StemConfigError, match=r"must be of one window, got several .* Call summary for each"):
             summary([later, found])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sites": 1.9}, {"sites": "3"}, {"sites": True}, {"sites": float("inf")}, {"sites": -5}, {"rows": -5},
+        {"missing": -5}, {"failed_count": 5}, {"missing": 50}, {"incomplete": [gap("a")]},
+        {"incomplete": [gap("a")], "incomplete_count": 1},
+        {"incomplete": [gap(one) for one in "abcd"], "incomplete_count": 4, "missing": 4},
+        {"incomplete": [gap("a")], "incomplete_count": 1, "missing": 1, "failed_count": 3},
+        {"incomplete": [{"site_id": []}]}, {"incomplete": None}, {"window": {"start": DAY[1], "end": DAY[0]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_impossible_receipts_are_an_error(wrong):
+    counts = {"sites": 3, "missing": 0, "failed_count": 0, "incomplete_count": 0, "incomplete": []}
+    with pytest.raises(StemConfigError, match="receipts|window|resolution"):
+        summary(receipt(*DAY, landed("a")) | counts | wrong)
+
+
+def test_the_window_of_an_event_is_compared_by_time():
+    receipts = [
+        receipt("2025-07-01T00:00:00+00:00", "2025-07-02T00:00:00+00:00", landed("a")),
+        receipt("2025-07-01T05:00:00+14:00", "2025-07-02T20:00:00-05:00", landed("b")),
+    ]
+    window = {"start": "2025-06-30T15:00:00Z", "end": "2025-07-03T01:00:00Z", "resolution": 900}
+    assert combined(receipts)["window"] == window
 
 
 @pytest.mark.parametrize("number", [1, 100, 250])

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, cast
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.store import is_uri
-from airflow_provider_stem.streams.windows import WindowRecord, check_resolution, iso, parse_instant
+from airflow_provider_stem.streams.windows import Window, WindowRecord, check_resolution, iso, parse_instant
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SLICE = 100
@@ -215,6 +215,8 @@ def read_receipt(receipt: Any) -> Receipt:
     """
     Return a receipt that a task returned, with its window, objects and rows validated.
 
+    Its window is aligned, with times in the format of :func:`~airflow_provider_stem.streams.windows.iso`.
+
     :raises StemConfigError: it is not a valid receipt.
     """
     if not isinstance(receipt, Mapping) or not receipt.keys() >= {"window", "objects", "rows"}:
@@ -222,16 +224,15 @@ def read_receipt(receipt: Any) -> Receipt:
             f"receipts contains {one_line(repr(receipt))[:100]}. Use what a landing operator returned, or None."
         )
     window = receipt["window"]
-    if not isinstance(window, Mapping) or type(receipt["rows"]) is not int:
+    if not isinstance(window, Mapping) or type(receipt["rows"]) is not int or receipt["rows"] < 0:
         raise StemConfigError(
             f"receipts contains the window {one_line(repr(window))[:100]} and {one_line(repr(receipt['rows']))[:20]} "
             "rows. Use what a landing operator returned."
         )
-    parse_instant("window.start of a receipt", window.get("start"))
-    parse_instant("window.end of a receipt", window.get("end"))
-    check_resolution(window.get("resolution"))
+    start, end = (parse_instant(f"window.{bound} of a receipt", window.get(bound)) for bound in ("start", "end"))
+    aligned = Window.covering(start, end, cast(int, window.get("resolution"))).as_json()
     read_objects(receipt)
-    return cast(Receipt, receipt)
+    return cast(Receipt, {**receipt, "window": aligned})
 
 
 def _read_object(entry: Any, resolution: Any) -> LandedObject:
