@@ -144,8 +144,10 @@ class StemCompletenessNotifier(BaseNotifier):
             raise StemConfigError(
                 f"Invalid arguments: {notifier.__name__} does not accept them ({exc}). Use those of its documentation."
             ) from None
-        text = str(arguments["arguments"])
-        if not _PLACEHOLDERS.search(text) and "{{" not in text:  # a template may render one
+        same = {name: f"{{{name}}}" for name in ("subject", "text", "html")}
+        unfilled = _filled(arguments["arguments"], same)
+        is_constant = unfilled == _filled(arguments["arguments"], dict.fromkeys(same, ""))
+        if is_constant and "{{" not in str(unfilled):  # a template may render one
             raise StemConfigError(
                 "arguments contains no placeholder, so nothing of the text would be sent. Use {subject}, {text} or "
                 "{html} in at least one of them."
@@ -167,6 +169,7 @@ class StemCompletenessNotifier(BaseNotifier):
         sites = self._read(first, last)
         expected, missing = sum(site.expected for site in sites), sum(site.missing for site in sites)
         late = sum(site.late for site in sites)
+        # The view has every site on each day that was loaded.
         unloaded = self.days - max((site.days for site in sites), default=0)
         if self.min_missing is not None and expected and not unloaded and missing / expected < self.min_missing:
             self.log.info("Not sent, since %s is missing", share_of(missing, expected))
@@ -207,7 +210,7 @@ class StemCompletenessNotifier(BaseNotifier):
             module, _, name = notifier.rpartition(".")
             try:
                 found = getattr(import_module(module), name)
-            except (ImportError, AttributeError, ValueError) as exc:
+            except (ImportError, AttributeError, TypeError, ValueError) as exc:
                 raise StemConfigError(
                     f"Invalid notifier {notifier!r}: it cannot be imported ({one_line(str(exc))}). Use the path of a "
                     "class, and install its provider."

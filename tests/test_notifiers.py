@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 from airflow.providers.common.compat.sdk import BaseNotifier
 
-from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.notifiers import StemCompletenessNotifier
 from airflow_provider_stem.warehouse.operators import StemSitesToSqlOperator
 from tests.support import run_context
@@ -149,6 +149,13 @@ def test_a_warehouse_that_cannot_be_read_is_an_error_with_its_remedy(warehouse, 
     monkeypatch.setenv("AIRFLOW_CONN_MISTYPED", json.dumps({"conn_type": "duckdb", "host": f"{tmp_path}/no.db"}))
     assert error_of(sql_conn_id="mistyped").startswith("The view stem.completeness cannot be read with connection 'mis")
     assert not (tmp_path / "no.db").exists()
+    monkeypatch.setenv("AIRFLOW_CONN_REMOTE", json.dumps({"conn_type": "duckdb", "host": "https://x/y.db"}))
+    assert "Set the connection's Host to the path of a DuckDB file" in error_of(sql_conn_id="remote")
+    refused = {"conn_type": "postgres", "host": "127.0.0.1", "port": 1, "login": "a", "password": "secret"}
+    monkeypatch.setenv("AIRFLOW_CONN_REFUSED", json.dumps(refused))
+    with pytest.raises(StemTransportError, match=r"^PostgreSQL cannot be reached: .* Start its server") as caught:
+        error_of(sql_conn_id="refused")
+    assert "secret" not in str(caught.value)
     assert not sent
 
 
@@ -169,6 +176,8 @@ def test_html_is_escaped(warehouse, sent):
         ({"arguments": {}}, "Recorder does not accept them (missing a required argument: 'text')."),
         ({"arguments": {"text": "{text}", "nope": 1}}, "(got an unexpected keyword argument 'nope')."),
         ({"arguments": {"text": "{txt}"}}, "arguments contains no placeholder, so nothing of the text would be sent."),
+        ({"arguments": {"text": [{"{text}": 1}]}}, "arguments contains no placeholder"),  # only values are replaced
+        ({"arguments": {"text": {"{text}"}}}, "arguments contains no placeholder"),
         ({"page": 5}, "page must be a string or left out, got 5."),
         ({"schema": "a;b"}, "Invalid schema 'a;b'"),
         ({"arguments": "text"}, "arguments must be a dict of the notifier's arguments, got 'text'."),
@@ -187,6 +196,7 @@ def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(arguments, message):
     [
         ("no.such.Notifier", r"Invalid notifier 'no.such.Notifier': it cannot be imported \(No module named 'no'\)"),
         ("Notifier", "Invalid notifier 'Notifier': it cannot be imported"),
+        ("..x", "Invalid notifier '..x': it cannot be imported"),
         ("json.JSONDecoder", "Invalid notifier 'json.JSONDecoder': it is not a subclass of BaseNotifier."),
     ],
 )

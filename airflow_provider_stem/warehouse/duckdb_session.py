@@ -30,7 +30,7 @@ _STAGED = ("stem_days", "stem_known", "stem_staged", "stem_changed", "stem_liste
 _FINAL = (duckdb.ProgrammingError, duckdb.DataError, duckdb.IntegrityError, duckdb.NotSupportedError)
 _NO_RETRY = re.compile(
     "No such file or directory|Is a directory|Permission denied|Read-only file system|read-only mode"
-    "|not a valid DuckDB database file|database file with version number"
+    "|not a valid DuckDB database file|database file with version number|required extension"
 )
 
 
@@ -163,7 +163,7 @@ def _open(connect: Callable[[], DuckDBPyConnection], deadline: float, lock_timeo
     while True:
         try:
             return connect()
-        except duckdb.IOException as exc:
+        except duckdb.Error as exc:
             # The whole phrase, since the message also contains the file's path.
             if "Could not set lock on file" not in str(exc):
                 message = (

@@ -56,7 +56,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
         wrong, or the warehouse lacks a privilege or a column. The task is not retried.
     :raises AirflowSkipException: from ``execute``: no object was landed.
     :raises StemDataError: from ``execute``: an object does not match its receipt. Nothing is loaded.
-    :raises StemTransportError: from ``execute``: S3 or the DuckDB file cannot be used, or the warehouse stayed locked.
+    :raises StemTransportError: from ``execute``: S3 or the warehouse cannot be used, or the warehouse stayed locked.
     """
 
     template_fields: Sequence[str] = ("objects", "sql_conn_id", "schema", "aws_conn_id", "store_conn_id")
@@ -126,7 +126,7 @@ class StemSitesToSqlOperator(_ToSql, BaseOperator):
     :raises StemConfigError: an argument is invalid.
     :raises AirflowFailException: from ``execute``: an argument is invalid after rendering, the connection is missing or
         wrong, or the warehouse lacks a privilege or a column. The task is not retried.
-    :raises StemTransportError: from ``execute``: the DuckDB file cannot be used, or the warehouse stayed locked.
+    :raises StemTransportError: from ``execute``: the warehouse cannot be used, or stayed locked.
     """
 
     template_fields: Sequence[str] = ("sites", "time_zone", "sql_conn_id", "schema")

@@ -86,6 +86,7 @@ class PostgresSession(Session):
     :param lock_timeout: seconds to wait for other writers.
     :raises StemConfigError: the server rejects the connection, and a retry would not help. Each call that runs a
         statement raises it for the same reason.
+    :raises StemTransportError: the server cannot be reached, or the connection is lost; the same for each call.
     """
 
     engine = "postgres"
@@ -229,6 +230,11 @@ class PostgresSession(Session):
                     f"Another session has locked schema {self.schema!r} for {self._lock_timeout:g} s. Try again later."
                 ) from None
             fix = _fix(code, text)
+            if not fix and not code and "OperationalError" in {kind.__name__ for kind in type(exc).__mro__}:
+                raise StemTransportError(
+                    f"PostgreSQL cannot be reached: {text}. Start its server, or correct Host and Port of the "
+                    "connection."
+                ) from exc
             if not fix:
                 raise
             raise StemConfigError(f"PostgreSQL rejects the load: {text}. {fix}.") from exc
