@@ -110,7 +110,9 @@ class Announcements:
                 window = Window(
                     from_epoch((first[0] - 1) * self._length), from_epoch(first[-1] * self._length), self._resolution
                 )
-                digests = {number: _digest(number, snapshot) or "" for number in first}
+                digests = {
+                    number: snapshot.windows[number].digest if number in snapshot.windows else "" for number in first
+                }
                 self._announced |= dict.fromkeys(digests.keys() & self._announced.keys(), "")
                 return Announcement(reason, window, digests, snapshot.at, snapshot.oldest)
         return None
@@ -138,7 +140,8 @@ class Announcements:
         return number in snapshot.windows and snapshot.windows[number].is_complete(self._min_completeness)
 
     def _is_restated(self, number: int, snapshot: Snapshot) -> bool:
-        if self._restated_every is None or _digest(number, snapshot) in (None, self._announced[number]):
+        arrived = snapshot.windows.get(number)
+        if self._restated_every is None or arrived is None or arrived.digest == self._announced[number]:
             return False
         announced_at = self._announced_at.get(number)
         return announced_at is None or snapshot.at - announced_at >= self._restated_every
@@ -148,7 +151,3 @@ class Announcements:
 
     def _end(self, number: int) -> str:
         return iso(from_epoch(number * self._length))
-
-
-def _digest(number: int, snapshot: Snapshot) -> str | None:
-    return snapshot.windows[number].digest if number in snapshot.windows else None

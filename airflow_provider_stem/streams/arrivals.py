@@ -36,12 +36,12 @@ class Arrived:
 
     :param expected: number of intervals of all sites and types.
     :param received: number of these that were received, nulls included.
-    :param digest: of all values, as 16 hexadecimal digits; ``None`` until every site was read.
+    :param digest: of all values, as 16 hexadecimal digits; sites that were not read contribute nothing.
     """
 
     expected: int
     received: int
-    digest: str | None
+    digest: str
 
     def is_complete(self, share: float) -> bool:
         """Return whether at least a share of the expected intervals was received, and any was expected."""
@@ -183,15 +183,11 @@ class Arrivals:
             return Snapshot(self._began, self._oldest, self._newest, windows)
 
     def _arrived(self, number: int) -> Arrived:
-        unread = (self._length // self._resolution * len(self._stream_types), 0, None)
+        unread = (self._length // self._resolution * len(self._stream_types), 0, 0)
         read = [site.windows.get(number, unread) for site in self._sites.values()]
-        digests = [digest for _, _, digest in read if digest is not None]
-        return Arrived(
-            sum(expected for expected, _, _ in read),
-            sum(received for _, received, _ in read),
-            # A sum, so that the order of the sites does not matter.
-            f"{sum(digests) % _DIGESTS:016x}" if len(digests) == len(read) else None,
-        )
+        expected, received, digests = map(sum, zip(*read, strict=True))
+        # A sum, so that the order of the sites does not matter.
+        return Arrived(expected, received, f"{digests % _DIGESTS:016x}")
 
     def _first_to_read(self, site: _KnownSite, now: datetime) -> int:
         if self._reread_every and site.reread_at and now - site.reread_at >= self._reread_every:

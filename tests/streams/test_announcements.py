@@ -26,7 +26,7 @@ def numbers(announcement: Announcement) -> tuple[str, list[int]]:
     return announcement.reason, [number - FIRST for number in announcement.digests]
 
 
-def snapshot(newest: int, values: dict[int, str | None], at: float | None = None) -> Snapshot:
+def snapshot(newest: int, values: dict[int, str], at: float | None = None) -> Snapshot:
     """Return a snapshot in which the windows of ``values`` are complete and have these digests."""
     oldest = FIRST + newest - LOOKBACK + 1
     windows = {
@@ -91,7 +91,7 @@ def test_what_was_not_confirmed_is_announced_again():
 
 def test_a_window_that_is_not_complete_within_the_look_back_is_announced_as_overdue():
     state = announcements()
-    values: dict[int, str | None] = {0: "a", 1: "b", 3: "d", 4: "e"}
+    values: dict[int, str] = {0: "a", 1: "b", 3: "d", 4: "e"}
     assert all_due(state, snapshot(5, values)) == [("complete", [0, 1]), ("complete", [3, 4])]
     assert all_due(state, snapshot(7, values)) == []
     assert all_due(state, snapshot(8, values)) == [("overdue", [2])]
@@ -103,7 +103,7 @@ def test_windows_in_which_nothing_is_expected_are_not_announced():
     def without(seen: Snapshot, *numbers: int) -> Snapshot:
         return replace(seen, windows={**seen.windows, **{FIRST + number: Arrived(0, 0, "?") for number in numbers}})
 
-    complete: dict[int, str | None] = dict(enumerate("abcdefgh"))
+    complete: dict[int, str] = dict(enumerate("abcdefgh"))
     state = announcements()
     assert all_due(state, without(snapshot(5, complete), 0, 1)) == [("complete", [2, 3, 4, 5])]
     # A stream that is found later makes them complete, and those that leave the look-back before are not overdue.
@@ -135,13 +135,6 @@ def test_a_change_of_values_is_announced_again_at_its_own_rate():
     assert all_due(announcements(state.as_json()), snapshot(5, {1: "a", 2: "B"}, 9)) == [("restated", [2])]
 
 
-def test_an_unknown_digest_is_no_change_and_a_later_one_is():
-    state = announcements()
-    assert all_due(state, snapshot(5, {1: None, 2: "b"}, 5)) == [("complete", [1, 2])]
-    assert all_due(state, snapshot(5, {1: None, 2: None}, 7)) == []
-    assert all_due(state, snapshot(5, {1: "a", 2: "b"}, 7)) == [("restated", [1])]
-
-
 def test_changes_are_announced_only_on_request():
     state = announcements(every=None)
     assert all_due(state, snapshot(5, {1: "a"})) == [("complete", [1])]
@@ -167,7 +160,7 @@ def test_no_window_is_lost_or_announced_twice_in_any_history(seed):
     state.next(snapshot(LOOKBACK - 1, {}))
     record: Any = state.as_json()
     new: list[int] = []
-    values: dict[int, str | None] = {}
+    values: dict[int, str] = {}
     repeated: set[int] = set()
     last = LOOKBACK + 14
     for newest in range(LOOKBACK - 1, last + 1):

@@ -76,7 +76,7 @@ def received(snapshot: Snapshot) -> list[tuple[int, int]]:
     return [(one.received, one.expected) for _, one in sorted(snapshot.windows.items())]
 
 
-def digests(snapshot: Snapshot) -> list[str | None]:
+def digests(snapshot: Snapshot) -> list[str]:
     return [one.digest for _, one in sorted(snapshot.windows.items())]
 
 
@@ -148,10 +148,21 @@ def test_a_site_that_cannot_be_read_counts_as_missing_and_does_not_stop_the_othe
     arrivals = server.arrivals(["site-00002", "unknown"], ["MONITOR", "CONVERTER"])
     snapshot = server.poll(arrivals)
     assert received(snapshot) == [(8, 16)] * 4
-    assert digests(snapshot) == [None] * 4
     server.asked()
     server.poll(arrivals)
     assert server.asked() == ["unknown 08:15"]
+
+
+@pytest.mark.parametrize("is_read_first", [False, True])
+def test_changes_are_found_although_another_site_cannot_be_read(server: Server, is_read_first: bool) -> None:
+    arrivals = server.arrivals(reread_every=HOUR / 2)
+    if is_read_first:
+        server.poll(arrivals, NOON - HOUR / 2)
+    server.simulator.fail(404, times=None, path="site-00002")
+    before = digests(server.poll(arrivals))
+    server.changed = {"site-00001/MONITOR/09:15": 7.0}
+    after = digests(server.poll(arrivals, NOON + HOUR / 2))
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True, True]
 
 
 def test_a_site_that_cannot_be_read_is_logged_once_until_the_error_changes(
