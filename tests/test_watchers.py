@@ -258,6 +258,22 @@ def test_errors_of_the_api_and_of_the_store_are_logged_and_the_polls_go_on(sim, 
 
 
 @needs_watchers
+@pytest.mark.parametrize("kind", [400, 500])
+def test_a_site_that_always_fails_does_not_stop_the_events_of_the_others(sim, variables, logged, kind):
+    sim.fail(kind, times=None, path="site-00002")
+
+    async def run():
+        async with Running(trigger(min_completeness=0.5), Store()) as running:
+            await running.until(lambda: running.payloads)
+
+    asyncio.run(run())
+    text = logged()
+    assert text.count("Site site-00002 counts as missing") == 1
+    assert "The next poll follows in" not in text
+    assert KEY not in text
+
+
+@needs_watchers
 def test_a_damaged_state_is_logged_once_with_its_remedy_until_it_is_deleted(sim, variables, logged, monkeypatch):
     from airflow.sdk import Variable
 

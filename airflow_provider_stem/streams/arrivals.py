@@ -7,16 +7,16 @@ import math
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from http import HTTPStatus
 
 import pyarrow as pa
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.errors import StemError
-from airflow_provider_stem.streams.extraction import is_of_one_site
+from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemError, StemRateLimitError
 from airflow_provider_stem.streams.reading import SiteReading
 from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.source import StreamsSource
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 _DIGESTS = 2**64
 _STARTS_KNOWN_FOR = timedelta(days=1)
 """After it, a site's streams are found out again, since a site can get another one."""
+_OUTAGE = 20
+"""So many sites that fail for the first time end a poll that has read none: the API is down."""
+_LONGEST_PAUSE = timedelta(minutes=15)
+"""Time between two readings of a site that fails each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +72,30 @@ class Snapshot:
 
 @dataclass(slots=True)
 class _KnownSite:
-    """What is known of a site: its streams, counts and digest of each window that was read, and the last error."""
+    """
+    What is known of a site: its streams, and counts and digest of each window that was read.
+
+    :param failures: number of polls that could not read it since it was read.
+    :param failed_at: when the last of them began; ``None`` if there was none.
+    :param logged: kind of error that was logged since it was read.
+    """
 
     listed: Site
     known: Site
     known_since: datetime | None = None
     reread_at: datetime | None = None
     windows: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    error: tuple[type[StemError], int | None] | None = None
+    failures: int = 0
+    failed_at: datetime | None = None
+    logged: tuple[type[StemError], int | None] | None = None
+
+    def is_paused(self, now: datetime) -> bool:
+        """Return whether it failed so recently that it is not read."""
+        if self.failed_at is None:
+            return False
+        pause = min(timedelta(seconds=2 ** min(self.failures, 20)), _LONGEST_PAUSE)
+        # The clock can be set back.
+        return timedelta() <= now - self.failed_at < pause
 
 
 class Arrivals:
@@ -112,16 +132,23 @@ class Arrivals:
         self._reread_every = reread_every
         self._began = from_epoch(0)
         self._oldest = self._newest = 0
+        self._failed: dict[str, StemError] = {}
+        self._is_any_read = False
+        self._redact: Callable[[str], str] = str
         self._lock = threading.Lock()
 
     def begin_poll(self, now: datetime) -> dict[str, int]:
         """
         Start a poll, and return the sites to read, each with the number of the first window to read.
 
+        Those that failed least often come first. A site that fails each time is read less and less often, down to every
+        15 minutes, since it can take minutes to fail; unless all sites fail.
+
         :param now: aware instant.
         """
         with self._lock:
             self._began = now
+            self._failed, self._is_any_read = {}, False
             self._newest = self._number_at(now - self._settle)
             self._oldest = min(self._number_at(now - self._lookback) + 1, self._newest + 1)
             for site in self._sites.values():
@@ -129,18 +156,23 @@ class Arrivals:
                     del site.windows[number]
                 if site.known_since is not None and now - site.known_since >= _STARTS_KNOWN_FOR:
                     site.known, site.known_since = site.listed, None
-            first = {site_id: self._first_to_read(site, now) for site_id, site in sorted(self._sites.items())}
-            return {site_id: number for site_id, number in first.items() if number <= self._newest}
+            can_pause = not self._are_all_failing()
+            return {
+                site_id: number
+                for site_id, site in sorted(self._sites.items(), key=lambda item: (item[1].failures, item[0]))
+                if (number := self._first_to_read(site, now)) <= self._newest
+                and not (can_pause and site.is_paused(now))
+            }
 
     def poll_site(self, source: StreamsSource, site_id: str, first: int) -> None:
         """
         Read one site since a window. Several threads may read different sites.
 
-        A site that is forbidden, unknown or returns invalid data counts as missing until it is read. It is logged when
-        that begins or when the kind of error changes, not at each poll.
+        An error that can be of this site alone is raised only if no site was read and many have begun to fail; else
+        :meth:`snapshot` decides.
 
         :param first: number of the first window.
-        :raises StemError: any other error; see :mod:`airflow_provider_stem.errors`.
+        :raises StemError: an error of the connection or of the API; see :mod:`airflow_provider_stem.errors`.
         """
         site = self._sites[site_id]
         window = Window(self._start_of(first), self._start_of(self._newest + 1), self._resolution)
@@ -148,16 +180,16 @@ class Arrivals:
         try:
             result = reading.run()
         except StemError as exc:
-            if not is_of_one_site(exc):
+            if _is_of_every_site(exc):
                 raise
-            # Without the message, which contains the times of the request.
-            error = type(exc), getattr(exc, "status", None)
-            if error != site.error:
-                redact = source.client.redact
-                log.warning("Site %s counts as missing: %s", one_line(redact(site_id)), redact(str(exc)))
-            site.error = error
+            with self._lock:
+                site.failures += 1
+                site.failed_at = self._began
+                self._failed[site_id] = exc
+                self._redact = source.client.redact
+                if not self._is_any_read and self._count_of_new_failures() >= _OUTAGE:
+                    raise
             return
-        site.error = None
         streams = {
             stream_type: _Stream(stream_type, result.kept.get(stream_type, ()), reading.site, window)
             for stream_type in self._stream_types
@@ -165,6 +197,9 @@ class Arrivals:
         }
         read = {number: self._read_of(number, site_id, streams) for number in range(first, self._newest + 1)}
         with self._lock:
+            site.failures, site.failed_at, site.logged = 0, None, None
+            # Without an account there was no response: nothing is expected of this site.
+            self._is_any_read = self._is_any_read or bool(result.accounts)
             site.windows.update(read)
             if first <= self._oldest:
                 site.reread_at = self._began
@@ -177,10 +212,32 @@ class Arrivals:
                     site.known = Site(site_id, dict.fromkeys(result.accounts))
 
     def snapshot(self) -> Snapshot:
-        """Return what has arrived by now."""
+        """
+        Return what has arrived by now.
+
+        A site that could not be read counts as missing in the windows that were not read before. It is logged when that
+        begins or when the kind of error changes, not at each poll.
+
+        :raises StemError: no site could be read, and sites that could be read before or all sites fail.
+        """
         with self._lock:
+            if self._failed and not self._is_any_read and (self._count_of_new_failures() or self._are_all_failing()):
+                raise next(iter(self._failed.values()))
+            for site_id, exc in self._failed.items():
+                # Without the message, which contains the times of the request.
+                kind = type(exc), getattr(exc, "status", None)
+                if kind != self._sites[site_id].logged:
+                    redact = self._redact
+                    log.warning("Site %s counts as missing: %s", one_line(redact(site_id)), redact(str(exc)))
+                self._sites[site_id].logged = kind
             windows = {number: self._arrived(number) for number in range(self._oldest, self._newest + 1)}
             return Snapshot(self._began, self._oldest, self._newest, windows)
+
+    def _count_of_new_failures(self) -> int:
+        return sum(self._sites[site_id].failures == 1 for site_id in self._failed)
+
+    def _are_all_failing(self) -> bool:
+        return all(site.failures for site in self._sites.values())
 
     def _arrived(self, number: int) -> Arrived:
         unread = (self._length // self._resolution * len(self._stream_types), 0, 0)
@@ -213,6 +270,12 @@ class Arrivals:
 
     def _start_of(self, number: int) -> datetime:
         return from_epoch((number - 1) * self._length)
+
+
+def _is_of_every_site(exc: StemError) -> bool:
+    """Return whether an error concerns the connection. All others can be those of one site, which may last."""
+    is_unauthorized = isinstance(exc, StemAuthError) and exc.status == HTTPStatus.UNAUTHORIZED
+    return is_unauthorized or isinstance(exc, (StemConfigError, StemRateLimitError))
 
 
 class _Stream:

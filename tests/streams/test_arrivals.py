@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_stem.errors import StemServerError
+from airflow_provider_stem.errors import StemApiError, StemError, StemNotFoundError, StemServerError
 from airflow_provider_stem.simulator import Simulator
-from airflow_provider_stem.streams.arrivals import Arrivals, Snapshot
+from airflow_provider_stem.streams.arrivals import _OUTAGE, Arrivals, Snapshot
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.source import StreamsSource
 
@@ -144,13 +144,45 @@ def test_complete_windows_are_read_again_at_their_own_rate(server: Server) -> No
     assert server.asked() == []
 
 
-def test_a_site_that_cannot_be_read_counts_as_missing_and_does_not_stop_the_others(server: Server) -> None:
-    arrivals = server.arrivals(["site-00002", "unknown"], ["MONITOR", "CONVERTER"])
-    snapshot = server.poll(arrivals)
-    assert received(snapshot) == [(8, 16)] * 4
-    server.asked()
+@pytest.mark.parametrize("kind", [400, 403, 404, 500, "html", "cut_body", "reset", "redirect"])
+def test_a_site_that_cannot_be_read_counts_as_missing_and_does_not_stop_the_others(
+    server: Server, kind: int | str
+) -> None:
+    arrivals = server.arrivals()
     server.poll(arrivals)
-    assert server.asked() == ["unknown 08:15"]
+    server.simulator.fail(kind, times=None, path="site-00001")
+    # What was read before stays known. Site 2 lacks a value, so site 1 alone does not decide.
+    server.hidden = {"site-00002/MONITOR/13:00"}
+    snapshot = server.poll(arrivals, NOON + HOUR)
+    assert received(snapshot) == [(8, 8), (8, 8), (8, 8), (3, 8)]
+    assert not snapshot.windows[snapshot.newest].is_complete(0.5)
+    server.simulator.clear_faults()
+    server.hidden = set()
+    assert received(server.poll(arrivals, NOON + HOUR * 1.1)) == [(8, 8)] * 4
+
+
+def test_a_site_that_was_never_read_counts_as_missing_with_all_types(server: Server) -> None:
+    arrivals = server.arrivals(["site-00002", "unknown"], ["MONITOR", "CONVERTER"])
+    assert received(server.poll(arrivals)) == [(8, 16)] * 4
+
+
+def test_a_site_that_fails_each_time_is_read_less_and_less_often_and_last(server: Server) -> None:
+    arrivals = server.arrivals()
+    server.simulator.fail(500, times=None, path="site-00001")
+    at = [minute for minute in range(90) if "site-00001" in _begun(server, arrivals, minute)]
+    assert at[:6] == [0, 1, 2, 3, 4, 5]
+    assert [later - sooner for sooner, later in zip(at[-3:], at[-2:], strict=False)] == [15, 15]
+    assert list(arrivals.begin_poll(NOON + 3 * HOUR)) == ["site-00002", "site-00001"]
+    # Also when the clock is set back.
+    assert "site-00001" in arrivals.begin_poll(NOON - HOUR)
+    server.simulator.clear_faults()
+    assert received(server.poll(arrivals, NOON + 4 * HOUR)) == [(8, 8)] * 4
+
+
+def _begun(server: Server, arrivals: Arrivals, minute: int) -> set[str]:
+    server.simulator.reset_requests()
+    server.poll(arrivals, NOON + timedelta(minutes=minute))
+    return {request.path.split("/")[-2] for request in server.simulator.requests if "/streams" in request.path}
 
 
 @pytest.mark.parametrize("is_read_first", [False, True])
@@ -189,16 +221,50 @@ def test_a_site_that_cannot_be_read_is_logged_once_until_the_error_changes(
     assert len(logged(6)) == 1
 
 
-def test_an_error_that_concerns_all_sites_is_raised_and_changes_nothing(server: Server) -> None:
+@pytest.mark.parametrize("kind", [404, 500, "html", "reset"])
+def test_a_poll_that_could_read_no_site_fails_and_changes_nothing(
+    server: Server, kind: int | str, caplog: pytest.LogCaptureFixture
+) -> None:
     arrivals = server.arrivals()
     before = server.poll(arrivals)
-    server.simulator.fail(503)
-    with pytest.raises(StemServerError):
-        server.poll(arrivals, NOON + HOUR)
+    server.simulator.fail(kind, times=None)
+    for minute in (0, 1, 2):
+        with pytest.raises(StemError):
+            server.poll(arrivals, NOON + HOUR + timedelta(minutes=minute))
     server.simulator.clear_faults()
-    after = server.poll(arrivals, NOON + HOUR)
+    after = server.poll(arrivals, NOON + HOUR + timedelta(minutes=3))
     assert digests(after)[:3] == digests(before)[1:]
     assert received(after) == [(8, 8)] * 4
+    assert "counts as missing" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 429])
+def test_an_error_of_the_connection_fails_the_poll_although_other_sites_were_read(server: Server, status: int) -> None:
+    arrivals = server.arrivals()
+    server.simulator.fail(status, times=None, path="site-00002")
+    for _ in range(2):
+        with pytest.raises(StemApiError):
+            server.poll(arrivals)
+
+
+def test_the_only_site_to_read_fails_one_poll_when_it_begins_to_fail(server: Server) -> None:
+    arrivals = server.arrivals()
+    server.hidden = {"site-00002/MONITOR/11:15"}
+    server.poll(arrivals)
+    server.simulator.fail(500, times=None, path="site-00002")
+    with pytest.raises(StemServerError):
+        server.poll(arrivals)
+    assert received(server.poll(arrivals, NOON + timedelta(minutes=1))) == [(8, 8)] * 3 + [(7, 8)]
+
+
+def test_a_poll_ends_early_while_the_api_is_down_and_the_next_one_begins_with_other_sites(server: Server) -> None:
+    broken = [f"broken-{number:02}" for number in range(_OUTAGE)]
+    arrivals = server.arrivals([*broken, *SITES])
+    with pytest.raises(StemNotFoundError):
+        server.poll(arrivals)
+    assert len(server.asked()) == _OUTAGE
+    assert received(server.poll(arrivals)) == [(8, 8 + 4 * _OUTAGE)] * 4
+    assert server.asked()[-2:] == ["site-00001 08:15", "site-00002 08:15"]
 
 
 def test_streams_that_a_site_lacks_or_that_began_later_are_not_expected(server: Server) -> None:
