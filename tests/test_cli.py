@@ -13,6 +13,7 @@ import sys
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +26,7 @@ from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from airflow_provider_stem.streams.store import honours_conditions
 from tests.servers.processes import HUNG_AFTER, free_ports
-from tests.support import instant, run_context
+from tests.support import instant, run_context, until
 
 pytestmark = pytest.mark.s3
 
@@ -325,6 +326,17 @@ def test_a_set_up_that_works_has_no_problem(dag_file, stem, lake, capsys):
     assert not lake.objects()
 
 
+def test_a_pool_that_does_not_exist_is_found(dag_file, stem, lake, capsys, monkeypatch):
+    file = dag_file("pool='stem_api'")
+    assert "pool stem_api: not checked, since Airflow's database cannot be read" in "".join(examined(capsys, file)[0])
+    pools: dict[str, SimpleNamespace] = {}
+    monkeypatch.setattr("airflow.models.pool.Pool.get_pool", pools.get)
+    [problem] = examined(capsys, file)[1]
+    assert problem.startswith("pool stem_api: There is no pool 'stem_api', so its tasks never start. Create it with ")
+    pools["stem_api"] = SimpleNamespace(slots=8)
+    assert "ok       pool stem_api: 8 slots" in examined(capsys, file)[0]
+
+
 def test_each_broken_set_up_is_found_with_its_remedy(dag_file, stem, lake, capsys, monkeypatch):
     file = dag_file()
     connections = {name: os.environ[f"AIRFLOW_CONN_{name}"] for name in ("STEM_DEFAULT", "AWS_DEFAULT")}
@@ -500,18 +512,34 @@ def test_a_file_that_is_pulled_again_keeps_its_permissions(stem, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_pull_that_is_ended_leaves_no_file(number, stem, tmp_path, capsys):
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_pull_that_is_ended_leaves_no_file(number, stem, tmp_path):
+    processes: list[subprocess.Popen[str]] = []
+
     def interrupt(_, payload):
-        os.kill(os.getpid(), number)
+        until(lambda: processes)
+        processes[0].send_signal(number)
+        stem.rewrite = None
         return payload
 
     stem.rewrite = interrupt
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["pull", "site-00001", *DAY, "-o", str(tmp_path / "day.csv")]) == 130
-    assert capsys.readouterr().err.endswith("stem pull: interrupted\n")
+    program = str(Path(sys.executable).with_name("stem"))
+    processes.append(
+        subprocess.Popen(
+            [program, "pull", "site-00001", *DAY, "-o", str(tmp_path / "day.csv")],
+            stderr=subprocess.PIPE,
+            text=True,
+            # They are ignored where this suite runs in the background.
+            preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in ENDING],  # noqa: PLW1509 - nothing else runs in it
+        )
+    )
+    error = processes[0].communicate(timeout=HUNG_AFTER)[1]
+    assert error.endswith("stem pull: interrupted\n")
+    assert processes[0].returncode == 130
     assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_stem_is_a_command(stem, tmp_path):

@@ -38,12 +38,14 @@ class LandingTask:
 
     :param dag: its DAG.
     :param arguments: of its operator, with the defaults. Required ones that the task is mapped over are ``None``.
+    :param pool: name of its pool.
     :param listing: the task that lists its sites, or ``None``.
     """
 
     dag: Any
     task_id: str
     arguments: Mapping[str, Any]
+    pool: str
     listing: StemSiteListOperator | None
 
     def __str__(self) -> str:
@@ -135,7 +137,7 @@ def landing_tasks(dag_file: str, dag_id: str | None = None) -> list[LandingTask]
             f"{dag_file!r} cannot be imported. Correct it: {one_line(problem.strip().splitlines()[-1])}"
         )
     return [
-        LandingTask(dag, task.task_id, _arguments(task, defaults), _listing(task))
+        LandingTask(dag, task.task_id, _arguments(task, defaults), task.pool, _listing(task))
         for dag in bag.dags.values()
         if dag_id in (None, dag.dag_id)
         for task in dag.tasks

@@ -54,15 +54,7 @@ def _steps(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _F
     yield "versions", _versions
     tasks: list[LandingTask] = []
     if arguments.dag_file:
-
-        def read_file() -> _Found:
-            tasks.extend(landing_tasks(arguments.dag_file))
-            yield f"{arguments.dag_file} has {', '.join(map(str, tasks)) or 'no task that lands streams'}"
-            for task in tasks:
-                if _place_of(task) is None:
-                    yield f"the place of {task} is known in a run only. To check one, use --bucket"
-
-        yield "DAG file", read_file
+        yield "DAG file", partial(_read_file, arguments.dag_file, tasks)
     for connection in sorted({task.arguments["stem_conn_id"] for task in tasks} or {arguments.stem_conn_id}):
         yield f"connection {connection}", partial(_api, connection)
     if arguments.bucket is not None:
@@ -75,6 +67,8 @@ def _steps(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], _F
             yield place.name, partial(_store, place)
     for task in tasks:
         yield f"schedule of {task}", partial(_schedule, task)
+    for pool in sorted({task.pool for task in tasks}):
+        yield f"pool {pool}", partial(_pool, pool)
 
 
 def _versions() -> _Found:
@@ -88,6 +82,15 @@ def _versions() -> _Found:
             "Airflow does not know the provider, because it is not installed as a package. Install it with pip, and "
             "restart Airflow."
         )
+
+
+def _read_file(dag_file: str, tasks: list[LandingTask]) -> _Found:
+    """Add the tasks of a file that land streams."""
+    tasks.extend(landing_tasks(dag_file))
+    yield f"{dag_file} has {', '.join(map(str, tasks)) or 'no task that lands streams'}"
+    for task in tasks:
+        if _place_of(task) is None:
+            yield f"the place of {task} is known in a run only. To check one, use --bucket"
 
 
 def _api(stem_conn_id: str) -> _Found:
@@ -201,3 +204,21 @@ def _schedule(task: LandingTask) -> _Found:
         return
     last: Any = windows[-1]
     yield f"{len(windows):,} runs in the last 32 days; the last one reads {last} of {last.resolution} s"
+
+
+def _pool(name: str) -> _Found:
+    """Check that a pool exists: the tasks of another one never start."""
+    from airflow.models.pool import Pool
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        pool = Pool.get_pool(name)
+    except SQLAlchemyError as exc:
+        yield f"not checked, since Airflow's database cannot be read ({type(exc).__name__})"
+        return
+    if pool is None:
+        raise StemConfigError(
+            f"There is no pool {name!r}, so its tasks never start. Create it with the number of slots: airflow pools "
+            f"set {name} SLOTS DESCRIPTION"
+        )
+    yield f"{pool.slots} slots"
