@@ -37,7 +37,7 @@ from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.formats import FORMATS
 from airflow_provider_stem.streams.history import EARLIEST, BatchHistory, Piece
 from airflow_provider_stem.streams.keys import check_key, key_part, parse_path
-from airflow_provider_stem.streams.records import Receipt, as_entries, read_receipt
+from airflow_provider_stem.streams.records import FailedSite, Receipt, UnavailableStream, as_entries, read_receipt
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.store import Update, Version, update_object
 from airflow_provider_stem.streams.stream_types import parse_stream_types
@@ -45,7 +45,7 @@ from airflow_provider_stem.streams.stream_types import parse_stream_types
 __all__ = ["EARLIEST", "Ledger", "Piece"]
 
 _LONGEST = timedelta(days=3_650)
-_LISTS_AND_COUNTS = {"failed_sites": list, "failed_count": int, "unavailable": list, "unavailable_count": int}
+_LISTS = (("failed_sites", "failed_count", FailedSite), ("unavailable", "unavailable_count", UnavailableStream))
 _EXTENSIONS = [one.extension(compression) for one in FORMATS.values() for compression in one.compressions]
 
 
@@ -104,11 +104,7 @@ class Ledger:
             raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
         for entry in entries:
             if entry is not None:
-                receipt = read_receipt(entry)
-                if not all(isinstance(entry.get(name), kind) for name, kind in _LISTS_AND_COUNTS.items()):
-                    raise StemConfigError(
-                        "receipts contains a receipt without its counts. Use what a landing operator returned."
-                    )
+                receipt = _read_receipt(entry)
                 landed[_batch_of(receipt, landed)].append(receipt)
         recorded = [batch for batch in listed if landed[batch["batch"]] or count_tries]
         if recorded:
@@ -205,6 +201,26 @@ def _read_batches(batches: Any) -> list[Mapping[str, Any]]:
                 f"batches contains {one_line(repr(entry))[:100]}. Use what StemSiteListOperator(batches=...) returned."
             )
     return read or []
+
+
+def _read_receipt(entry: Any) -> Receipt:
+    """
+    Return a receipt with all that the ledger reads of it validated.
+
+    :raises StemConfigError: it is not a valid receipt.
+    """
+    receipt = read_receipt(entry)
+    for name, count, kind in _LISTS:
+        listed = entry.get(name)
+        if (
+            not isinstance(listed, list)
+            or type(entry.get(count)) is not int
+            or not all(isinstance(one, Mapping) and one.keys() >= kind.__required_keys__ for one in listed)
+        ):
+            raise StemConfigError(
+                "receipts contains a receipt without its counts. Use what a landing operator returned."
+            )
+    return receipt
 
 
 def _batch_of(receipt: Receipt, batches: Iterable[str]) -> str:

@@ -314,6 +314,18 @@ def test_a_type_may_be_unavailable_if_the_receipt_does_not_list_all_that_are():
     assert [site["site_id"] for site in piece["sites"]] == ["0"]
 
 
+def test_the_history_is_read_although_no_receipt_lists_all_unavailable_streams():
+    ledger, batches = ledger_in_memory(), listing(("0", None))
+    ledger.enter(batches, [{**receipt_of("001-of-002", CUT, at(9)), "unavailable_count": 101}])
+    for _ in range(30):
+        pieces = ledger.missing(batches, CUT, LOOKBACK)
+        if not pieces:
+            break
+        start, end = bounds(pieces[0])
+        ledger.enter(pieces, [{**receipt_of("001-of-002", start, end), "unavailable_count": 101}])
+    assert (pieces, start) == ([], EARLIEST)
+
+
 @pytest.mark.parametrize("times", [None, {"MONITOR": None}, starts(MONITOR="0001-01-01"), starts(MONITOR=EARLIEST)])
 def test_a_stream_with_an_unknown_start_starts_at_the_earliest_day(times):
     ledger = ledger_in_memory()
@@ -415,6 +427,7 @@ ONE = receipt_of("001-of-002", CUT, at(1))
         ([], ["x"], "receipts contains 'x'"),
         ([], [{**ONE, "window": {**ONE["window"], "start": "2025-03-01T00:00"}}], "window.start"),
         ([], [{name: value for name, value in ONE.items() if name != "failed_count"}], "without its counts"),
+        ([], [{**ONE, "unavailable": [{"site_id": "0"}]}], "without its counts"),
     ],
 )
 def test_batches_and_receipts_are_validated_before_a_request(batches, receipts, message):

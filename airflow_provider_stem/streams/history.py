@@ -109,9 +109,9 @@ class BatchHistory:
         return json.dumps(plain, default=str, sort_keys=True).encode()
 
     def ends(self) -> Iterator[date]:
-        """Iterate over the days after the last one that landed, of all streams."""
+        """Iterate over the days after the last one that was read, of all streams."""
         for site in self._sites.values():
-            for spans in site.streams.values():
+            for spans in [*site.streams.values(), *(absence.spans for absence in site.absent.values())]:
                 yield spans[-1][1]
 
     def record(self, sites: Sequence[Mapping[str, Any]], receipt: Receipt | None, *, count_tries: bool) -> None:
