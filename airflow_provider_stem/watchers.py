@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -17,11 +17,12 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_stem._arguments import check_trigger_arguments, checked
 from airflow_provider_stem._polling import in_thread, open_source, request_each
-from airflow_provider_stem._text import missing_connection
+from airflow_provider_stem._text import missing_connection, one_line
 from airflow_provider_stem._watcher_state import WatcherState
 from airflow_provider_stem.errors import StemConfigError, StemError
 from airflow_provider_stem.hooks import StemHook
-from airflow_provider_stem.streams.sites import read_sites
+from airflow_provider_stem.streams.sites import read_site, read_sites
+from airflow_provider_stem.streams.stream_types import parse_stream_types
 
 try:
     from airflow.triggers.base import BaseEventTrigger
@@ -99,8 +100,10 @@ class StemWindowsTrigger(BaseEventTrigger):
         stem_conn_id: str = StemHook.default_conn_name,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.sites = [sites] if isinstance(sites, (str, Mapping)) else list(sites)
-        self.stream_types = list(stream_types)
+        # Sorted, since Airflow replaces a trigger whose arguments differ, and a set has another order in each process.
+        entries = [sites] if isinstance(sites, (str, Mapping)) else sites
+        self.sites = sorted(entries, key=lambda entry: read_site(entry).site_id)
+        self.stream_types = list(parse_stream_types(stream_types))
         self.resolution = resolution
         self.window = window
         self.min_completeness = min_completeness
@@ -116,7 +119,12 @@ class StemWindowsTrigger(BaseEventTrigger):
         if BaseEventTrigger is BaseTrigger:
             raise StemConfigError("StemWindowsTrigger needs Airflow 3.0 or later. Use StemStreamsSensor instead.")
         check_trigger_arguments(type(self), **arguments)
-        read_sites(arguments["sites"])
+        sites = arguments["sites"]
+        if not isinstance(sites, Collection):  # an iterator would be empty when it is read again
+            raise StemConfigError(
+                f"Invalid sites {one_line(repr(sites))}. Use a site id, a site record, or a list of either."
+            )
+        read_sites(sites)
         window, resolution, lookback = (arguments[name] for name in ("window", "resolution", "lookback"))
         if window % resolution or 86_400 % window:
             raise StemConfigError(
@@ -211,7 +219,9 @@ class StemWindowsTrigger(BaseEventTrigger):
         )
 
     def _digest(self) -> str:
-        identity = self._arguments_without(*_DO_NOT_IDENTIFY)
+        # The ids only: a record can get another name or start.
+        identity = self._arguments_without("sites", *_DO_NOT_IDENTIFY)
+        identity += json.dumps([site.site_id for site in read_sites(self.sites)])
         return blake2b(identity.encode(), digest_size=8).hexdigest()
 
     def _arguments_without(self, *names: str) -> str:

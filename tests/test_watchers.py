@@ -140,7 +140,37 @@ def test_every_argument_survives_the_database():
     path, arguments = through_database(StemWindowsTrigger(**EVERYTHING)).serialize()
     assert arguments == EVERYTHING
     assert path == f"{StemWindowsTrigger.__module__}.{StemWindowsTrigger.__qualname__}"
-    assert StemWindowsTrigger(sites="a").serialize()[1]["sites"] == ["a"]
+
+
+@needs_watchers
+@pytest.mark.parametrize(
+    ("sites", "expected"),
+    [
+        ("a", ["a"]),
+        ({"id": "a"}, [{"id": "a"}]),
+        ({*"fbcade"}, [*"abcdef"]),
+        (dict.fromkeys("ba").keys(), ["a", "b"]),
+        (["b", {"site_id": "a"}], [{"site_id": "a"}, "b"]),
+    ],
+)
+def test_sites_are_a_sorted_list(sites, expected):
+    assert trigger(sites=sites).serialize()[1]["sites"] == expected
+
+
+@needs_watchers
+def test_stream_types_can_be_one_string():
+    assert trigger(stream_types="MONITOR").serialize()[1]["stream_types"] == ["MONITOR"]
+    assert trigger(stream_types={"MONITOR", "CONVERTER"}).serialize()[1]["stream_types"] == ["CONVERTER", "MONITOR"]
+
+
+@needs_watchers
+def test_the_state_is_of_the_ids_of_the_sites_whatever_their_order_and_records():
+    names = {
+        trigger(sites=sites)._digest()
+        for sites in ({"b", "a"}, ["b", "a"], ["a", "b", "a"], [{"site_id": "b", "name": "B"}, "a"])
+    }
+    assert len(names) == 1
+    assert names != {trigger(sites=["a", "c"])._digest()}
 
 
 @needs_watchers
@@ -149,6 +179,10 @@ def test_every_argument_survives_the_database():
     [
         ({"sites": []}, "sites is empty"),
         ({"sites": [3]}, "sites contains 3"),
+        ({"sites": iter(SITES)}, "Invalid sites <list_iterator .*Use a site id, a site record, or a list of either"),
+        ({"sites": (site for site in SITES)}, "Invalid sites <generator"),
+        ({"stream_types": "MONITR"}, "stream_types contains 'MONITR'"),
+        ({"stream_types": iter(["MONITOR"])}, "Invalid stream_types <list_iterator"),
         ({"window": 5400 + 900}, "window must be a multiple of the resolution of 900 s that divides a day, got 6300"),
         ({"window": 900, "resolution": 1800}, "window must be a multiple of the resolution of 1800 s"),
         ({"lookback": 3599}, "lookback must be at least settle and one window, and at most 1,000 windows, got 3599"),
