@@ -21,6 +21,7 @@ from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.streams.records import describe_report
 from airflow_provider_stem.streams.sites import read_sites
+from airflow_provider_stem.streams.stream_types import parse_stream_types
 from airflow_provider_stem.streams.windows import Window, iso, parse_instant
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class StemStreamsTrigger(BaseTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sites = sites
-        self.stream_types = list(stream_types)
+        self.stream_types = list(parse_stream_types(stream_types))
         self.resolution = resolution
         self.start = start
         self.end = end

@@ -96,6 +96,10 @@ def test_every_argument_survives_the_database():
     assert arguments == StemStreamsTrigger(sites="a").serialize()[1]
 
 
+def test_one_stream_type_may_be_a_string():
+    assert trigger(stream_types="MONITOR").stream_types == ["MONITOR"]
+
+
 def test_a_sensor_sets_every_argument_of_its_trigger(sim, clock):
     """Check that no argument of the trigger is left at its default by mistake."""
     Arrivals(sim, lambda row: NEVER if row.endswith("01:00") else None)
