@@ -453,8 +453,20 @@ def test_a_file_that_is_pulled_keeps_its_link_and_replaces_no_folder(stem, tmp_p
     assert main(["pull", "site-00001", *DAY, "-o", str(link)]) == 0
     assert link.is_symlink()
     assert pq.read_table(target).num_rows == 288
+    long = tmp_path / f"{'x' * 251}.csv"  # with anything more, too long for a file system
+    assert main(["pull", "site-00001", *DAY, "-o", str(long)]) == 0
+    assert long.stat().st_size
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "self.csv").symlink_to(tmp_path / "self.csv")
+    (tmp_path / "dangling.csv").symlink_to(tmp_path / "no" / "such.csv")
     requests = len(stem.requests)
+    for name, message in {
+        "self.csv": f"{str(tmp_path / 'self.csv')!r} cannot be written (",
+        "dangling.csv": f"is in no folder. Create {str(tmp_path / 'no')!r}.",
+        f"{'x' * 252}.csv": "cannot be written ([Errno 36] File name too long: ",
+    }.items():
+        assert main(["pull", "site-00001", *DAY, "-o", str(tmp_path / name)]) == 1
+        assert message in capsys.readouterr().err
     assert main(["pull", "site-00001", *DAY, "-o", str(tmp_path / "folder.csv")]) == 1
     assert "exists, and is no regular file. Use another path." in capsys.readouterr().err
     assert len(stem.requests) == requests
@@ -538,7 +550,7 @@ def test_a_pull_that_is_ended_leaves_no_file(number, stem, tmp_path):
     )
     error = processes[0].communicate(timeout=HUNG_AFTER)[1]
     assert error.endswith("stem pull: interrupted\n")
-    assert processes[0].returncode == 130
+    assert processes[0].returncode == 128 + number
     assert list(tmp_path.iterdir()) == []
 
 

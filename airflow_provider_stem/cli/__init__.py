@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
@@ -87,9 +88,9 @@ class Command:
             if isinstance(exc, BrokenPipeError):  # the reader has enough, such as `head`
                 return 0
             message = str(exc)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             sys.stderr.write(f"stem {self.name}: interrupted\n")
-            return 130
+            return int(128 + (exc.args[0] if exc.args else signal.SIGINT))  # as shells report it
         else:
             return code
         sys.stderr.write(f"stem {self.name}: {redacted(message, arguments)}\n")

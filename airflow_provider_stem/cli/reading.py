@@ -8,7 +8,7 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -76,6 +76,7 @@ def pull(arguments: argparse.Namespace, output: TextIO) -> int:
 
     path = Path(arguments.output)
     file_format, compression = _format_of(path)
+    target = _target(path)
     start, end = instant("--from", arguments.start), instant("--to", arguments.end)
     window = Window.covering(start, end, arguments.resolution)
     check_end(end, arguments.resolution)
@@ -99,9 +100,8 @@ def pull(arguments: argparse.Namespace, output: TextIO) -> int:
     with StemHook(arguments.stem_conn_id).get_conn() as client:
         extraction: Extraction[pa.RecordBatch] = Extraction(client, types, window, lambda part: part)
         reading = progress(extraction.read(wanted, arguments.max_workers), "sites", len(wanted))
-        target = path.resolve()  # a link stays one
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
-        with _interruptible(), NamedTemporaryFile(dir=target.parent, prefix=f".{path.name}.", delete=False) as file:
+        with _interruptible(), NamedTemporaryFile(dir=target.parent, prefix=".stem-", delete=False) as file:
             try:
                 count = file_format.write(rows(reading), cast("BinaryIO", file), compression, "portable")
                 Path(file.name).chmod(mode)
@@ -141,16 +141,20 @@ def instant(name: str, text: str) -> datetime:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """End the block by ``KeyboardInterrupt`` also if the process is terminated, so that it cleans up."""
+    """End the block by ``KeyboardInterrupt(number)`` also if a signal ends the process, so that it cleans up."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     changed = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}
     for number in changed:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, _interrupt)
     try:
         yield
     finally:
         for number, handler in changed.items():
             signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _umask() -> int:
@@ -163,12 +167,8 @@ def _format_of(path: Path) -> tuple[FileFormat, str]:
     """
     Return the format and the compression of the extension in a file's name.
 
-    :raises StemConfigError: there is no such format, or no file can be written there.
+    :raises StemConfigError: there is no such format.
     """
-    if not path.parent.is_dir():
-        raise StemConfigError(f"--output {str(path)!r} is in no folder. Create {str(path.parent)!r}.")
-    if path.exists() and not path.is_file():
-        raise StemConfigError(f"--output {str(path)!r} exists, and is no regular file. Use another path.")
     choices = {
         file_format.extension(compression): (file_format, compression)
         for file_format in FORMATS.values()
@@ -181,3 +181,26 @@ def _format_of(path: Path) -> tuple[FileFormat, str]:
     raise StemConfigError(
         f"--output {str(path)!r} has no known extension. Use one of {', '.join(f'.{name}' for name in choices)}."
     )
+
+
+def _target(path: Path) -> Path:
+    """
+    Return the file to replace. If the path is a link, it is what the link points to, so that it stays a link.
+
+    :raises StemConfigError: no file can be written there.
+    """
+    is_special = False
+    try:
+        target = path.resolve()
+        with suppress(FileNotFoundError):
+            is_special = not stat.S_ISREG(target.stat().st_mode)
+    except (OSError, RuntimeError) as exc:  # such as a link that points to itself, or a name that is too long
+        raise StemConfigError(
+            f"--output {str(path)!r} cannot be written ({one_line(str(exc))}). Use another path."
+        ) from None
+    if is_special:
+        raise StemConfigError(f"--output {str(path)!r} exists, and is no regular file. Use another path.")
+    for folder in (path.parent, target.parent):
+        if not folder.is_dir():
+            raise StemConfigError(f"--output {str(path)!r} is in no folder. Create {str(folder)!r}.")
+    return target
