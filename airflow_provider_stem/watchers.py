@@ -274,7 +274,9 @@ class _Polls(SharedStreamProducer):
             until = monotonic() + self._pause_after(failures)
             while (left := until - monotonic()) > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stored.wait(), left)
+                    # wait_for can swallow a cancellation before Python 3.12, and the trigger would run on.
+                    async with asyncio.timeout(left):
+                        await self._stored.wait()
                     self._stored.clear()
                     poll = _Poll(None)
                     yield poll, poll
