@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -9,6 +10,8 @@ from typing import Literal, TypedDict
 
 from airflow_provider_stem.streams.arrivals import Snapshot
 from airflow_provider_stem.streams.windows import Window, epoch, from_epoch, iso, parse_instant
+
+log = logging.getLogger(__name__)
 
 MAX_WINDOWS = 1000
 """Number of windows in a look-back and in an announcement; as many objects may one task land."""
@@ -86,6 +89,10 @@ class Announcements:
         windows become unknown, so that a state that is saved before the event repeats it after a restart, even if the
         values have changed back.
         """
+        if self._upto is not None and self._upto > snapshot.newest and self._upto not in self._announced:
+            # A window that was announced can be in the future only because the clock was set back.
+            log.warning("The state of the watcher ends in the future, at %s. It starts again.", self._end(self._upto))
+            self._upto = None
         if self._upto is None:
             self._upto = snapshot.oldest - 1
         # A window that leaves the look-back is not overdue if nothing was expected in it.

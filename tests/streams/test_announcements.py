@@ -135,6 +135,23 @@ def test_a_change_of_values_is_announced_again_at_its_own_rate():
     assert all_due(announcements(state.as_json()), snapshot(5, {1: "a", 2: "B"}, 9)) == [("restated", [2])]
 
 
+def test_a_state_that_ends_in_the_future_starts_again(caplog):
+    state = announcements({"upto": "9999-12-31T00:00:00Z", "announced": {}})
+    assert all_due(state, snapshot(5, dict(enumerate("abcdef")))) == [("complete", [0, 1, 2, 3, 4, 5])]
+    assert caplog.text.count("ends in the future, at 9999-12-31T00:00:00Z. It starts again.") == 1
+    # A first start while the clock is ahead by more than the look-back.
+    state = announcements()
+    assert all_due(state, snapshot(20, {})) == []
+    assert all_due(state, snapshot(5, {4: "e"})) == [("complete", [4])]
+
+
+def test_what_was_announced_is_not_repeated_when_the_clock_is_set_back():
+    state = announcements()
+    all_due(state, snapshot(5, dict(enumerate("abcdef"))))
+    assert all_due(state, snapshot(3, dict(enumerate("abcd")))) == []
+    assert all_due(state, snapshot(6, dict(enumerate("abcdefg")))) == [("complete", [6])]
+
+
 def test_changes_are_announced_only_on_request():
     state = announcements(every=None)
     assert all_due(state, snapshot(5, {1: "a"})) == [("complete", [1])]
