@@ -308,6 +308,27 @@ def test_a_site_that_always_fails_does_not_stop_the_events_of_the_others(sim, va
 
 
 @needs_watchers
+@pytest.mark.parametrize("steps", range(4))
+def test_a_cancellation_is_not_ignored_while_an_event_becomes_stored(sim, steps):
+    async def run():
+        polls = watchers._Polls(trigger())
+        stream = polls.open_stream()
+        poll, _ = await anext(stream)
+        following = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.01)
+        poll.has_event = True
+        polls.mark_stored(poll)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        is_accepted = following.cancel()
+        await asyncio.wait([following])
+        return is_accepted, following.cancelled()
+
+    is_accepted, is_cancelled = asyncio.run(run())
+    assert is_accepted == is_cancelled
+
+
+@needs_watchers
 def test_a_damaged_state_is_logged_once_with_its_remedy_until_it_is_deleted(sim, variables, logged, monkeypatch):
     from airflow.sdk import Variable
 
