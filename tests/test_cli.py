@@ -533,8 +533,8 @@ def test_a_pull_that_is_ended_leaves_no_file(number, stem, tmp_path):
 
     def interrupt(_, payload):
         until(lambda: processes)
-        processes[0].send_signal(number)
         stem.rewrite = None
+        processes[0].send_signal(number)
         return payload
 
     stem.rewrite = interrupt
