@@ -196,12 +196,13 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             self._redact = client.redact
             if self._started is not None:
                 limit_turns(client, timedelta(seconds=self.timeout) - (datetime.now(UTC) - self._started))
+            is_done = False
             try:
                 watch.poke(client, self.max_workers)
+                is_done = watch.is_complete(self.min_completeness)
             finally:
-                self._save_progress(context, watch)
+                self._save_progress(context, watch, is_done=is_done)
         self.log.info("%s: %s", watch.window, describe_report(watch.report()))
-        is_done = watch.is_complete(self.min_completeness)
         if watch.is_out_of_turns and not is_done:
             raise AirflowSensorTimeout(self._timeout_message(client.redact(watch.describe_missing())))
         return PokeReturnValue(is_done, xcom_value=watch.report())
@@ -245,7 +246,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
 
     @contextmanager
     def _with_flags(self) -> Iterator[None]:
-        """Apply ``soft_fail`` and ``never_fail`` as documented, whatever Airflow's base class does."""
+        """Apply ``soft_fail`` and ``never_fail`` as documented, regardless of Airflow's base class."""
         try:
             yield
         except AirflowSkipException as exc:
@@ -284,9 +285,9 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             self._watch = Watch(read_sites(self.sites), self.stream_types, window, progress)
         return self._watch
 
-    def _save_progress(self, context: Context, watch: Watch) -> None:
+    def _save_progress(self, context: Context, watch: Watch, *, is_done: bool) -> None:
         store = self._progress_store(context)
-        if store is not None and watch.is_complete(self.min_completeness):
+        if store is not None and is_done:
             store.delete(_PROGRESS_KEY)  # so a task that is cleared later starts from the beginning
         elif store is not None:
             store.set(_PROGRESS_KEY, watch.progress())

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["StemWindowsTrigger"]
 
 _MOST = 1000
-_DO_NOT_IDENTIFY = ("settle", "lookback", "restatement_interval", "poll_interval", "max_workers", "stem_conn_id")
-"""Arguments that can be changed without starting again: they do not decide which windows there are, or their values."""
+_DO_NOT_IDENTIFY = ("lookback", "restatement_interval", "poll_interval", "max_workers")
+"""Arguments that can be changed without starting again, since they do not decide when a window is complete."""
 
 _DELIVERY = 10.0
 """Seconds after which Airflow has stored an event, where it does not report that (before Airflow 3.3)."""

@@ -43,7 +43,13 @@ with DAG(
     schedule=None if hours is None else [hours],
     start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
     catchup=False,
-    default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=1)},
+    # No later run lands the window of a run that failed for good, so these are almost three days.
+    default_args={
+        "retries": 70,
+        "retry_delay": pendulum.duration(minutes=1),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": pendulum.duration(hours=1),
+    },
     tags=["stem", "energy"],
 ) as dag:
     # [START land]

@@ -37,6 +37,7 @@ with DAG(
         from airflow_provider_stem.failures import final_errors
 
         with final_errors("stem_default"):
-            return publish_page(**context["params"])
+            params = context["params"]
+            return publish_page(params["path"], days=params["days"], conn_id=params["conn_id"])
 
     publish()

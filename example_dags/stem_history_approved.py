@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pendulum
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, Param, task
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, Asset, Param, task
 
 from airflow_provider_stem.assets import combined
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
@@ -55,8 +55,8 @@ with DAG(
         first, last = (datetime.fromisoformat(params[name]).replace(tzinfo=UTC) for name in ("first_day", "last_day"))
         if not START <= first <= last <= datetime.now(UTC) - timedelta(days=1):
             raise AirflowFailException(
-                f"Invalid days {first:%Y-%m-%d} to {last:%Y-%m-%d}. Use a first_day from {START:%Y-%m-%d} on, since "
-                "stem_history loads the days before, and a last_day from first_day to yesterday (UTC)."
+                f"Invalid days {first:%Y-%m-%d} to {last:%Y-%m-%d}. Use a first_day of {START:%Y-%m-%d} or later (the "
+                "days before are those of stem_history), and a last_day from first_day to yesterday (UTC)."
             )
         costs = LandingCosts((batch["sites"] for batch in batches), stream_types=STREAM_TYPES, partition="day")
         costs.add(first, last + timedelta(days=1))
@@ -90,12 +90,26 @@ with DAG(
         partition="day",
         path=f"{LAKE}/daily/date={{start:%Y-%m-%d}}/{{resolution}}s_{{batch}}.{{extension}}",
         pool=os.environ.get("STEM_POOL", "stem_api"),
+        on_site_error="skip",
     ).expand_kwargs(sites.output)
     approved >> land
 
-    @task(outlets=[TELEMETRY])
-    def emit(receipts: Any, **context: Any) -> None:
+    # One asset event per run, also if some batches failed: the loads read all that has landed.
+    @task(outlets=[TELEMETRY], trigger_rule="all_done")
+    def emit(receipts: list[Any] | None, **context: Any) -> None:
         """Emit one event for all batches, which starts the loads into the warehouse."""
-        context["outlet_events"][TELEMETRY].extra.update(combined(receipts))
+        # As a slice: when receipts of mapped tasks are iterated over, Airflow 3 logs an error after the last one.
+        landed = [receipt for receipt in (receipts or [])[:] if receipt]
+        if not landed:
+            raise AirflowSkipException("Nothing landed.")
+        context["outlet_events"][TELEMETRY].extra.update(combined(landed))
+
+    # Runs only if every batch succeeded. Without this task the run would succeed if `emit` does.
+    @task
+    def sum_up(receipts: list[Any]) -> dict[str, int]:
+        """Return the counts of the whole run."""
+        read = receipts[:]
+        return {name: sum(receipt[name] for receipt in read) for name in ("rows", "missing", "failed_count")}
 
     emit(land.output)
+    sum_up(land.output)

@@ -524,6 +524,19 @@ def test_a_file_that_is_pulled_again_keeps_its_permissions(stem, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+def test_a_pull_is_complete_on_disk_before_it_replaces_a_file(stem, tmp_path, monkeypatch):
+    sizes, replace = [], Path.replace
+
+    def replaced(self, target):
+        sizes.append(self.stat().st_size)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    path = tmp_path / "day.csv"
+    assert main(["pull", "site-00001", *DAY, "-o", str(path)]) == 0
+    assert sizes == [path.stat().st_size]
+
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -355,7 +355,7 @@ def test_the_example_publishes_the_last_days_of_the_view(days, engine, publish, 
     params = {"path": f"s3://{lake.bucket}/stem/", "days": days}
 
     lake.client.put_object(Bucket=lake.bucket, Key="stem/completeness.html", Body=b"of yesterday")
-    published = publish(params=params)
+    published = publish(params={"conn_id": None, **params})
 
     (body,) = lake.objects().values()
     assert sorted(rows_in(body.decode())) == sorted(covered)

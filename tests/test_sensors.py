@@ -622,6 +622,17 @@ def test_the_progress_is_deleted_at_the_end_so_that_a_cleared_task_starts_again(
     assert len(asked(sim)) == 1
 
 
+def test_the_progress_is_kept_while_a_site_fails_although_the_others_are_enough(sim, clock, monkeypatch):
+    sim.fail(500, times=None, path="site-00003")
+    wait = Waiting("reschedule with a store", clock, monkeypatch)
+    with pytest.raises(AirflowSensorTimeout):
+        wait(sites=["site-00001", "site-00002", "site-00003"], min_completeness=0.5, silent_fail=True, timeout=700)
+    assert wait.executions > 2
+    [kept] = [json.loads(value) for value in wait.store.values()]
+    assert kept["unseen"] == ["site-00003"]
+    assert sum("site-00001" in one for one in asked(sim)) == 1
+
+
 def test_an_older_airflow_logs_what_deferring_saves(sim, clock, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     Arrivals(sim, lambda _: instant("2025-07-01T02:05Z"))

@@ -113,15 +113,15 @@ class GcsStore(CloudStore):
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
         self._client  # noqa: B018 - raises the error of a provider that is missing
-        from google.api_core.exceptions import GoogleAPICallError
+        from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
         from google.cloud.storage.exceptions import DataCorruption
         from requests import RequestException
 
         try:
             yield
-        except GoogleAPICallError as exc:
-            raise self._failure(exc.code, one_line(str(exc)), key) from None
+        except GoogleAPIError as exc:  # one without a code is a time-out of all attempts
+            raise self._failure(getattr(exc, "code", None), one_line(str(exc)), key) from None
         except GoogleAuthError as exc:
             raise self._failure(401, one_line(str(exc)), key) from None
         except (RequestException, DataCorruption) as exc:

@@ -79,8 +79,8 @@ def _versions() -> _Found:
         raise StemConfigError(f"Airflow {airflow} is too old. Install {'.'.join(map(str, _OLDEST))} or later.")
     if not any(one.value.startswith("airflow_provider_stem:") for one in entry_points(group="apache_airflow_provider")):
         raise StemConfigError(
-            "Airflow does not know the provider, because it is not installed as a package. Install it with pip, and "
-            "restart Airflow."
+            "The provider is not registered in Airflow, because it is not installed as a package. Install it with pip, "
+            "and restart Airflow."
         )
 
 
@@ -139,7 +139,7 @@ def _place_of(task: LandingTask) -> _Place | None:
     """Return where a task writes, or ``None`` if that is a template, or if the task is mapped over it."""
     arguments = task.arguments
     address = arguments["path"] if "path" in arguments else arguments["s3_key"]
-    if address is None or address.startswith("{{"):
+    if not isinstance(address, str) or address.startswith(("{{", "{%")):
         return None
     known = [split_uri(address)[1], *(arguments.get(name) for name in ("conn_id", "aws_conn_id", "s3_bucket"))]
     if any("{{" in str(name) for name in known):

@@ -104,6 +104,8 @@ def pull(arguments: argparse.Namespace, output: TextIO) -> int:
         with _interruptible(), NamedTemporaryFile(dir=target.parent, prefix=".stem-", delete=False) as file:
             try:
                 count = file_format.write(rows(reading), cast("BinaryIO", file), compression, "portable")
+                file.flush()
+                os.fsync(file.fileno())
                 Path(file.name).chmod(mode)
                 Path(file.name).replace(target)
             except BaseException:

@@ -12,7 +12,7 @@ from airflow_provider_stem.completeness.source import read_cells, read_names
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.keys import check_key, parse_path
 from airflow_provider_stem.streams.spool import ScratchFile
-from airflow_provider_stem.streams.store import Update, update_object
+from airflow_provider_stem.streams.store import Update, Version, update_object
 from airflow_provider_stem.warehouse.connections import session_factory
 from airflow_provider_stem.warehouse.session import check_schema
 
@@ -32,7 +32,8 @@ def publish_page(
     """
     Write the page of the last complete UTC days, and return its address and totals.
 
-    A reader of the address sees the earlier page or the new one, whole. Its content type is HTML in UTF-8.
+    A reader of the address sees the earlier page or the new one, whole. A page whose reading began later is kept. Its
+    content type is HTML in UTF-8.
 
     :param path: address of the page, as for ``StemStreamsToObjectStorageOperator``: ``s3://bucket/key``,
         ``gs://bucket/key``, ``abfs://container/key`` or ``file:///folder/key``. If it ends with ``/``, the page is
@@ -53,12 +54,17 @@ def publish_page(
     store = open_store(place.scheme, place.bucket, place.connection(conn_id))
     key = check_key("path", place.key)
     store.check(f"{key}.stem-probe", may_be_unconditional=True)
+    seen, now = store.head(key)
     made = datetime.now(UTC)
     first, last = (made.date() - timedelta(days=back) for back in (days, 1))
     with session_factory(sql_conn_id, schema, _LOCK_TIMEOUT, read_only=True)() as session:
         cells, names = read_cells(session, first, last), read_names(session)
     with ScratchFile() as page, ScratchFile() as copy:
         summary = write_heat_map(cells, cast(IO[bytes], page), names=names, made=made, root=None)
-        seen, now = store.head(key)
-        update_object(store, key, copy, lambda _: Update(page, now, None), exists=seen is not None)
+
+        def prepare(current: Version | None) -> Update[None]:
+            is_newer = current is not None and current.read_at is not None and current.read_at > now
+            return Update(None if is_newer else page, now, None)
+
+        update_object(store, key, copy, prepare, exists=seen is not None)
         return {"uri": store.uri(key), "bytes": page.size, **summary.as_json()}

@@ -144,7 +144,7 @@ class Curve:
     Values of one stream on one UTC day.
 
     :param counts: how many intervals are expected, received and late.
-    :param values: average kW by the number of the interval from 0; ``None`` is a value that the API does not know.
+    :param values: average kW by the number of the interval from 0; ``None`` is a null of the API.
     :param missing: numbers of the intervals that are expected and were not received.
     """
 

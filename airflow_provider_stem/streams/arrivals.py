@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemAuthError, StemConfigError, StemError, StemRateLimitError
+from airflow_provider_stem.streams.extraction import is_of_one_site
 from airflow_provider_stem.streams.reading import SiteReading
 from airflow_provider_stem.streams.sites import Site
 from airflow_provider_stem.streams.source import StreamsSource
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _DIGESTS = 2**64
 _STARTS_KNOWN_FOR = timedelta(days=1)
 """After it, a site's streams are found out again, since a site can get another one."""
+_LACK_KNOWN_FOR = timedelta(hours=1)
+"""The same for a site that has none of the types: otherwise its first windows could leave the look-back unread."""
 _OUTAGE = 20
 """So many sites that fail for the first time end a poll that has read none: the API is down."""
 _LONGEST_PAUSE = timedelta(minutes=15)
@@ -154,8 +157,10 @@ class Arrivals:
             for site in self._sites.values():
                 for number in [number for number in site.windows if number < self._oldest]:
                     del site.windows[number]
-                if site.known_since is not None and now - site.known_since >= _STARTS_KNOWN_FOR:
+                if site.known_since is not None and now - site.known_since >= self._is_known_for(site):
                     site.known, site.known_since = site.listed, None
+                    # If it has got a stream, more is expected than before.
+                    site.windows = {number: read for number, read in site.windows.items() if read[0]}
             can_pause = not self._are_all_failing()
             return {
                 site_id: number
@@ -198,7 +203,7 @@ class Arrivals:
         read = {number: self._read_of(number, site_id, streams) for number in range(first, self._newest + 1)}
         with self._lock:
             site.failures, site.failed_at, site.logged = 0, None, None
-            # Without an account there was no response: nothing is expected of this site.
+            # Without an account, nothing is expected of this site, and perhaps nothing was requested.
             self._is_any_read = self._is_any_read or bool(result.accounts)
             site.windows.update(read)
             if first <= self._oldest:
@@ -233,8 +238,15 @@ class Arrivals:
             windows = {number: self._arrived(number) for number in range(self._oldest, self._newest + 1)}
             return Snapshot(self._began, self._oldest, self._newest, windows)
 
+    def _is_known_for(self, site: _KnownSite) -> timedelta:
+        has_any = site.known.stream_starts != {}
+        return _STARTS_KNOWN_FOR if has_any else min(_LACK_KNOWN_FOR, self._lookback / 4)
+
     def _count_of_new_failures(self) -> int:
-        return sum(self._sites[site_id].failures == 1 for site_id in self._failed)
+        """Return how many sites failed for the first time, and not because the API has no data of them alone."""
+        return sum(
+            self._sites[site_id].failures == 1 and not is_of_one_site(exc) for site_id, exc in self._failed.items()
+        )
 
     def _are_all_failing(self) -> bool:
         return all(site.failures for site in self._sites.values())
@@ -262,7 +274,8 @@ class Arrivals:
         for name, stream in streams.items():
             expected += len(range(max(start + self._resolution, stream.first_expected), end + 1, self._resolution))
             received += stream.count(max(start, stream.first_expected - 1), end)
-            digest.update(name.encode() + stream.as_bytes(start, end))
+            if rows := stream.as_bytes(start, end):  # a new type without rows in this window changes nothing
+                digest.update(name.encode() + rows)
         return expected, received, int.from_bytes(digest.digest())
 
     def _number_at(self, instant: datetime) -> int:

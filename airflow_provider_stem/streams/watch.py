@@ -230,7 +230,7 @@ class Watch:
         }
 
     def _expected_of(self, site_id: str) -> int:
-        """Return how many intervals a site can have at most; a type whose start is unknown counts from the first on."""
+        """Return how many intervals a site can have at most; one of an unknown start counts in the whole window."""
         site, window = self._sites[site_id], self.window
         starts = [site.expected_from(name, window.resolution) for name in self._stream_types if not site.lacks(name)]
         return sum(

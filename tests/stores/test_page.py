@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 import duckdb
 import pytest
 
+from airflow_provider_stem._stores.folder import FolderStore
 from airflow_provider_stem.completeness.publishing import publish_page
 from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.streams.spool import ScratchFile
 
 
 @pytest.fixture
@@ -41,6 +43,16 @@ def test_the_page_is_published_and_replaced(warehouse, place):
     assert b"One (site-00001)" in page
     assert page.endswith(b"</html>")
     assert place.content_type(name).startswith("text/html")  # the emulator of Google drops the charset
+
+
+def test_a_page_whose_reading_began_later_is_kept(warehouse, tmp_path):
+    store, newer = FolderStore(), b"<!DOCTYPE html>newer"
+    key = f"{tmp_path}/pages/completeness.html".removeprefix("/")
+    with ScratchFile() as file:
+        file.write(newer)
+        store.put(key, file, datetime.now(UTC) + timedelta(minutes=5), None)
+    publish_page(f"file://{tmp_path}/pages/", days=3)
+    assert (tmp_path / "pages" / "completeness.html").read_bytes() == newer
 
 
 @pytest.mark.parametrize("days", [0, 3661, "3", 10**12, True])

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
-from airflow_provider_stem.errors import StemApiError, StemError, StemNotFoundError, StemServerError
+from airflow_provider_stem.errors import StemApiError, StemError, StemServerError
 from airflow_provider_stem.simulator import Simulator
+from airflow_provider_stem.simulator.model import Site
 from airflow_provider_stem.streams.arrivals import _OUTAGE, Arrivals, Snapshot
 from airflow_provider_stem.streams.sites import read_sites
 from airflow_provider_stem.streams.source import StreamsSource
@@ -260,11 +263,43 @@ def test_the_only_site_to_read_fails_one_poll_when_it_begins_to_fail(server: Ser
 def test_a_poll_ends_early_while_the_api_is_down_and_the_next_one_begins_with_other_sites(server: Server) -> None:
     broken = [f"broken-{number:02}" for number in range(_OUTAGE)]
     arrivals = server.arrivals([*broken, *SITES])
-    with pytest.raises(StemNotFoundError):
+    server.simulator.fail(500, times=None, path="broken")
+    with pytest.raises(StemServerError):
         server.poll(arrivals)
     assert len(server.asked()) == _OUTAGE
     assert received(server.poll(arrivals)) == [(8, 8 + 4 * _OUTAGE)] * 4
     assert server.asked()[-2:] == ["site-00001 08:15", "site-00002 08:15"]
+
+
+def test_sites_that_are_unknown_do_not_delay_the_others(server: Server) -> None:
+    unknown = [f"a-{number:02}" for number in range(2 * _OUTAGE)]
+    arrivals = server.arrivals([*unknown, *SITES])
+    assert received(server.poll(arrivals)) == [(8, 8 + 4 * len(unknown))] * 4
+
+
+def test_a_site_without_streams_that_gets_one_is_read_from_its_start(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = server.simulator.fleet
+    with monkeypatch.context() as without:
+        without.setattr(fleet, "site", partial(_without_streams, fleet.site))
+        arrivals = server.arrivals(["site-00001"], lookback=24 * HOUR)
+        for hour in range(3):
+            assert received(server.poll(arrivals, NOON + hour * HOUR)) == [(0, 0)] * 24
+    assert received(server.poll(arrivals, NOON + 4 * HOUR)) == [(4, 4)] * 24
+
+
+def _without_streams(site: Callable[[str], Site], site_id: str) -> Site:
+    return replace(site(site_id), stream_start_times={})
+
+
+def test_a_type_without_rows_in_a_window_does_not_change_its_digest(server: Server) -> None:
+    server.hidden = {f"site-00001/CONVERTER/{NOON - 4 * HOUR + n * HOUR / 4:%H:%M}" for n in range(1, 13)}
+    before, after = (
+        server.poll(server.arrivals(["site-00001"], types)) for types in (["MONITOR"], ["MONITOR", "CONVERTER"])
+    )
+    assert digests(before)[:3] == digests(after)[:3]
+    assert digests(before)[3] != digests(after)[3]
 
 
 def test_streams_that_a_site_lacks_or_that_began_later_are_not_expected(server: Server) -> None:
