@@ -274,6 +274,7 @@ def test_a_simulator_that_cannot_be_served_says_why(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["simulate", "--port", "0", *arguments])
     assert caught.value.code == 2
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())  # no signal stays blocked in this process
     assert message in capsys.readouterr().err
 
 

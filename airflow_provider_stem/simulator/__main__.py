@@ -44,22 +44,25 @@ def serve(options: argparse.Namespace, output: TextIO, error: Callable[[str], No
         error("--api-key must consist of visible ASCII characters, without spaces")
 
     stops = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # before any thread starts, so that all inherit it
-
+    # Before any thread starts, so that all inherit it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
-        from airflow_provider_stem.simulator import Simulator
+        try:
+            from airflow_provider_stem.simulator import Simulator
 
-        simulator = Simulator(settings, host=options.host, port=options.port, keep_requests=False).start()
-    except (ImportError, OSError, OverflowError, ValueError) as exc:  # OverflowError: the port
-        error(str(exc))
-    schema = simulator.url.replace("/api/v1/", "/openapi.json")
-    output.write(
-        f"Serving {simulator.url} with the key {settings.api_key} (OpenAPI schema: {schema})\n"
-        f"export AIRFLOW_CONN_STEM_DEFAULT={shlex.quote(simulator.connection)}\n"
-    )
-    output.flush()
-    signal.sigwait(stops)
-    simulator.stop()
+            simulator = Simulator(settings, host=options.host, port=options.port, keep_requests=False).start()
+        except (ImportError, OSError, OverflowError, ValueError) as exc:  # OverflowError: the port
+            error(str(exc))
+        schema = simulator.url.replace("/api/v1/", "/openapi.json")
+        output.write(
+            f"Serving {simulator.url} with the key {settings.api_key} (OpenAPI schema: {schema})\n"
+            f"export AIRFLOW_CONN_STEM_DEFAULT={shlex.quote(simulator.connection)}\n"
+        )
+        output.flush()
+        signal.sigwait(stops)
+        simulator.stop()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return 0
 
 
