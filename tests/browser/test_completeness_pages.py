@@ -151,7 +151,7 @@ def shoot(page, name):
 
 def show(page, address):
     page.goto(address)
-    if "/completeness" in address and "/sites/" not in address and "=x" not in address:
+    if address.partition("?")[0].endswith("/completeness") and not address.endswith("=x"):
         page.locator("#canvas[data-ready]").wait_for()
 
 
