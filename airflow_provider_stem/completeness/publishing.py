@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, cast
 
+from airflow_provider_stem._arguments import check_count
 from airflow_provider_stem._stores import open_store
 from airflow_provider_stem.completeness.cells import MAX_DAYS
 from airflow_provider_stem.completeness.page import write_heat_map
 from airflow_provider_stem.completeness.source import read_cells, read_names
-from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.keys import check_key, parse_path
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.store import Update, Version, update_object
@@ -48,8 +48,7 @@ def publish_page(
     :raises StemTransportError: the warehouse is busy, or the store failed.
     """
     check_schema("schema", schema)
-    if type(days) is not int or not 1 <= days <= MAX_DAYS:
-        raise StemConfigError(f"days must be an integer from 1 to {MAX_DAYS:,}, got {days!r}.")
+    check_count("days", days, MAX_DAYS)
     place = parse_path(path, "completeness.html")
     store = open_store(place.scheme, place.bucket, place.connection(conn_id))
     key = check_key("path", place.key)
