@@ -20,7 +20,7 @@ import pytest
 
 from airflow_provider_stem import _s3
 from airflow_provider_stem._s3 import S3Store
-from airflow_provider_stem.cli import main
+from airflow_provider_stem.cli import main, reading
 from airflow_provider_stem.cli.dags import landing_tasks
 from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
@@ -568,6 +568,24 @@ def test_a_pull_that_is_ended_leaves_no_file(number, stem, tmp_path):
     assert error.endswith("stem pull: interrupted\n")
     assert processes[0].returncode == 128 + number
     assert list(tmp_path.iterdir()) == []
+
+
+def handled(*_):
+    """A handler of the program that calls the command, as a tool that measures coverage sets one."""
+
+
+@pytest.mark.parametrize(("handler", "ends"), [(signal.SIG_DFL, True), (handled, True), (signal.SIG_IGN, False)])
+def test_a_pull_replaces_handlers_of_signals_but_for_ignored_ones(handler, ends):
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        with reading._interruptible():
+            during = {signal.getsignal(number) for number in numbers}
+        assert during == {reading._interrupt if ends else handler}
+        assert {signal.getsignal(number) for number in numbers} == {handler}
+    finally:
+        for number, value in before.items():
+            signal.signal(number, value)
 
 
 def test_stem_is_a_command(stem, tmp_path):

@@ -145,7 +145,8 @@ def instant(name: str, text: str) -> datetime:
 def _interruptible() -> Iterator[None]:
     """End the block by ``KeyboardInterrupt(number)`` also if a signal ends the process, so that it cleans up."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    changed = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}
+    # nohup ignores SIGHUP. Python cannot restore a handler that it did not set, which is None.
+    changed = {number: handler for number, handler in before.items() if handler not in {signal.SIG_IGN, None}}
     for number in changed:
         signal.signal(number, _interrupt)
     try:
