@@ -22,7 +22,7 @@ from airflow_provider_stem.streams.sites import Site, read_sites
 from airflow_provider_stem.streams.tables import landing_batch
 from airflow_provider_stem.streams.windows import Window
 from tests.streams.helpers import ends_of, rows_of, truth
-from tests.support import STREAM_TYPES, landed_rows
+from tests.support import STREAM_TYPES, full_depth_only, landed_rows
 
 NOW = datetime(2025, 7, 2, 12, 7, 31, tzinfo=UTC)
 LACKING = "site-00002"
@@ -184,6 +184,7 @@ def check(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
 
+@full_depth_only  # the pairs have each switch too
 @pytest.mark.parametrize("case", alone(), ids=lambda case: ",".join(f"{n}={v}" for n, v in case.items()) or "usual")
 def test_each_switch_alone(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, monkeypatch)

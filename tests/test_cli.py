@@ -26,7 +26,7 @@ from airflow_provider_stem.hooks import StemHook
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from airflow_provider_stem.streams.store import honours_conditions
 from tests.servers.processes import HUNG_AFTER, free_ports
-from tests.support import instant, run_context, until
+from tests.support import full_depth_only, instant, run_context, until
 
 pytestmark = pytest.mark.s3
 
@@ -181,10 +181,11 @@ def planned(output):
     ("settings", "resolution", "lookback"),
     [
         ("resolution=1800, stream_types='MONITOR'", 1800, None),
-        (
+        pytest.param(
             "resolution=3600, stream_types=['MONITOR', 'CONVERTER'], partition='hour', lookback=timedelta(hours=2)",
             3600,
             2,
+            marks=full_depth_only,
         ),
     ],
 )

@@ -21,6 +21,7 @@ from airflow_provider_stem.simulator.__main__ import _helps
 from airflow_provider_stem.simulator.settings import Settings
 from scripts.draw_timelines import FOLDER, PICTURES
 from tests.servers.processes import HUNG_AFTER
+from tests.support import full_depth_only
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -122,6 +123,7 @@ def test_the_page_of_the_simulator_lists_its_settings():
     assert table in (ROOT / "docs" / "simulator.md").read_text("utf-8"), f"Write into docs/simulator.md:\n{table}"
 
 
+@full_depth_only
 def test_the_tests_in_the_page_of_the_simulator_pass(tmp_path):
     page = (ROOT / "docs" / "simulator.md").read_text("utf-8")
     # tests/examples runs the test of a DAG.

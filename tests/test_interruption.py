@@ -18,7 +18,7 @@ from airflow_provider_stem.errors import StemRateLimitError, StemServerError, St
 from airflow_provider_stem.streams.extraction import Extraction
 from tests.faults.proxy import FaultyProxy
 from tests.servers.processes import HUNG_AFTER
-from tests.support import run_context, until, without_rows
+from tests.support import full_depth_only, run_context, until, without_rows
 from tests.test_operators import streams_to_s3
 
 INTERVAL = ("2025-07-01T00:00Z", "2025-07-05T00:00Z")
@@ -36,7 +36,12 @@ StemStreamsToS3Operator(
 
 
 @pytest.mark.parametrize(
-    "moment", ["while the first sites are read", "while the last sites are read", "while uploading"]
+    "moment",
+    [
+        pytest.param("while the first sites are read", marks=full_depth_only),
+        "while the last sites are read",
+        "while uploading",
+    ],
 )
 def test_a_killed_task_leaves_no_files_and_its_retry_writes_the_same_objects(
     moment, stem_simulator_factory, lake, monkeypatch, tmp_path

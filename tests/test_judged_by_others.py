@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from airflow_provider_stem import __version__, get_provider_info
-from tests.support import printed_by
+from tests.support import full_depth_only, printed_by
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 NAME = "airflow-provider-stem"
@@ -69,6 +69,7 @@ def checker():
     return pytest.importorskip("pytest_airflow_in_a_box.components")
 
 
+@full_depth_only
 def test_the_component_check_finds_nothing_in_the_provider(checker):
     report = checker.check_component(get_provider_info, kind=checker.ComponentKind.PROVIDER)
     assert report.ok, report.summary()

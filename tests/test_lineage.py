@@ -27,7 +27,7 @@ from airflow_provider_stem.streams.reading import SiteResult, StreamAccount
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA
 from airflow_provider_stem.streams.windows import Window
 from tests.servers.processes import HUNG_AFTER
-from tests.support import Lake, run_context
+from tests.support import Lake, full_depth_only, run_context
 
 pytest.importorskip("airflow.providers.openlineage", reason="needs apache-airflow-providers-openlineage")
 
@@ -387,11 +387,13 @@ def run(s3_server, tmp_path_factory):
 
 
 @pytest.mark.airflow
+@full_depth_only
 def test_a_run_has_one_start_event_and_one_end_event(run):
     assert len(run.events["stem.streams", "START"]) == len(run.events["stem.streams", "COMPLETE"]) == 1
 
 
 @pytest.mark.airflow
+@full_depth_only
 def test_the_objects_are_listed_once_although_the_hook_reports_them_too(run):
     [event] = run.events["stem.streams", "COMPLETE"]
     objects = run.lake.objects()
@@ -408,6 +410,7 @@ def test_the_objects_are_listed_once_although_the_hook_reports_them_too(run):
 
 
 @pytest.mark.airflow
+@full_depth_only
 def test_the_landed_objects_are_inputs_of_the_warehouse_load(run):
     [landed], [loaded] = run.events["stem.streams", "COMPLETE"], run.events["stem.load", "COMPLETE"]
     assert [(one["namespace"], one["name"]) for one in loaded["inputs"]] == [
@@ -424,6 +427,7 @@ def test_the_landed_objects_are_inputs_of_the_warehouse_load(run):
 
 
 @pytest.mark.airflow
+@full_depth_only
 def test_the_key_is_in_no_event(run):
     lines = [line for line in (run.text + run.log).splitlines() if run.sim.settings.api_key in line]
     if airflow_version.startswith("3.0."):
@@ -434,6 +438,7 @@ def test_the_key_is_in_no_event(run):
 
 
 @pytest.mark.airflow
+@full_depth_only
 def test_the_documentation_shows_the_event_of_this_run(run):
     [event] = run.events["stem.streams", "COMPLETE"]
     [shown] = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "lineage.md").read_text(), re.DOTALL)

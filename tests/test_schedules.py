@@ -89,7 +89,7 @@ CRONS = [
         # one), and each other zone with some of the expressions.
         if IS_FULL
         or zone == TWO_ZONES[cron[1] == QUARTER]
-        or (cron[1] != QUARTER and (zone in TWO_ZONES or (number + zone_number) % 4 == 0))
+        or (cron[1] != QUARTER and (zone in TWO_ZONES or (number + zone_number) % 8 == 0))
     ],
 )
 @pytest.mark.parametrize("source", ["default_interval", "CronTriggerTimetable"])

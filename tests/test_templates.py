@@ -17,9 +17,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import duckdb
 import pytest
 
-from tests.support import IS_FULL, Lake
+from tests.support import Lake, full_depth_only
 
-pytestmark = [pytest.mark.airflow, pytest.mark.s3]
+pytestmark = [pytest.mark.airflow, pytest.mark.s3, full_depth_only]
 
 ROOT = Path(__file__).parent.parent
 KEY = "k3y/of+the=hostile@api"
@@ -183,9 +183,9 @@ class _HostileApi(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module", params=["", "native"] if IS_FULL else [""])
+@pytest.fixture(scope="module", params=["", "native"])
 def run(request, s3_server, tmp_path_factory):
-    """The DAG's run, without native rendering and, at full depth, with it: the requests, the log, the database."""
+    """The DAG's run, without and with native rendering: the requests, the log, the database."""
     home = tmp_path_factory.mktemp("templates")
     (home / "dags").mkdir()
     (home / "dags" / "templates.py").write_text(DAG)

@@ -33,7 +33,7 @@ from airflow_provider_stem.iceberg import commits, files, loading
 from airflow_provider_stem.iceberg.catalogs import catalog_errors
 from airflow_provider_stem.iceberg.maintenance import compact, expire_snapshots, remove_unused_files
 from airflow_provider_stem.iceberg.tables import COLUMNS
-from tests.servers.catalogs import CATALOGS
+from tests.servers.catalogs import CATALOGS, SOME_CATALOGS
 from tests.warehouse.helpers import at
 
 from .helpers import KEY, Target
@@ -316,7 +316,7 @@ def raising(error):
     return fail
 
 
-@pytest.mark.parametrize("catalog", CATALOGS, indirect=True)
+@pytest.mark.parametrize("catalog", SOME_CATALOGS, indirect=True)
 @pytest.mark.parametrize("is_empty", [True, False], ids=["empty", "not empty"])
 def test_a_load_is_planned_again_if_another_one_has_committed(is_empty, target):
     """Also the first one of a table, which has no snapshot that could have changed."""
@@ -332,7 +332,7 @@ def test_a_load_is_planned_again_if_another_one_has_committed(is_empty, target):
     assert target.load(old, new)["added_files"] == 0
 
 
-@pytest.mark.parametrize("catalog", CATALOGS, indirect=True)
+@pytest.mark.parametrize("catalog", SOME_CATALOGS, indirect=True)
 @pytest.mark.parametrize(
     "error", [CommitStateUnknownException("504"), TimeoutError("lost"), CommitFailedException("a proxy repeated it")]
 )

@@ -14,7 +14,7 @@ from airflow_provider_stem.iceberg.catalogs import catalog_from
 from airflow_provider_stem.iceberg.operators import StemObjectsToIcebergOperator
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
 from tests.faults.proxy import FaultyProxy
-from tests.servers.catalogs import CATALOGS
+from tests.servers.catalogs import SOME_CATALOGS
 from tests.support import expected_rows, printed_by, run_context
 from tests.test_bad_input import CONNECTIONS, COUNTS, Wrong, assert_explains, each, own_arguments
 from tests.warehouse.helpers import RECEIPT
@@ -55,7 +55,7 @@ def counts_of(counts, *names):
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("catalog", CATALOGS, indirect=True)
+@pytest.mark.parametrize("catalog", SOME_CATALOGS, indirect=True)
 def test_the_table_has_what_the_api_has(catalog, lake, stem_simulator_factory, monkeypatch):
     sim = stem_simulator_factory(sites=4, gaps=0.05, null_values=0.05)
     monkeypatch.setenv("AIRFLOW_CONN_STEM_DEFAULT", sim.connection)

@@ -13,10 +13,12 @@ import requests
 
 from tests.servers.processes import HUNG_AFTER, ServerProcess, free_ports, retry_on_other_ports
 from tests.servers.s3 import S3Server
+from tests.support import IS_FULL
 
 HAS_SQL = not version("sqlalchemy").startswith("1.")
 WITHOUT_SQL = "pyiceberg's SQL catalogs need SQLAlchemy 2"
 CATALOGS = ("sqlite", "postgres", "rest", "glue")
+SOME_CATALOGS = CATALOGS if IS_FULL else CATALOGS[::2]
 
 
 class GlueServer:

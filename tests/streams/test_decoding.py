@@ -34,7 +34,7 @@ from airflow_provider_stem.streams.decoding.plain import _without_unknown, read_
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, STREAM_SCHEMA, Streams, landing_batch
 from airflow_provider_stem.streams.windows import Window
 from tests.servers.processes import HUNG_AFTER
-from tests.support import STREAM_TYPES
+from tests.support import STREAM_TYPES, full_depth_only
 
 from .helpers import (
     DAY,
@@ -447,7 +447,16 @@ class TestTheUsualResponseIsReadInColumns:
             assert columnar[name].column(1).to_pylist() == [end / 3 for end in ends]
 
 
-@pytest.mark.parametrize("place", ["answer", "entry", "row", "each row", "nested"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("answer", marks=full_depth_only),
+        pytest.param("entry", marks=full_depth_only),
+        "row",
+        "each row",
+        "nested",
+    ],
+)
 def test_many_unknown_fields_are_ignored_and_take_no_memory(place: str, caplog: pytest.LogCaptureFixture) -> None:
     flood = {f"key-{number:06}": [number, str(number), None, 1.5][number % 4] for number in range(100_000)}
     rows = [row(end, value=end / 3) for end in ENDS]

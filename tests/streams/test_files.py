@@ -23,6 +23,7 @@ from airflow_provider_stem.streams.formats import ParquetEncoding, columns, parq
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.tables import LANDING_SCHEMA, landing_batch
 from airflow_provider_stem.streams.windows import Window
+from tests.support import IS_FULL
 
 from .helpers import RESOLUTIONS, at, examples, stream, tally, window
 
@@ -414,8 +415,15 @@ def test_equal_rows_become_equal_bytes_however_they_are_split(rows: pa.Table, cu
             assert written(split, file_format, compression) == data
 
 
-@pytest.mark.parametrize("file_format", ["parquet", "csv", "jsonl"])
-@pytest.mark.parametrize("kind", ["some nulls", "one decimal", "many sites"])
+@pytest.mark.parametrize(
+    ("file_format", "kind"),
+    [
+        (file_format, kind)
+        for number, file_format in enumerate(("parquet", "csv", "jsonl"))
+        for place, kind in enumerate(("some nulls", "one decimal", "many sites"))
+        if IS_FULL or number == place
+    ],
+)
 def test_large_files_do_not_depend_on_batches(kind: str, file_format: str) -> None:
     """By default pyarrow ends pages and dictionaries after some thousand rows of a batch."""
     if kind == "many sites":
