@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_stem._text import number_of, one_line
 from airflow_provider_stem.errors import StemConfigError
-from airflow_provider_stem.streams.records import Receipt, as_entries, read_objects, read_receipt
+from airflow_provider_stem.streams.records import Receipt, read_objects, read_receipt, receipt_entries, without_counts
 from airflow_provider_stem.streams.windows import WindowRecord, check_resolution
 
 __all__ = ["as_alias_extra", "combined", "event_extras", "landed_objects", "summary"]
@@ -63,7 +63,7 @@ def combined(receipts: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
 
 def summary(receipts: Mapping[str, Any] | Iterable[Mapping[str, Any] | None]) -> str:
     """
-    Return what one or more receipts say, as one line for people.
+    Return a summary of one or more receipts, as one line for people.
 
     :param receipts: return value of a landing operator, or those of the tasks that landed one window, such as all
         batches of a run; ``None``, of a skipped task, is ignored.
@@ -101,9 +101,7 @@ def _counts(receipt: Receipt) -> tuple[int, ...]:
         listed = len(receipt["incomplete"])
         with_gaps = len({stream["site_id"] for stream in receipt["incomplete"]})
     except (KeyError, TypeError):
-        raise StemConfigError(
-            "receipts contains a receipt without its counts. Use what a landing operator returned."
-        ) from None
+        raise without_counts() from None
     if (
         any(type(count) is not int or count < 0 for count in counts)
         or failed + with_gaps > sites
@@ -120,11 +118,8 @@ def _counts(receipt: Receipt) -> tuple[int, ...]:
 
 def _read_receipts(receipts: Any) -> tuple[list[Receipt], WindowRecord]:
     """Return the valid receipts, and the time from the start of the first window to the end of the last one."""
-    entries = as_entries(receipts)
-    if entries is None or isinstance(receipts, Mapping):
-        raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
     # The same receipt twice describes one task. Those of two tasks differ at least in their objects.
-    valid = list({repr(receipt): read_receipt(receipt) for receipt in entries if receipt}.values())
+    valid = list({repr(receipt): read_receipt(receipt) for receipt in receipt_entries(receipts) if receipt}.values())
     if not valid:
         raise StemConfigError(
             "receipts contains no receipt, since every landing task was skipped. Use the trigger rule "

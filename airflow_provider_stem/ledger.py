@@ -28,16 +28,22 @@ from contextlib import suppress
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import conf
-
 from airflow_provider_stem._arguments import check_templated
-from airflow_provider_stem._stores import open_store, require_folder
+from airflow_provider_stem._stores import allows_unconditional_writes, open_store, require_folder
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.formats import FORMATS
 from airflow_provider_stem.streams.history import EARLIEST, BatchHistory, Piece
 from airflow_provider_stem.streams.keys import check_key, key_part, parse_path
-from airflow_provider_stem.streams.records import FailedSite, Receipt, UnavailableStream, as_entries, read_receipt
+from airflow_provider_stem.streams.records import (
+    FailedSite,
+    Receipt,
+    UnavailableStream,
+    as_entries,
+    read_receipt,
+    receipt_entries,
+    without_counts,
+)
 from airflow_provider_stem.streams.spool import ScratchFile
 from airflow_provider_stem.streams.store import Update, Version, update_object
 from airflow_provider_stem.streams.stream_types import parse_stream_types
@@ -99,10 +105,7 @@ class Ledger:
         """
         listed = _read_batches(batches)
         landed: dict[str, list[Receipt]] = {batch["batch"]: [] for batch in listed}
-        entries = as_entries(receipts)
-        if entries is None:
-            raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
-        for entry in entries:
+        for entry in receipt_entries(receipts):
             if entry is not None:
                 receipt = _read_receipt(entry)
                 landed[_batch_of(receipt, landed)].append(receipt)
@@ -135,10 +138,7 @@ class Ledger:
         return sorted(filter(None, pieces), key=lambda piece: piece["start"], reverse=True)
 
     def _check_store(self) -> None:
-        self._store.check(
-            self._key(".stem-probe"),
-            may_be_unconditional=conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
-        )
+        self._store.check(self._key(".stem-probe"), may_be_unconditional=allows_unconditional_writes())
 
     def _read(self, batch: str) -> BatchHistory:
         version, _ = self._store.head(self._key(batch))
@@ -217,9 +217,7 @@ def _read_receipt(entry: Any) -> Receipt:
             or type(entry.get(count)) is not int
             or not all(isinstance(one, Mapping) and one.keys() >= kind.__required_keys__ for one in listed)
         ):
-            raise StemConfigError(
-                "receipts contains a receipt without its counts. Use what a landing operator returned."
-            )
+            raise without_counts()
     return receipt
 
 

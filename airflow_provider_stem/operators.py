@@ -237,6 +237,8 @@ class _LandStreamsOperator(MappedOverSites, BaseOperator):
         :raises AirflowSkipException: no interval ends within the window, or no rows came and ``on_empty`` is ``skip``.
         :raises StemError: any other error of the API, its data or the store; a retry may help.
         """
+        from airflow_provider_stem._stores import allows_unconditional_writes
+
         with final_errors(self.stem_conn_id), StemHook(self.stem_conn_id).get_conn() as self._client:
             sites = read_sites(self.sites)
             self._check_rendered()
@@ -247,8 +249,7 @@ class _LandStreamsOperator(MappedOverSites, BaseOperator):
             self._log_group("Objects to land", [store.uri(key) for key in landing.objects])
             store.check(
                 landing.template.probe(window),
-                may_be_unconditional=self.if_exists == "replace"
-                or conf.getboolean("stem", "allow_unconditional_writes", fallback=False),
+                may_be_unconditional=self.if_exists == "replace" or allows_unconditional_writes(),
             )
             self.receipt = receipt = landing.run(self._client, sites, store)
         self._log_findings(receipt)

@@ -424,6 +424,7 @@ ONE = receipt_of("001-of-002", CUT, at(1))
         ([{"batch": "001-of-002", "sites": ["0"]}], [ONE], "batches contains"),
         ([{"batch": "001-of-002", "sites": {"site_id": "0"}}], [ONE], "batches contains"),
         ([], None, "receipts must be a list of what the tasks returned, got 'None'"),
+        ([], ONE, "receipts must be a list of what the tasks returned"),
         ([], ["x"], "receipts contains 'x'"),
         ([], [{**ONE, "window": {**ONE["window"], "start": "2025-03-01T00:00"}}], "window.start"),
         ([], [{name: value for name, value in ONE.items() if name != "failed_count"}], "without its counts"),

@@ -1,4 +1,4 @@
-"""Stores of objects by the scheme of an address, and objects by their URI; for operators."""
+"""Stores of objects by the scheme of an address, and objects by their URI; for operators and the ledger."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
@@ -44,6 +46,11 @@ def open_store(
     from airflow_provider_stem._s3 import S3Store
 
     return S3Store(conn_id, bucket, s3_extra_args)
+
+
+def allows_unconditional_writes() -> bool:
+    """Return whether ``[stem] allow_unconditional_writes`` is set in Airflow's configuration."""
+    return bool(conf.getboolean("stem", "allow_unconditional_writes", fallback=False))
 
 
 def require_folder(uri: str) -> None:

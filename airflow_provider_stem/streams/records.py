@@ -211,6 +211,23 @@ def read_objects(argument: Any) -> list[LandedObject]:
     return list(objects.values())
 
 
+def receipt_entries(receipts: Any) -> Iterable[Any]:
+    """
+    Return the entries of an argument ``receipts``, which are not validated yet.
+
+    :raises StemConfigError: the argument is not a list or another iterable of records.
+    """
+    entries = None if isinstance(receipts, Mapping) else as_entries(receipts)
+    if entries is None:
+        raise StemConfigError(f"receipts must be a list of what the tasks returned, got {str(receipts)[:100]!r}.")
+    return entries
+
+
+def without_counts() -> StemConfigError:
+    """Return the error for a receipt whose counts are missing or have another type."""
+    return StemConfigError("receipts contains a receipt without its counts. Use what a landing operator returned.")
+
+
 def read_receipt(receipt: Any) -> Receipt:
     """
     Return a receipt that a task returned, with its window, objects and rows validated.
