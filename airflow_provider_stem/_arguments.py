@@ -175,7 +175,8 @@ def _one_of(*choices: str) -> Callable[[str, object], None]:
     return check
 
 
-def _optional(check: Callable[[str, Any], object]) -> Callable[[str, Any], object]:
+def optional(check: Callable[[str, Any], object]) -> Callable[[str, Any], object]:
+    """Return a check that also accepts ``None``."""
     return lambda argument, value: None if value is None else check(argument, value)
 
 
@@ -260,42 +261,42 @@ def _check_progress(argument: str, value: object) -> None:
 
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "batches": _optional(check_count),
+    "batches": optional(check_count),
     "stream_types": lambda _, value: parse_stream_types(value),
     "resolution": lambda _, value: check_resolution(value),
-    "default_interval": _optional(check_duration),
-    "lookback": _optional(check_duration),
+    "default_interval": optional(check_duration),
+    "lookback": optional(check_duration),
     "s3_key": _check_key_placeholders,
     "path": _check_key_placeholders,
     "max_workers": check_count,
     "min_completeness": check_share,
-    "settle": _optional(check_duration),
+    "settle": optional(check_duration),
 }
 _TRIGGER_CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "default_interval": _optional(_seconds(above=0)),
+    "default_interval": optional(_seconds(above=0)),
     "settle": _seconds(least=0),
     "poke_interval": _seconds(least=0),
     "poll_interval": _seconds(least=1),
-    "max_wait": _optional(_seconds(least=0)),
+    "max_wait": optional(_seconds(least=0)),
     "window": _seconds(above=0),
     "lookback": _seconds(above=0),
-    "restatement_interval": _optional(_seconds(above=0)),
-    "deadline": _optional(parse_instant),
-    "progress": _optional(_check_progress),
+    "restatement_interval": optional(_seconds(above=0)),
+    "deadline": optional(parse_instant),
+    "progress": optional(_check_progress),
 }
 _TEMPLATED_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "sites": lambda _, value: read_sites(value),
-    "start": _optional(parse_instant),
-    "end": _optional(parse_instant),
-    "client_id": _optional(_check_client_ids),
+    "start": optional(parse_instant),
+    "end": optional(parse_instant),
+    "client_id": optional(_check_client_ids),
     "name": check_string,
-    "batch": _optional(_check_name),
-    "s3_bucket": _optional(check_bucket),
+    "batch": optional(_check_name),
+    "s3_bucket": optional(check_bucket),
     "s3_key": check_key_template,
     "path": check_key_template,
-    "conn_id": _optional(check_connection_id),
-    "s3_extra_args": _optional(_check_extra_args),
+    "conn_id": optional(check_connection_id),
+    "s3_extra_args": optional(_check_extra_args),
     "stem_conn_id": check_connection_id,
     "aws_conn_id": check_string,
-    "store_conn_id": _optional(check_connection_id),
+    "store_conn_id": optional(check_connection_id),
 }

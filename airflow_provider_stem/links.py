@@ -31,7 +31,11 @@ _AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 
 
 class LandedObjectsLink(BaseOperatorLink):
-    """Link to what a task landed, in the S3 console or on an S3-compatible server: an object, or the common prefix."""
+    """
+    Link to what a task landed, an object or the common prefix of several.
+
+    It opens the console of S3 or of Google Cloud Storage, or an S3-compatible server. Azure and folders have no link.
+    """
 
     name = "Landed objects"
 
@@ -109,9 +113,7 @@ def _address(conn_id: str | None, uris: Sequence[str]) -> str | None:
         region = client.meta.region_name
         query = {} if region in (None, "aws-global") else {"region": region}
         page, target = ("object", keys[0]) if len(keys) == 1 else ("buckets", prefix)
-        return (
-            console and f"{console}/{page}/{bucket}?{urlencode({**query, 'prefix': target}, quote_via=quote, safe='')}"
-        )
+        return f"{console}/{page}/{bucket}?{urlencode({**query, 'prefix': target}, quote_via=quote, safe='')}"
     netloc = f"[{host}]" if ":" in host else host
     netloc += f":{endpoint.port}" if endpoint.port else ""
     root = f"{endpoint.scheme}://{netloc}{endpoint.path.rstrip('/')}/{bucket}"  # without user and password

@@ -390,7 +390,7 @@ def test_an_error_of_the_warehouse_is_in_the_log_and_not_in_the_page(browser, mo
     monkeypatch.setenv("AIRFLOW__STEM__COMPLETENESS_SCHEMA", "elsewhere")
     answer = browser.get(f"/stem/completeness?{PERIOD}")
     assert answer.status_code == 500
-    assert "The warehouse cannot be read. The log of Airflow" in answer.text
+    assert "The warehouse cannot be read. See the log of Airflow" in answer.text
     assert "elsewhere" not in answer.text
     assert "elsewhere" in caplog.text
 

@@ -405,4 +405,4 @@ def _on_error(request: Request, error: Exception) -> Response:
     log.error("A page of completeness failed", exc_info=error)
     is_wrong = isinstance(error, StemConfigError)
     text = "The warehouse cannot be read." if is_wrong else "The page failed."
-    return _message(request, HTTPStatus.INTERNAL_SERVER_ERROR, f"{text} The log of Airflow's API server says why.")
+    return _message(request, HTTPStatus.INTERNAL_SERVER_ERROR, f"{text} See the log of Airflow's API server.")

@@ -27,6 +27,7 @@ from airflow_provider_stem.iceberg import files
 from airflow_provider_stem.iceberg.commits import ATTEMPTS, Conflict, attempts, exact, planning
 from airflow_provider_stem.iceberg.merging import Counts, Merge, Source
 from airflow_provider_stem.iceberg.tables import open_table
+from airflow_provider_stem.streams.formats.columns import regrouped
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.streams.staging import Fetch, StagedObject, Staging
 from airflow_provider_stem.streams.store import Version
@@ -124,10 +125,10 @@ def load_objects(
 
 def _overtaken(last_read: Mapping[str, datetime | None], head: Head) -> list[LandedObject]:
     """
-    Return the objects that were landed again between the plan of a load and its commit.
+    Return the objects that landed again between the plan of a load and its commit, and must be loaded again.
 
-    If the values are the ones that the table had before, the load of such an object had nothing to commit, and did not
-    notice that these were about to give way.
+    If such an object has the values that the table had before, its own load found nothing to commit, although this load
+    was about to replace them.
     """
     versions = {uri: head(uri) for uri in last_read}
     return [
@@ -166,21 +167,10 @@ def _live(table: Table, start: datetime, end: datetime) -> list[FileScanTask]:
 
 
 def _split(table: Table, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Hashable, pa.RecordBatch]]:
-    for rows in _gathered(batches):
+    for rows in regrouped(batches, _SPLIT_ROWS):
         for partition, of_partition in files.split(table, rows):
             for batch in of_partition.combine_chunks().to_batches():
                 yield partition, batch
-
-
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(one.num_rows for one in waiting) >= _SPLIT_ROWS:
-            yield pa.Table.from_batches(waiting)
-            waiting = []
-    if waiting:
-        yield pa.Table.from_batches(waiting)
 
 
 @dataclass(slots=True)
@@ -189,7 +179,7 @@ class _Outcome:
     What a load does to some partitions, or to all.
 
     :param live: paths of the live files that it was planned on.
-    :param last_read: the answers about objects whose rows would give way to others, by URI.
+    :param last_read: when each object whose rows would be replaced was read last, by URI.
     :param added: files that it has written.
     :param removed: files that these replace.
     """

@@ -39,7 +39,7 @@ class Source:
 @dataclass(slots=True)
 class Counts:
     """
-    Number of rows, by what became of them.
+    Number of the rows that were read, by what the load did with them.
 
     :param inserted: with a key that the table did not have.
     :param changed: with another value than the table's.
@@ -86,7 +86,7 @@ class Merge:
 
     :param data: the data files of the table, at the snapshot to merge with.
     :param live: those of them that may have rows of these partitions.
-    :param last_read: asked for objects whose rows would give way to others.
+    :param last_read: called for objects whose rows would be replaced.
     """
 
     data: files.DataFiles
@@ -177,8 +177,8 @@ class Merge:
             pc.and_(pc.equal(held.column("read_at"), read_at), pc.less(uris, source.uri)),
         )
         is_older = pc.and_(is_older, is_common)
-        # A row of the same object with the same value need not be written, since the object itself says when it was
-        # read last.
+        # A row of the same object with the same value need not be written, since the object's metadata have the time at
+        # which it was read last.
         gives_way = pc.and_(is_older, pc.or_(pc.invert(is_same), pc.not_equal(uris, source.uri)))
         if newer := [uri for uri in pc.unique(uris.filter(gives_way)).to_pylist() if self._is_newer(uri, source)]:
             is_older = pc.and_(is_older, pc.invert(pc.is_in(uris, pa.array(newer))))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_stem._arguments import check_connection_id, check_count, check_duration, checked
+from airflow_provider_stem._arguments import check_connection_id, check_count, check_duration, checked, optional
 from airflow_provider_stem._loads import CheckedLoad, check_objects, check_store_conn_id, final_errors, objects_of
 from airflow_provider_stem._text import list_counts
 from airflow_provider_stem.errors import StemConfigError
@@ -24,6 +24,7 @@ _LEAST_AGE = timedelta(days=1)
 """How long the files of a commit that is running are safe."""
 
 _MOST_BUCKETS = 2**31 - 1
+"""A bucket is a number of 32 bits."""
 
 
 def _check_table(argument: str, value: object) -> None:
@@ -34,20 +35,9 @@ def _check_table(argument: str, value: object) -> None:
         )
 
 
-def _check_buckets(argument: str, value: object) -> None:
-    check_count(argument, value)
-    if isinstance(value, int) and value > _MOST_BUCKETS:
-        raise StemConfigError(f"{argument} must be up to {_MOST_BUCKETS:,}, the limit of Iceberg, got {value!r}.")
-
-
-def _check_optional_duration(argument: str, value: object) -> None:
-    if value is not None:
-        check_duration(argument, value)
-
-
-def _check_age(argument: str, value: object) -> None:
-    _check_optional_duration(argument, value)
-    if isinstance(value, timedelta) and value < _LEAST_AGE:
+def _check_age(argument: str, value: timedelta) -> None:
+    check_duration(argument, value)
+    if value < _LEAST_AGE:
         raise StemConfigError(
             f"{argument} must be {_LEAST_AGE.days} day or more, got {value!r}: a running load could lose its files."
         )
@@ -94,7 +84,7 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
         "catalog_conn_id": check_connection_id,
         "aws_conn_id": check_store_conn_id,
         "store_conn_id": check_store_conn_id,
-        "buckets": _check_buckets,
+        "buckets": lambda argument, value: check_count(argument, value, _MOST_BUCKETS),
     }
 
     @checked
@@ -185,10 +175,10 @@ class StemIcebergMaintenanceOperator(CheckedLoad, BaseOperator):
         "table": _check_table,
         "catalog_conn_id": check_connection_id,
         "aws_conn_id": check_store_conn_id,
-        "compact_after": _check_optional_duration,
-        "expire_after": _check_optional_duration,
+        "compact_after": optional(check_duration),
+        "expire_after": optional(check_duration),
         "keep_snapshots": check_count,
-        "remove_after": _check_age,
+        "remove_after": optional(_check_age),
     }
 
     @checked

@@ -77,7 +77,9 @@ class Announcements:
         self._min_completeness = min_completeness
         self._restated_every = restated_every
         self._upto = None if record is None else self._number(record["upto"])
-        self._announced = {} if record is None else {self._number(end): at for end, at in record["announced"].items()}
+        self._announced = (
+            {} if record is None else {self._number(end): digest for end, digest in record["announced"].items()}
+        )
         self._announced_at: dict[int, datetime] = {}
         self._empty: set[int] = set()
 

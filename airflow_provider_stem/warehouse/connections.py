@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_stem.warehouse.session import Session
 
-_EXTRAS = {"duckdb": "duckdb", "postgres": "postgres"}
-"""The extra that installs the hook, by connection type."""
+_ENGINES = ("duckdb", "postgres")
+"""Types of connections. The extra that installs the hook has the same name."""
 
 _STATEMENT_TIMEOUT = 120
 """Seconds after which PostgreSQL ends a query of a session that only reads."""
@@ -41,10 +41,10 @@ def session_factory(
     """
     connection = BaseHook.get_connection(sql_conn_id)
     conn_type = connection.conn_type
-    if conn_type not in _EXTRAS:
+    if conn_type not in _ENGINES:
         raise StemConfigError(
             f"Invalid sql_conn_id {sql_conn_id!r}: its type is {conn_type!r}. Use a connection of type "
-            f"{' or '.join(map(repr, _EXTRAS))}. For other engines, load an Iceberg table with "
+            f"{' or '.join(map(repr, _ENGINES))}. For other engines, load an Iceberg table with "
             "StemObjectsToIcebergOperator."
         )
     try:
@@ -57,7 +57,7 @@ def session_factory(
         # Airflow versions raise different exceptions for a hook that is not installed.
         raise StemConfigError(
             f"Invalid sql_conn_id {sql_conn_id!r}: its hook cannot be loaded ({one_line(str(exc))}). Install "
-            f"airflow-provider-stem[{_EXTRAS[conn_type]}]."
+            f"airflow-provider-stem[{conn_type}]."
         ) from exc
     if conn_type == "duckdb" and (connection.password or str(connection.host).startswith(("md:", "motherduck:"))):
         raise StemConfigError(
@@ -105,5 +105,5 @@ def _read_postgres(hook: Any) -> Any:
 
 
 def duckdb_database_name(path: PurePath) -> str:
-    """Return the name that DuckDB gives to a file's database: the file's name up to its first dot."""
+    """Return DuckDB's name of the database in a file: the file's name up to its first dot."""
     return path.name.strip(".").partition(".")[0]
