@@ -126,7 +126,10 @@ COMMANDS = (
             _argument("dag_file", nargs="?", help="file of DAGs, whose tasks name the connections and the bucket"),
             _CONNECTION,
             _argument("--aws-conn-id", default="aws_default", help="connection of type aws (default: %(default)s)"),
-            _argument("--bucket", help="bucket to check, or s3://bucket/prefix; default: those of the DAGs"),
+            _argument(
+                "--bucket",
+                help="bucket, or an address such as gs://bucket/prefix or file:///folder; default: those of the DAGs",
+            ),
         ),
     ),
     Command(
