@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_stem import get_provider_info, operators, sensors
+from airflow_provider_stem.iceberg import operators as iceberg_operators
 from airflow_provider_stem.operators import DEFAULT_KEY
 from airflow_provider_stem.warehouse import operators as warehouse_operators
 from docs.architecture import MAY_IMPORT_AIRFLOW, Modules, draw, layer_of, violations, write
@@ -76,18 +77,37 @@ def test_each_public_module_has_a_page_in_the_reference():
     assert described == {*MODULES, "retry_policies"}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_tables_of_a_page_list_each_argument_with_its_default(page):
-    text = (DOCS / "howto" / f"{page}.md").read_text()
-    section = text.partition("## Arguments\n")[2].partition("\n## ")[0]
+def listed_arguments(section: str) -> dict[str, Any]:
+    """Return the arguments in tables of a page, with their defaults."""
     listed: dict[str, Any] = {}
     for names, default in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*?) \|", section, re.MULTILINE):
         value = re.match(r"`([^`]+)`", default)
         known = {"timedelta": timedelta, "DEFAULT_KEY": DEFAULT_KEY}
         shown = eval(value[1], known) if value else inspect.Parameter.empty
         listed |= dict.fromkeys(re.findall(r"`(\w+)`", names), shown)
-    parameters = inspect.signature(PAGES[page].__init__).parameters
-    assert listed == {name: one.default for name, one in parameters.items() if name not in ("self", "kwargs")}
+    return listed
+
+
+def defaults_of(operator: Any) -> dict[str, Any]:
+    parameters = inspect.signature(operator.__init__).parameters
+    return {name: one.default for name, one in parameters.items() if name not in ("self", "kwargs")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_of_a_page_list_each_argument_with_its_default(page):
+    text = (DOCS / "howto" / f"{page}.md").read_text()
+    section = text.partition("## Arguments\n")[2].partition("\n## ")[0]
+    assert listed_arguments(section) == defaults_of(PAGES[page])
+
+
+def test_the_tables_of_the_iceberg_page_list_each_argument_with_its_default():
+    load, maintenance = (DOCS / "iceberg.md").read_text().split("## Maintain the table\n")
+    expected = defaults_of(iceberg_operators.StemObjectsToIcebergOperator)
+    assert listed_arguments(load.partition("## Connect to a catalog")[0]) == expected
+    listed = listed_arguments(maintenance)
+    expected = defaults_of(iceberg_operators.StemIcebergMaintenanceOperator)
+    # The page refers to the load for these.
+    assert listed == {name: value for name, value in expected.items() if not name.endswith(("table", "conn_id"))}
 
 
 def test_the_page_of_connections_lists_the_options_of_airflows_configuration():

@@ -31,6 +31,7 @@ MODULES = (
     "errors",
     "failures",
     "hooks",
+    "iceberg.catalogs",
     "iceberg.changes",
     "iceberg.operators",
     "intervals",

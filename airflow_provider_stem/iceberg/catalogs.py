@@ -1,4 +1,4 @@
-"""Airflow connections turned into a catalog of pyiceberg, and its errors into this package's. For the operators."""
+"""Airflow connections turned into a catalog of pyiceberg, and its errors into this package's."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
     from pyiceberg.catalog import Catalog
 
+__all__ = ["catalog_errors", "catalog_from"]
+
 Properties = dict[str, Any]
 
 _CREDENTIALS = re.compile("(s3|glue|client)[.](access-key-id|secret-access-key|session-token|profile-name|role-arn)")
-"""pyiceberg's properties that say who asks. Where Extra has one, nothing of ``aws_conn_id`` is mixed with it."""
+"""pyiceberg's properties for credentials. If Extra has one of them, nothing of ``aws_conn_id`` is used."""
 _SECRET = re.compile("secret|password|credential|access-key|token(?!-)", re.IGNORECASE)
 _IN_A_URI = re.compile("://[^/@:]*:([^/@]+)@")
 _REMOTE = re.compile(r"(?!file:)\w[\w+.-]+:")
@@ -52,7 +54,7 @@ def catalog_from(catalog_conn_id: str, aws_conn_id: str | None) -> Catalog:
     Return the catalog of a connection. A new SQL catalog is created.
 
     :param catalog_conn_id: connection of any type. Its Extra holds pyiceberg's properties, and ``catalog_name``, by
-        default the connection's id. Host stands for ``uri``, Login and Password for the credentials in it.
+        default the connection's id. Host sets ``uri``, Login and Password for the credentials in it.
     :param aws_conn_id: connection of type ``aws`` for S3 and Glue, unless Extra has credentials for them; ``None`` for
         boto3's own credentials.
     :raises StemConfigError: pyiceberg is not installed, the connection is invalid, or the catalog rejects it.
@@ -103,7 +105,7 @@ def catalog_errors(catalog_conn_id: str, properties: Mapping[str, Any]) -> Itera
     :raises StemConfigError: no retry can cure the error: wrong credentials, a missing permission, a wrong address, a
         lost file of a table.
     :raises StemTransportError: the catalog or the store cannot be reached, or failed.
-    :raises WorkerError: the disk of the worker is full, or a limit of the worker is reached.
+    :raises OSError: the disk of the worker is full, or a limit of the worker is reached.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from pyiceberg.exceptions import RESTError
