@@ -68,7 +68,7 @@ def connection_form_widgets() -> dict[str, Any]:
     for name, (label, description, schema) in _FIELDS.items():
         field, validators = StringField, [Optional()]
         if name == "requests_per_second":
-            # A string: the forms of Airflow 3.0 and 3.1 know no widget for a fraction.
+            # A string: the forms of Airflow 3.0 and 3.1 have no widget for a fraction.
             validators.append(Regexp(r"\s*(?=.*[1-9])(\d+\.?\d*|\.\d+)\s*$", message="Enter a number above 0."))
         elif "string" not in schema["type"]:
             # An empty number is saved as null. Without that the last field could not be cleared, because the form

@@ -136,6 +136,7 @@ class StemHook(BaseHook):
         Iterate over the clients that the key can access, each as the API sent it.
 
         :param name: list only clients whose name contains this string; default: all.
+        :raises StemConfigError: ``name`` is not a string.
         :raises StemDataError: the listing is incomplete or invalid.
         """
         return self.client.list_clients(name)
@@ -156,6 +157,7 @@ class StemHook(BaseHook):
 
         :param client_id: list only the sites of this client; default: of every client.
         :param name: list only sites whose name contains this string; default: all.
+        :raises StemConfigError: ``client_id`` is not an id, or ``name`` is not a string.
         :raises StemDataError: the listing is incomplete or invalid.
         """
         return self.client.list_sites(client_id, name)
@@ -186,7 +188,7 @@ class StemHook(BaseHook):
         :param site_id: id of the site.
         :param start: aware datetime, or ISO 8601 string with an offset.
         :param end: the same; at most one resolution in the future.
-        :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`.
+        :param stream_types: any of ``MONITOR``, ``CONVERTER`` and ``INTERVAL_REVENUE``.
         :param resolution: length of an interval in seconds: 900, 1800 or 3600.
         :param on_unavailable: if the site lacks a type: ``fail``, or ``skip`` that type and return the others.
         :return: a table in the landing schema: average kW per interval, times in UTC.

@@ -34,7 +34,7 @@ def wall_time_of_run(
     5. ``default_interval`` up to the data interval's end, else up to the run's ``run_after``.
 
     An interval that is as long as the time between two runs of the DAG's cron schedule reaches from run to run, also
-    on days of 23 or 25 hours; see :class:`~airflow_provider_stem._schedules.CronSchedule`.
+    on days of 23 or 25 hours.
 
     :param context: context of a task in the run.
     :param start: aware datetime or ISO 8601 string with an offset.

@@ -74,9 +74,9 @@ class StemCompletenessNotifier(BaseNotifier):
     """
     Send how complete the telemetry of the last days is, through another notifier.
 
-    The text says which share is missing, which sites miss most, and where the page is. It is read from the view
-    ``completeness`` of :class:`~airflow_provider_stem.warehouse.operators.StemObjectsToSqlOperator`. Use it as a
-    callback of a DAG or task, or of a deadline (Airflow 3.2 or later).
+    The text has the missing share, the sites with the most missing intervals, and the address of the page. It is read
+    from the view ``completeness`` of :class:`~airflow_provider_stem.warehouse.operators.StemObjectsToSqlOperator`. Use
+    it as a callback of a DAG or task, or of a deadline (Airflow 3.2 or later).
 
     :param notifier: class of the notifier that sends the text, or its path, such as
         ``"airflow.providers.slack.notifications.slack.SlackNotifier"``. A deadline needs the path.

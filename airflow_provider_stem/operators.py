@@ -60,7 +60,8 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
     :param batches: group the sites into at most this many batches, 1 or more. A site's batch depends only on its id
         and this number, so it stays the same when other sites are added or removed.
     :param stem_conn_id: connection of type ``stem``.
-    :return: records ``{"site_id", "name", "client_id", "stream_start_times"}`` for ``.expand(sites=...)``. With
+    :return: records ``{"site_id", "name", "client_id", "stream_start_times"}`` for ``.expand(sites=...)``; the start
+        times are by stream type, as the API shows them (ISO 8601, UTC), or ``None`` if it omits them. With
         ``batches``: dicts ``{"sites": [records], "batch": "007-of-032"}`` for ``.expand_kwargs(...)``. If no site is
         found, the task is skipped.
     :raises StemConfigError: an argument is wrong.
@@ -141,21 +142,23 @@ class StemSiteListOperator(CheckedWhenParsed, BaseOperator):
 
 class _LandStreamsOperator(MappedOverSites, BaseOperator):
     """
-    Land the streams of sites in a store. Subclasses add the arguments that say which.
+    Land the streams of sites in a store. Subclasses add the arguments that name the store.
 
     :param sites: a site id, a record of :class:`StemSiteListOperator`, or a list of either.
-    :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`; one request fetches
-        all of a site's.
+    :param stream_types: any of ``MONITOR``, ``CONVERTER`` and ``INTERVAL_REVENUE``; one request fetches all
+        of a site's types.
     :param resolution: length of an interval in seconds: 900, 1800 or 3600.
     :param start: aware datetime or ISO 8601 string with an offset; default: start of the run's data interval.
     :param end: the same; default: end of the run's data interval.
-    :param default_interval: length of the window of a run without a data interval; it ends when the run is due.
+    :param default_interval: length of the window of a run without a data interval. It begins at the date of the run's
+        partition, or, without one, ends when the run is due.
     :param lookback: also read this much time before the start, for values that arrived late or were restated. Needs
         ``partition`` ``hour``, ``day`` or ``month``.
     :param partition: ``interval`` for one object per run; ``hour``, ``day`` or ``month`` for one object per UTC period.
     :param batch: value of ``{batch}``; default: the site's id if ``sites`` is one site, else ``all``.
-    :param file_format: ``parquet``, or another of :data:`~airflow_provider_stem.streams.formats.FORMATS`.
-    :param compression: ``default`` (zstd for Parquet, gzip for text), ``none``, or another that the format has.
+    :param file_format: ``parquet``, ``csv`` or ``jsonl``.
+    :param compression: ``default`` (zstd for Parquet, gzip otherwise), ``zstd``, ``gzip``, ``none``, or, for Parquet,
+        ``snappy``.
     :param on_incomplete: if rows are missing: ``warn``, or ``fail`` before anything is uploaded.
     :param on_unavailable: if a site lacks a type: ``skip`` that type and land the others, or ``fail``.
     :param on_empty: if the whole run has no rows: ``write`` objects that hold only the schema, ``skip`` or ``fail``.
@@ -170,7 +173,11 @@ class _LandStreamsOperator(MappedOverSites, BaseOperator):
         ones.
     :param max_workers: how many sites to read at a time, 1 or more; default: ``[stem] max_workers``, else 8.
     :param stem_conn_id: connection of type ``stem``.
-    :return: the receipt: window, objects, rows, and what is missing, unavailable or failed.
+    :return: the receipt: ``window`` (``{"start", "end", "resolution"}``, ISO 8601 in UTC and seconds); ``objects``
+        (``{"uri", "rows", "bytes", "sha256", "read_at", "start", "end"}`` of each); the numbers ``rows``, ``expected``,
+        ``missing``, ``sites`` and ``requests`` of this run; the numbers of rows ``inserted``, ``changed``,
+        ``unchanged`` and ``kept`` in the objects; and at most 100 each of ``incomplete``, ``unavailable`` and
+        ``failed_sites``, with their numbers ``incomplete_count``, ``unavailable_count`` and ``failed_count``.
     :raises StemConfigError: an argument is wrong.
     """
 

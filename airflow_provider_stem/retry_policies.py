@@ -35,15 +35,14 @@ class StemRetryPolicy(RetryPolicy):
 
     If an argument or the connection is wrong, the key is rejected, or a client or site does not exist, the task fails
     without retries. After a 429 (too many requests) the next try starts after the server's ``Retry-After``, but not
-    before ``min_delay`` and not later than :data:`MAX_DELAY`. All other errors follow the task's ``retries`` and
-    ``retry_delay``.
+    before ``min_delay`` and at most an hour later. All other errors follow the task's ``retries`` and ``retry_delay``.
 
     .. code-block:: python
 
         @task(retries=5, retry_policy=StemRetryPolicy())
         def newest(site_id: str): ...
 
-    :param min_delay: the shortest wait after a 429, above zero and up to :data:`MAX_DELAY`; default: ``Retry-After``.
+    :param min_delay: the shortest wait after a 429, above zero and up to an hour; default: ``Retry-After``.
     :raises StemConfigError: ``min_delay`` is not a positive ``timedelta`` of at most an hour.
     """
 

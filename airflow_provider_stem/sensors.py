@@ -58,11 +58,12 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
 
     :param sites: a site id, a record of :class:`~airflow_provider_stem.operators.StemSiteListOperator`, or a list of
         either.
-    :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`.
+    :param stream_types: any of ``MONITOR``, ``CONVERTER`` and ``INTERVAL_REVENUE``.
     :param resolution: length of an interval in seconds: 900, 1800 or 3600.
     :param start: aware datetime or ISO 8601 string with an offset; default: start of the run's data interval.
     :param end: the same, may be in the future; default: end of the run's data interval.
-    :param default_interval: length of the window of a run without a data interval; it ends when the run is due.
+    :param default_interval: length of the window of a run without a data interval. It begins at the date of the run's
+        partition, or, without one, ends when the run is due.
     :param min_completeness: share of the intervals expected of all sites that is enough, above 0 and up to 1.
     :param settle: how long to wait after the window's end, because the last values arrive late or are restated.
     :param batch: name of the sites in Airflow's UI, such as the one that ``StemSiteListOperator(batches=...)`` sets.
@@ -71,7 +72,8 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         DAG is parsed.
     :param max_workers: how many sites to request at a time, 1 or more; default: ``[stem] max_workers``, else 8.
     :param stem_conn_id: connection of type ``stem``.
-    :return: window, sites, expected and missing intervals.
+    :return: ``{"window": {"start", "end", "resolution"}, "sites", "expected", "missing", "incomplete_sites"}``; times
+        are ISO 8601, UTC, ``expected`` and ``missing`` are numbers of intervals.
     :raises StemConfigError: an argument is wrong.
     """
 
@@ -165,7 +167,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         try:
             return super().execute(context)
         except (AirflowSensorTimeout, AirflowSkipException) as exc:
-            # The base class's time-out says only how long the sensor waited, and its skip of one says only that.
+            # The base class's messages have only the time that the sensor waited.
             if self._watch is None or not isinstance(exc.__cause__, (NoneType, AirflowSensorTimeout)):
                 raise
             raise type(exc)(self._timeout_message(self._redact(self._watch.describe_missing()))) from None

@@ -41,7 +41,7 @@ class StemStreamsTrigger(BaseTrigger):
     arguments contain no credentials and are enough to start again in another triggerer.
 
     :param sites: site ids or records.
-    :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`.
+    :param stream_types: any of ``MONITOR``, ``CONVERTER`` and ``INTERVAL_REVENUE``.
     :param resolution: length of an interval in seconds: 900, 1800 or 3600.
     :param start: ISO 8601 with an offset; optional if the task starts in the triggerer, which derives it from the run.
     :param end: the same.
@@ -122,7 +122,7 @@ class StemStreamsTrigger(BaseTrigger):
         try:
             start, end = self._resolve_wall_time(context)
         except StemError as exc:
-            self._unresolved = exc  # run() reports it; raised here, the task would only say "Trigger failure"
+            self._unresolved = exc  # run() reports it; raised here, the log would only have "Trigger failure"
         else:
             self.start, self.end = iso(start), iso(end)
 

@@ -1,4 +1,4 @@
-"""Trigger that emits an asset event as soon as a window is complete; for ``AssetWatcher`` (Airflow 3.0 and newer)."""
+"""Trigger that emits an asset event as soon as a window is complete; for ``AssetWatcher`` (Airflow 3.0 or later)."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ class StemWindowsTrigger(BaseEventTrigger):
     since the window was announced).
 
     What has been announced survives a restart: in the asset's state store (Airflow 3.3), else in an Airflow variable
-    ``stem_windows_...``. After a restart an event may be emitted again if the triggerer was killed in the seconds
-    between both; none is lost. On Airflow 3.3, triggers whose arguments differ only in ``min_completeness`` share
-    their requests. The arguments contain no credentials.
+    ``stem_windows_...``. An event may be emitted again if the triggerer was killed within seconds after it; none is
+    lost. On Airflow 3.3, triggers whose arguments differ only in ``min_completeness`` share their requests. The
+    arguments contain no credentials.
 
     :param sites: a site id, a record of :class:`~airflow_provider_stem.operators.StemSiteListOperator`, or a list of
         either; known when the DAG is parsed.
-    :param stream_types: any of :data:`~airflow_provider_stem.streams.stream_types.STREAM_TYPES`.
+    :param stream_types: any of ``MONITOR``, ``CONVERTER`` and ``INTERVAL_REVENUE``.
     :param resolution: length of an interval in seconds: 900, 1800 or 3600.
     :param window: length of a window in seconds: a multiple of ``resolution`` that divides a day.
     :param min_completeness: share of the intervals expected of all sites that is enough, above 0 and up to 1.

@@ -1,7 +1,7 @@
 """
 Wait until yesterday's telemetry is available, then return each site's highest average power, every day.
 
-Uses the hook in a task of its own and needs no bucket, only the connection ``stem_default``.
+Uses the hook in its own task and needs no bucket, only the connection ``stem_default``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from airflow_provider_stem.assets import combined
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToObjectStorageOperator
 
 ApprovalOperator: Any = None
-with suppress(Exception):  # before Airflow 3.1 the module is absent, or raises an error of its own
+with suppress(Exception):  # before Airflow 3.1 the module is absent, or raises another error
     from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 # As in stem_daily.

@@ -37,7 +37,7 @@ class StemClient:
     Thread-safe. Every method that sends requests raises the errors of :mod:`airflow_provider_stem.errors`.
 
     :param config: base URL, API key and limits.
-    :param sleep: function that waits between attempts and for the pace, given seconds; for tests.
+    :param sleep: called with the seconds to wait between attempts and for the pace; for tests.
     """
 
     def __init__(self, config: ClientConfig, sleep: Callable[[float], None] | None = None) -> None:

@@ -81,8 +81,8 @@ class Transport:
     Thread-safe: each thread has its own session, so connections are reused without locks.
 
     :param config: base URL, API key and limits.
-    :param sleep: function that waits between attempts and for the pace, given seconds. By default :meth:`close`
-        interrupts the wait.
+    :param sleep: called with the seconds to wait between attempts and for the pace. By default :meth:`close` interrupts
+        the wait.
     """
 
     def __init__(self, config: ClientConfig, sleep: Callable[[float], None] | None = None) -> None:

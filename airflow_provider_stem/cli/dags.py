@@ -53,7 +53,7 @@ class LandingTask:
 
     @property
     def set_by_runs(self) -> str | None:
-        """The argument that only a run knows, because it is a template or the result of a task; ``None`` if none is."""
+        """The argument that is known in a run only, since it is a template or a task's result; ``None`` if none is."""
         return next(
             (name for name in ("start", "end") if not is_known(self.arguments[name])),
             None,

@@ -30,9 +30,11 @@ class Task(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Landing:
     """
-    What one task landed, as its receipt says.
+    What one task landed, as its receipt describes it.
 
-    :param start: of the window, ISO 8601, UTC; ``end`` likewise.
+    :param start: start of the window, UTC.
+    :param end: end of the window, UTC.
+    :param resolution: seconds.
     :param counts: the receipt's numbers, by name.
     :param incomplete: site and stream type of the streams with missing rows, with what was expected and received; at
         most 100.

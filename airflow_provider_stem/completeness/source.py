@@ -154,7 +154,7 @@ class Curve:
 
 
 def read_version(session: Session) -> str:
-    """Return a text that differs after each load and each listing of sites."""
+    """Return a string that differs after each load and each listing of sites."""
     [values] = session.execute(_VERSION)
     return " ".join(map(str, values))
 

@@ -111,7 +111,7 @@ def _sequence(snapshot: Snapshot) -> int:
 
 
 def _difference(table: Table, before: Snapshot, after: Snapshot) -> tuple[list[DataFile], list[DataFile]]:
-    """Return the live data files of which only the earlier snapshot has, and those that only the later one has."""
+    """Return the live data files that only the earlier snapshot has, and those that only the later one has."""
     from pyiceberg.manifest import ManifestContent
     from pyiceberg.utils.concurrent import ExecutorFactory
 
@@ -170,7 +170,7 @@ def _rows(table: Table, files: Iterable[DataFile]) -> pa.Table:
 
 
 def _compare(old: pa.Table, new: pa.Table) -> pa.Table:
-    """Return the intervals of which the old and the new value differ, or one is missing."""
+    """Return the intervals whose old and new values differ, or that only one side has."""
     joined = old.rename_columns([*KEY, *(f"old_{name}" for name in _VALUES)]).join(
         new.rename_columns([*KEY, *(f"new_{name}" for name in _VALUES)]), [*KEY], join_type="full outer"
     )

@@ -28,10 +28,10 @@ class Conflict(Exception):  # noqa: N818 - the caller plans again
 
 class _ExactCatalog:
     """
-    A catalog of which pyiceberg does not handle conflicts.
+    A catalog that raises :class:`Conflict`, so that pyiceberg does not handle conflicts.
 
-    It would commit the plan on another snapshot than the one that it was made for. Or it would delete the manifests of
-    a commit that succeeded, if the answer was lost and a proxy repeated the request.
+    pyiceberg would commit the plan on another snapshot than the one that it was made for. Or it would delete the
+    manifests of a commit that succeeded, if the response was lost and a proxy repeated the request.
     """
 
     def __init__(self, catalog: Catalog) -> None:

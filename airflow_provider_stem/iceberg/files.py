@@ -196,7 +196,7 @@ def name_of_merged() -> str:
 
 
 def whole_objects(files: Iterable[DataFile]) -> dict[str, int]:
-    """Return the objects of which the files have every row: the number of rows by :func:`object_id`."""
+    """Return the number of rows of each object whose rows are all in the files, by :func:`object_id`."""
     rows: dict[tuple[str, int], dict[int, int]] = {}
     for file in files:
         if match := _NAME.fullmatch(file.file_path.rpartition("/")[2]):

@@ -1,7 +1,7 @@
 """
 OpenLineage metadata of a load: landed objects as inputs, the Iceberg table as output. For the operator.
 
-Imported only when the OpenLineage provider asks for it.
+Imported only when the OpenLineage provider calls the operator.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Maintenance of an Iceberg table: compaction, the end of old snapshots, and the removal of files. For the operator.
+Maintenance of an Iceberg table: compaction, and the removal of old snapshots and unused files. For the operator.
 
 Each step can be repeated, interrupted, and run beside loads. No step changes a row.
 """
@@ -43,9 +43,9 @@ def compact(table: Table, older_than: datetime, properties: Mapping[str, str]) -
     """
     Rewrite the small files of each partition as one sorted file, in one commit. The rows stay the same.
 
-    :param older_than: only files all of whose intervals begin before this time, with a time zone.
+    :param older_than: only files all of whose intervals ended at or before this time, with a time zone.
     :param properties: properties of the snapshot.
-    :return: ``compacted_files``, which the snapshot replaces, and ``written_files``, by which it does.
+    :return: the numbers of ``compacted_files``, and of ``written_files``, which replace them.
     :raises StemConfigError: another engine has deleted rows without rewriting their files.
     :raises StemDataError: the table holds a key twice. Nothing is committed.
     :raises StemTransportError: other tasks committed during every attempt.

@@ -217,7 +217,7 @@ def honours_conditions(
             except StemError as exc:
                 log.info("The probe %s cannot be deleted (%s)", one_line(key), exc)
 
-    # Tasks of the same batch share the probe, and each deletes it. A second one, of this attempt alone, settles it.
+    # Tasks of the same batch share the probe, and each deletes it. A second one, of this attempt alone, decides.
     found = ignored(probe) and ignored(f"{probe}-{uuid4().hex}")
     if found:
         report_ignored(f"The store of connection {conn_id!r}", found, may_be_unconditional=may_be_unconditional)

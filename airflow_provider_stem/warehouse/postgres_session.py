@@ -28,7 +28,7 @@ _TYPES = {
 _LOCK_NOT_AVAILABLE = "55P03"
 _INSUFFICIENT_PRIVILEGE = "42501"
 _READ_ONLY = "25006"
-# PostgreSQL has no NUL in texts, and a database in another encoding than UTF8 lacks other characters.
+# PostgreSQL has no NUL in strings, and a database in another encoding than UTF8 lacks other characters.
 _ENCODING = ("22021", "22P05")
 # Features, data, constraints, authorization, databases, schemas, and names and types in statements.
 _FINAL_CLASSES = ("0A", "22", "23", "28", "3D", "3F", "42")
@@ -170,7 +170,7 @@ class PostgresSession(Session):
                 f"Table {self.schema}.{name} exists, but is not a partition of {self.schema}.streams. Attach it, "
                 "rename it, or drop it."
             )
-        # To create it as a partition would wait for all readers. To attach it does not.
+        # CREATE TABLE ... PARTITION OF waits for all readers, ATTACH PARTITION does not.
         partition = f'{SCHEMA}."{name}"'
         self.execute(f"CREATE TABLE {partition} (LIKE {SCHEMA}.streams INCLUDING ALL)")
         self.execute(

@@ -18,7 +18,7 @@ generates the *expected* text of each row of the range, up to the value, and com
 
 If anything in the response differs, the decoder returns ``None``, and the plain decoder reads the response.
 
-A year of one stream takes about 1/50 of the plain decoder's time: ``python benchmarks/json_readers.py`` measures both.
+A year of one stream takes about 1/50 of the plain decoder's time: ``make bench-parts`` measures both.
 
 Invariants, each with its tests in ``tests/streams/test_decoding.py``:
 

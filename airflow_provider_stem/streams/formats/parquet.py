@@ -139,7 +139,7 @@ def parquet_writer(
         data_page_version="1.0",
         compression=compression,
         compression_level=_ZSTD_LEVEL if compression == "zstd" else None,
-        # No limit: the row at which a writer gives up a large dictionary depends on how the rows are split.
+        # No limit: the row at which a writer abandons a large dictionary depends on how the rows are split.
         dictionary_pagesize_limit=2**30,
         use_dictionary=[name for name in schema.names if encodings.get(name, "RLE_DICTIONARY") == "RLE_DICTIONARY"],
         column_encoding={name: encoding for name, encoding in encodings.items() if encoding != "RLE_DICTIONARY"},
