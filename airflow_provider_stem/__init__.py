@@ -12,7 +12,7 @@ _OPTIONS = {
     "max_workers": ("integer", "8", "Number of sites that a task reads at a time."),
     "max_attempts": ("integer", "5", "Maximum number of attempts of a request."),
     "timeout": (
-        "integer",
+        "float",
         "60",
         "Time limit of a request in seconds, from its start to the last byte of the response.",
     ),

@@ -190,7 +190,7 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
         watch = self._get_watch(context)
         ready = watch.ready(self.settle or timedelta())
         if datetime.now(UTC) < ready:
-            self.log.info("No request before %s, when %s has ended and settled", iso(ready), watch.window)
+            self.log.info("No request before %s, when %s has ended and settle has passed", iso(ready), watch.window)
             return PokeReturnValue(is_done=False)
         from airflow_provider_stem.streams.watch import limit_turns
 

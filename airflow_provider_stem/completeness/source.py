@@ -32,7 +32,7 @@ FROM (
     WHERE day BETWEEN ? AND ?
 ) AS cells
 GROUP BY site_id, stream_type, resolution
-"""  # noqa: S608  # nosec B608 - the values are constants
+"""  # noqa: S608  # nosec B608 # the values are constants
 _VERSION = f"""
 SELECT loads.number, loads.last, sites.number, sites.last, sites.listed
 FROM (SELECT count(*) AS number, CAST(max(loaded_at) AS VARCHAR) AS last FROM {SCHEMA}.loads) AS loads

@@ -254,5 +254,6 @@ def _together(data: files.DataFiles, group: list[DataFile]) -> DataFile:
 
 def _busy(what: str) -> StemTransportError:
     return StemTransportError(
-        f"{what} met other commits {ATTEMPTS} times. Try again later, with fewer tasks that load at the same time."
+        f"{what} conflicted with other commits {ATTEMPTS} times. Try again later, with fewer tasks that load at the "
+        "same time."
     )
