@@ -64,16 +64,15 @@ class StreamsSource:
                 continue
             try:
                 return self._request(site_id, stream_types, window, requested)
-            except StemUnavailableError:
-                raise
             except StemRequestError as exc:
                 # The server's clock may be up to one resolution behind ours.
-                if exc.status != HTTPStatus.BAD_REQUEST or requested.end <= now - window.step:
+                is_about_the_end = exc.status == HTTPStatus.BAD_REQUEST and requested.end > now - window.step
+                if _names_a_type(exc) or not is_about_the_end:
                     raise
         try:
             streams = self._request(site_id, stream_types, window, shortest)
-        except StemUnavailableError:
-            self._rejects_future = True
+        except StemUnavailableError as exc:
+            self._rejects_future |= _names_a_type(exc)
             raise
         self._rejects_future = True
         return streams
@@ -87,6 +86,11 @@ class StreamsSource:
             window.resolution,
             lambda body: self._decoder.decode(body, site_id, stream_types, window),
         )
+
+
+def _names_a_type(exc: StemRequestError) -> bool:
+    """Return whether a site lacks a type. Without its name, the future or the range may be what is unavailable."""
+    return isinstance(exc, StemUnavailableError) and bool(exc.stream_types)
 
 
 def _until(end: datetime, stream: pa.RecordBatch) -> pa.RecordBatch:

@@ -105,6 +105,40 @@ class TestAServerThatRejectsTheFuture:
         source.fetch(SITE, ["MONITOR"], DAY)
         assert trail(simulator) == ["200 streams"]
 
+    def test_may_call_the_future_unavailable(
+        self, stem_simulator: Simulator, connect: Connect, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock(NOW)
+        client = connect(stem_simulator)
+        get_streams = client.get_streams
+
+        def refuse(site_id: str, start: datetime, end: datetime, *rest: Any) -> Any:
+            if end > NOW:
+                raise StemUnavailableError(400, "Data of the future is unavailable.", "url")
+            return get_streams(site_id, start, end, *rest)
+
+        monkeypatch.setattr(client, "get_streams", refuse)
+        assert StreamsSource(client).fetch(SITE, ["MONITOR"], DAY)["MONITOR"].num_rows == 96
+        assert trail(stem_simulator) == ["200 streams"]
+
+    def test_is_not_inferred_from_an_unavailable_type_without_its_name(
+        self, stem_simulator: Simulator, connect: Connect, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock(NOW)
+        stem_simulator.now = NOW
+        client = connect(stem_simulator)
+
+        def refuse(*_: Any) -> Any:
+            raise StemUnavailableError(400, "The stream type is unavailable.", "url")
+
+        source = StreamsSource(client)
+        with monkeypatch.context() as patched:
+            patched.setattr(client, "get_streams", refuse)
+            with pytest.raises(StemUnavailableError):
+                source.fetch(SITE, ["MONITOR"], DAY)
+        source.fetch(SITE, ["MONITOR"], DAY)
+        assert ranges(stem_simulator) == [("2025-06-30T23:45:00Z", "2025-07-02T00:15:00Z")]
+
     def test_may_have_a_clock_that_is_behind(self, simulator: Simulator, connect: Connect, clock: Clock) -> None:
         clock(NOW + timedelta(minutes=20))
         streams = StreamsSource(connect(simulator)).fetch(SITE, ["MONITOR"], DAY)
