@@ -118,6 +118,8 @@ class StemNotFoundError(StemApiError):
 class StemRequestError(StemApiError):
     """Any other 4xx, or a redirect: a retry does not help."""
 
+    _remedy = "Check the Host of the connection, or report the request to Stem."
+
 
 class StemUnavailableError(StemRequestError):
     """

@@ -108,6 +108,11 @@ def test_the_remedy_comes_before_text_that_may_be_long() -> None:
     assert raised.message == "x" * 500
 
 
+@pytest.mark.parametrize("error", [error for error in API_ERRORS if error is not StemApiError])
+def test_every_error_of_a_status_has_a_remedy_before_the_url(error: type[StemApiError]) -> None:
+    assert re.fullmatch(rf"HTTP 400: No\. [A-Z].*\. \[GET {URL}\]", str(error(400, "No.", URL)))
+
+
 def test_the_types_that_a_site_lacks_are_named() -> None:
     assert StemUnavailableError(400, "unavailable", URL).stream_types == ()
     raised = StemUnavailableError(400, "unavailable", URL, None, ["CONVERTER", "MONITOR"])

@@ -182,7 +182,7 @@ class Transport:
         if 200 <= status < 300:
             return StemDataError(f"HTTP {status} instead of 200. Check the connection's Host [GET {url}]")
         if 300 <= status < 400:
-            message = "The API responded with a redirect, which is not followed. Check the connection's Host"
+            message = "The API responded with a redirect, which is not followed"
         else:
             message = self._redacted("; ".join(_messages(response))) or _phrase(status)
         return _error_class(status)(status, message, url, _retry_after(response.headers))

@@ -144,7 +144,7 @@ class SiteReading(Generic[Kept]):
             lacking = [name for name in requested if name in exc.stream_types or self._site.lacks(name)]
         if not lacking:
             raise exc
-        self._drop(lacking)
+        self._drop(lacking, exc.message)
 
     def _handle_leading_gaps(self, streams: Streams, part: Window) -> None:
         if self._site.stream_starts is not None or self._site_was_read:
@@ -165,12 +165,14 @@ class SiteReading(Generic[Kept]):
             return
         raise StemDataError(message)
 
-    def _drop(self, lacking: Sequence[str]) -> None:
+    def _drop(self, lacking: Sequence[str], reported: str = "") -> None:
+        """Leave types out, or raise an error with the message that the API reported, if any."""
         if lacking and self._on_unavailable == "fail":
             client = self._source.client
+            message = f"site {one_line(client.redact(self._site.site_id))} has no stream of type {', '.join(lacking)}"
             raise StemUnavailableError(
                 HTTPStatus.BAD_REQUEST,
-                f"site {one_line(client.redact(self._site.site_id))} has no stream of type {', '.join(lacking)}",
+                f"{message}: {reported}" if reported else message,
                 one_line(client.redact(f"{client.base_url}sites/{quote(self._site.site_id, safe='')}/streams")),
                 stream_types=lacking,
             )

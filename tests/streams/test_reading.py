@@ -320,6 +320,7 @@ class TestThePolicyFail:
             read(connect(stem_simulator), LACKS_REVENUE, STREAM_TYPES, on_unavailable="fail")
         assert error.value.stream_types == ("INTERVAL_REVENUE",)
         assert error.value.status == 400
+        assert "The requested stream type - INTERVAL_REVENUE is unavailable" in error.value.message
         assert trail(stem_simulator) == ["400 streams"]
 
     def test_needs_no_request_with_a_record(self, stem_simulator: Simulator, connect: Connect) -> None:
