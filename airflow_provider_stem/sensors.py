@@ -255,6 +255,9 @@ class StemStreamsSensor(MappedOverSites, BaseSensorOperator):
             # With soft_fail, the base class turns each of Airflow's exceptions into a skip. Only time-outs may skip.
             if self.soft_fail and isinstance(exc.__cause__, AirflowFailException):
                 raise exc.__cause__ from exc.__cause__.__cause__
+            if isinstance(exc.__cause__, AirflowSensorTimeout):
+                # The base class's message says only which flag is set.
+                raise AirflowSkipException(str(exc.__cause__)) from None
             raise
         except (StemError, AirflowFailException, AirflowSensorTimeout) as exc:
             if self.never_fail:

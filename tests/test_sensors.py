@@ -338,7 +338,7 @@ def test_a_time_out_skips_with_soft_fail_and_never_fail(wait, sim, flag):
     Arrivals(sim, never_whole)
     with pytest.raises(AirflowSkipException) as error:
         wait(**{flag: True})
-    assert "missing: 1 MONITOR" in f"{error.value} {error.value.__cause__}"
+    assert "missing: 1 MONITOR" in str(error.value)
     assert wait.clock.now >= instant("2025-07-01T02:00Z") + timedelta(seconds=RUN)
 
 
