@@ -68,12 +68,8 @@ def is_partitioned(context: Mapping[str, Any]) -> bool:
 def _data_interval(context: Mapping[str, Any]) -> WallTime | None:
     if getattr(context.get("dag_run"), "run_type", None) == "dataset_triggered":
         return None  # Airflow 2 invents one for such a run, from the times of its producers
-    start, end = context.get("data_interval_start"), context.get("data_interval_end")
-    if start is None or end is None:
-        return None
-    # In UTC: Python compares two times of one zone by their wall clock, which is set back once a year.
-    start, end = in_utc(start), in_utc(end)
-    if start >= end:
+    start, end = _instant(context, "data_interval_start"), _instant(context, "data_interval_end")
+    if start is None or end is None or start >= end:
         return None
     schedule = CronSchedule.of_run(context)
     # Airflow subtracts the interval of CronTriggerTimetable in UTC, even if the clock changes in between.
@@ -82,8 +78,21 @@ def _data_interval(context: Mapping[str, Any]) -> WallTime | None:
     return start, end
 
 
+def _instant(context: Mapping[str, Any], name: str) -> datetime | None:
+    """
+    Return a time of the run in UTC, from the context or else from its ``dag_run``.
+
+    In UTC, because Python compares two times of one zone by their wall clock, which is set back once a year.
+    """
+    value, of_run = context.get(name), getattr(context.get("dag_run"), name, None)
+    if value is None and isinstance(of_run, datetime):  # a mock has every attribute
+        value = of_run
+    return None if value is None else in_utc(parse_instant(name, value))
+
+
 def _partition_key(context: Mapping[str, Any]) -> str | None:
-    return context.get("partition_key") or getattr(context.get("dag_run"), "partition_key", None)
+    key = context.get("partition_key") or getattr(context.get("dag_run"), "partition_key", None)
+    return key if isinstance(key, str) else None
 
 
 def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -> WallTime | None:
@@ -94,14 +103,13 @@ def _partition(context: Mapping[str, Any], default_interval: timedelta | None) -
             return parse_instant("partition key", start), parse_instant("partition key", end)
         except StemConfigError:
             pass  # A key of another form, such as region/plant. The run's date remains.
-    date = context.get("partition_date") or getattr(context.get("dag_run"), "partition_date", None)
+    date = _instant(context, "partition_date")
     if key and "partition_date" not in context:
         date = date or _date_in_key(context, key)
     if date is None or default_interval is None:
         return None
-    begin = in_utc(date)
-    schedule, until = CronSchedule.of_run(context), begin + default_interval
-    return begin, schedule.end_of("default_interval", begin, until, default_interval) if schedule else until
+    schedule, until = CronSchedule.of_run(context), date + default_interval
+    return date, schedule.end_of("default_interval", date, until, default_interval) if schedule else until
 
 
 def _date_in_key(context: Mapping[str, Any], key: str) -> datetime | None:
@@ -131,12 +139,11 @@ def _event_windows(context: Mapping[str, Any]) -> Iterator[WallTime]:
 
 
 def _default(context: Mapping[str, Any], default_interval: timedelta | None) -> WallTime:
-    end = context.get("data_interval_end") or getattr(context.get("dag_run"), "run_after", None)
+    end = _instant(context, "data_interval_end") or _instant(context, "run_after")
     if default_interval is None or end is None:
         raise StemConfigError(
             "There is no window to read. Schedule the DAG with CronDataIntervalTimetable, or set default_interval, or "
             "start and end. (On Airflow 3 a run of a plain cron or timedelta schedule has no data interval.)"
         )
-    end = in_utc(end)
     schedule, start = CronSchedule.of_run(context), end - default_interval
     return schedule.start_of("default_interval", end, start, default_interval) if schedule else start, end

@@ -55,15 +55,12 @@ class LandedObjectsLink(BaseOperatorLink):
         :param conn_id: connection of the store.
         :param uris: URIs of the objects; if empty, no link is stored.
         """
-        push = getattr(context.get("ti"), "xcom_push", None)
-        if push is None or not context["ti"].task.do_xcom_push:
-            return
         try:
             address = _address(conn_id, uris)
         except Exception as exc:  # noqa: BLE001 - a missing link must not fail a task that has landed its objects
             log.warning("The link to the landed objects could not be created: %s", type(exc).__name__)
         else:
-            push(key=_KEY, value=address)
+            context["ti"].xcom_push(key=_KEY, value=address)
 
 
 class CompletenessLink(BaseOperatorLink):

@@ -263,9 +263,9 @@ class _LandStreamsOperator(MappedOverSites, BaseOperator):
         if not receipt["rows"] and self.on_empty == "skip":
             raise AirflowSkipException(f"The API has no rows for {window}. Nothing was uploaded (on_empty='skip').")
         self._emit_asset_events(context, receipt, window, store.uri(landing.template.prefix))
-        LandedObjectsLink.persist(context, conn_id, [landed["uri"] for landed in receipt["objects"]])
         line = summary(receipt)
         if self.do_xcom_push and hasattr(context.get("ti"), "xcom_push"):
+            LandedObjectsLink.persist(context, conn_id, [landed["uri"] for landed in receipt["objects"]])
             context["ti"].xcom_push(key="summary", value=line)
         self.log.info("%s", line)
         return receipt
@@ -354,7 +354,8 @@ class _LandStreamsOperator(MappedOverSites, BaseOperator):
             return self.batch
         if isinstance(self.sites, (str, Mapping)):
             return client.redact(read_sites(self.sites)[0].site_id)  # an id may contain the API key
-        if getattr(context.get("ti"), "map_index", -1) >= 0 and self.if_exists != "merge":
+        map_index = getattr(context.get("ti"), "map_index", None)
+        if isinstance(map_index, int) and map_index >= 0 and self.if_exists != "merge":
             raise StemConfigError(
                 f"batch is missing, so mapped tasks would overwrite each other (if_exists={self.if_exists!r}). "
                 "Map with .expand_kwargs over StemSiteListOperator(batches=...), which sets it."
@@ -363,15 +364,21 @@ class _LandStreamsOperator(MappedOverSites, BaseOperator):
 
     def _check_outlets(self, context: Context) -> None:
         if self.partition_events and not all(
-            isinstance(outlet, AssetAlias) or hasattr(context["outlet_events"][outlet], "add_partitions")
-            for outlet in self.outlets
+            isinstance(outlet, AssetAlias) or hasattr(event, "add_partitions")
+            for outlet, event in self._outlet_events(context)
         ):
             raise StemConfigError("partition_events=True needs Airflow 3.3 or later. Leave it out.")
 
+    def _outlet_events(self, context: Context) -> Iterator[tuple[Any, Any]]:
+        """Iterate over the outlets and their events; none if the context was not made by Airflow, as in a test."""
+        events = context.get("outlet_events")
+        if events is not None:
+            for outlet in self.outlets:
+                yield outlet, events[outlet]
+
     def _emit_asset_events(self, context: Context, receipt: Receipt, window: Window, prefix: str) -> None:
         extra: dict[str, Any] = {name: receipt[name] for name in ("window", "objects", "rows")}
-        for outlet in self.outlets:
-            event = context["outlet_events"][outlet]
+        for outlet, event in self._outlet_events(context):
             if isinstance(outlet, AssetAlias):
                 event.add(Asset(prefix), extra=as_alias_extra(extra, airflow_version))
                 continue

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pendulum
 import pytest
@@ -46,6 +47,34 @@ def test_a_data_interval_that_is_not_empty_is_used_in_any_time_zone():
     start, end = wall_time_of_run(context, default_interval=HOUR)
     assert (start, end) == (instant("2025-03-09T08:00Z"), instant("2025-03-10T07:00Z"))
     assert end - start == timedelta(hours=23)
+
+
+DAY = {"data_interval_start": instant("2025-07-01T00:00Z"), "data_interval_end": instant("2025-07-02T00:00Z")}
+
+
+@pytest.mark.parametrize("more", [{}, dict.fromkeys(DAY)])
+def test_a_context_may_have_the_data_interval_in_its_run_only(more):
+    context = {"dag_run": SimpleNamespace(run_after=instant("2025-07-05T00:00Z"), **DAY), **more}
+    assert wall_time(context, default_interval=HOUR) == ("2025-07-01T00:00:00+00:00", "2025-07-02T00:00:00+00:00")
+
+
+def test_a_data_interval_may_be_strings_and_must_have_an_offset():
+    texts = {name: moment.isoformat() for name, moment in DAY.items()}
+    assert wall_time(texts) == tuple(texts.values())
+    naive = {name: moment.replace(tzinfo=None) for name, moment in DAY.items()}
+    with pytest.raises(StemConfigError, match="Invalid data_interval_start .*: no UTC offset"):
+        wall_time_of_run(naive)
+
+
+@pytest.mark.parametrize("run_after", [instant("2025-07-01T10:00Z"), None])
+def test_attributes_of_a_mock_are_no_times_and_no_partition(run_after):
+    context = {"dag_run": MagicMock(**({} if run_after is None else {"run_after": run_after}))}
+    assert not is_partitioned(context)
+    if run_after is None:
+        with pytest.raises(StemConfigError, match="There is no window to read"):
+            wall_time_of_run(context, default_interval=HOUR)
+    else:
+        assert wall_time_of_run(context, default_interval=HOUR) == (run_after - HOUR, run_after)
 
 
 def test_a_partition_key_of_two_instants_is_the_window():

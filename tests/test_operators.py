@@ -8,6 +8,7 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 import pytest
@@ -586,6 +587,26 @@ def test_asset_events_have_the_receipt(stem, lake):
     [(concrete, extra)] = events[alias].added
     assert concrete.uri == f"s3://{lake.bucket}/stem/adhoc_airflow/land"
     assert extra == as_alias_extra(extra_of_receipt, airflow_version)
+
+
+class OnlyPushes:
+    """A task instance of a test that is made by hand."""
+
+    def __init__(self):
+        self.pushed = {}
+
+    def xcom_push(self, key, value):
+        self.pushed[key] = value
+
+
+@pytest.mark.parametrize("ti", [OnlyPushes(), MagicMock(), SimpleNamespace(map_index=None), None])
+def test_a_context_made_by_hand_is_enough(ti, stem, lake):
+    task = streams_to_s3(lake, if_exists="replace", outlets=[Asset("s3://lake/stem")])
+    context = {"data_interval_start": instant(DAY[0]), "data_interval_end": instant(DAY[1]), "ti": ti}
+    receipt = task.execute(context)
+    assert receipt["missing"] == 0
+    if isinstance(ti, OnlyPushes):
+        assert set(ti.pushed) == {"landed_objects_link", "summary"}
 
 
 @pytest.mark.parametrize("partitioned", ["by argument", "by the run"])
