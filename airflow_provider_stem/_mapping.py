@@ -75,6 +75,15 @@ class CheckedWhenParsed:
     """Mixin that validates the arguments of an operator when the DAG is parsed, mapped or not."""
 
     _may_be_none: tuple[str, ...] = ()
+    _passed: frozenset[str] = frozenset()
+    """Names of the arguments that Airflow passed to a mapped task's instance: from ``partial`` and mapped ones."""
+
+    def __new__(cls, *_: Any, **kwargs: Any) -> Self:
+        """Store the names of a mapped task's arguments, before Airflow adds those in ``default_args``."""
+        self = super().__new__(cls)
+        if kwargs.get("_airflow_from_mapped"):
+            vars(self)["_passed"] = frozenset(kwargs)  # Airflow's __setattr__ needs what the constructor sets
+        return self
 
     @property
     def _is_mapped_instance(self) -> bool:
@@ -123,6 +132,8 @@ class CheckedWhenParsed:
 
     def _is_from_dag_file(self, name: str, context: Context) -> bool:
         """Return whether the value of a mapped task's field is written in the DAG file."""
+        if not {name, "default_args"} & self._passed:
+            return True  # from default_args of the DAG or of a task group, or the constructor's default
         mapped: Any = context["dag"].get_task(self.task_id)  # type: ignore[attr-defined]
         # The name is not enough: without strict, expand_kwargs replaces arguments of partial.
         if name in mapped.partial_kwargs and mapped.partial_kwargs[name] is getattr(self, name):
@@ -148,10 +159,10 @@ class MappedOverSites(CheckedWhenParsed):
 
     def __new__(cls, *_: Any, **kwargs: Any) -> Self:
         """Raise an error with a remedy if a task is mapped over entries without ``sites``."""
-        if kwargs.get("_airflow_from_mapped") and "sites" not in kwargs:
+        if kwargs.get("_airflow_from_mapped") and "sites" not in kwargs | _default_args(kwargs):
             # Airflow's error would be a TypeError without cause or remedy, in every task and every attempt.
             raise AirflowFailException(_NEEDS_BATCHES)
-        return super().__new__(cls)
+        return super().__new__(cls, **kwargs)
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
@@ -182,6 +193,14 @@ class MappedOverSites(CheckedWhenParsed):
             return str(site_id_of(self.sites))
         # Airflow renders the name even if the task fails because ``sites`` is invalid.
         return f"{len(self.sites)} sites" if isinstance(self.sites, Sized) else repr(self.sites)
+
+
+def _default_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that Airflow adds to the arguments of a mapped task's instance."""
+    defaults: dict[str, Any] = {}
+    for owner in ("dag", "task_group"):
+        defaults |= getattr(arguments.get(owner), "default_args", None) or {}
+    return defaults | (arguments.get("default_args") or {})
 
 
 def _is_string_of_list(value: Any) -> bool:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskGroup
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.operators import StemSiteListOperator, StemStreamsToS3Operator
@@ -159,6 +160,43 @@ def test_records_instead_of_batches_fail_without_retries_when_the_task_runs(task
         mapping = task_class.partial(task_id="task").expand_kwargs(listing.output.map(lambda record: record))
     with pytest.raises(AirflowFailException, match=r"lists site records\. Set batches in it, or map with .expand\("):
         mapping.unmap({"site_id": "a", "name": "n", "client_id": "c", "stream_start_times": {}})
+
+
+def rendered(dag, mapping, mapped):
+    """Return a mapped task's instance with its templates rendered; ``{{ mine }}`` becomes ``rendered``."""
+    task = mapping.unmap(mapped)
+    task.render_template_fields({"dag": dag, "ti": SimpleNamespace(map_index=0), "mine": "rendered"})
+    return task
+
+
+@pytest.mark.parametrize("owner", ["dag", "group"])
+@pytest.mark.parametrize("of", [{}, {"batch": "{{ mine }} too"}])
+def test_templates_in_default_args_are_rendered(task_class, owner, of):
+    templates = {"stem_conn_id": "{{ mine }}", "batch": "{{ mine }}"}
+    defaults: dict[str, Any] = {name: templates if name == owner else {} for name in ("dag", "group")}
+    with DAG("dag", schedule=None, default_args=defaults["dag"]) as dag:
+        listing = StemSiteListOperator(task_id="list", stem_conn_id="stem_default")
+        with TaskGroup("group", default_args=defaults["group"]):
+            mapping = task_class.partial(task_id="task", **of).expand(sites=listing.output)
+    task = rendered(dag, mapping, {"sites": "{{ mine }}"})
+    batch = "rendered too" if of else "rendered"
+    assert (task.sites, task.stem_conn_id, task.batch) == ("{{ mine }}", "rendered", batch)
+
+
+def test_default_args_that_are_mapped_are_not_rendered(task_class):
+    with DAG("dag", schedule=None) as dag:
+        listing = StemSiteListOperator(task_id="list", batches=2)
+        mapping = task_class.partial(task_id="task").expand_kwargs(listing.output)
+    task = rendered(dag, mapping, {"sites": ["a"], "default_args": {"batch": "{{ mine }}"}})
+    assert task.batch == "{{ mine }}"
+
+
+@pytest.mark.parametrize("owner", ["dag", "group"])
+def test_sites_may_be_in_default_args(task_class, owner):
+    defaults: dict[str, Any] = {name: {"sites": ["a"]} if name == owner else {} for name in ("dag", "group")}
+    with DAG("dag", schedule=None, default_args=defaults["dag"]), TaskGroup("group", default_args=defaults["group"]):
+        mapping = task_class.partial(task_id="task").expand(start=["2025-07-01T00:00Z"])
+    assert mapping.unmap({"start": "2025-07-01T00:00Z"}).sites == ["a"]
 
 
 @pytest.mark.parametrize("sites", [BATCHES[0], BATCHES])
