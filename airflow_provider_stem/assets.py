@@ -164,9 +164,9 @@ def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         raise StemConfigError(f"context must be the context of a running task, got {str(context)[:100]!r}.")
     events_by_asset = context.get("triggering_asset_events") or _events_on_airflow_2(context) or {}
     events = [event for events in events_by_asset.values() for event in events]
-    events.sort(key=lambda event: getattr(event, "timestamp", None) or _EPOCH)
+    events.sort(key=_time_of)
     for event in events:
-        extra = dict(event.extra or {})
+        extra = dict(_field(event, "extra") or {})
         if extra.get("from_trigger") is True:
             payload = extra.get("payload")
             extra = dict(payload) if isinstance(payload, Mapping) else {}
@@ -175,6 +175,17 @@ def event_extras(context: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield extra | {name: json.loads(text) for name, text in texts.items()}
         except ValueError:
             yield extra  # of an event that another package emitted
+
+
+def _field(event: Any, name: str) -> Any:
+    """Return a field of an event, which is a dict in a context that a test made from JSON."""
+    return event.get(name) if isinstance(event, Mapping) else getattr(event, name, None)
+
+
+def _time_of(event: Any) -> datetime:
+    time = _field(event, "timestamp") or _EPOCH
+    time = datetime.fromisoformat(time) if isinstance(time, str) else time
+    return time.replace(tzinfo=time.tzinfo or UTC)
 
 
 def _events_on_airflow_2(context: Mapping[str, Any]) -> Any:

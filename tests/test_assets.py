@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from airflow_provider_stem.assets import as_alias_extra, combined, event_extras, landed_objects, summary
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.records import read_objects
+from airflow_provider_stem.warehouse.sites import read_records
 from tests.support import OfMappedTasks, instant
+
+try:
+    from airflow.sdk.definitions import xcom_arg
+except ImportError:  # Airflow 2
+    from airflow.models import xcom_arg  # type: ignore[no-redef]
 
 
 def landed(name, rows=1):
@@ -181,3 +188,50 @@ def test_what_mapped_tasks_returned_is_not_read_past_its_end(number):
     receipts = [receipt(*DAY, landed(f"{one:04}")) for one in range(number)]
     assert combined(OfMappedTasks(receipts)) == combined(receipts)
     assert read_objects(OfMappedTasks(receipts)) == read_objects(receipts)
+
+
+class LazyXComSequence(OfMappedTasks):
+    """What mapped tasks returned, by the name that Airflow has for it."""
+
+    def __init__(self, returned):
+        super().__init__(returned)
+        self.requests = 0
+
+    def __getitem__(self, key):
+        self.requests += 1
+        return super().__getitem__(key)
+
+
+def test_what_mapped_tasks_returned_is_read_in_few_requests():
+    receipts = [receipt(*DAY, landed(f"{one:04}")) for one in range(250)]
+    returned = LazyXComSequence(receipts)
+    assert read_objects(returned) == read_objects(receipts)
+    assert returned.requests == 3
+
+
+def test_combinations_of_what_mapped_tasks_returned_are_read():
+    """Airflow's classes for them do not support slices."""
+    a, b, c = (receipt(*DAY, landed(name)) for name in "abc")
+    ab, bc = LazyXComSequence([a, b]), LazyXComSequence([b, c])
+    # A function that would also accept a list of receipts, which is not what it is called with.
+    mapped = xcom_arg._MapResult(LazyXComSequence([[a], [b]]), [lambda one: one[0]])
+    assert read_objects(mapped) == read_objects([a, b])
+    assert read_objects(xcom_arg._ConcatResult([ab, [c]])) == read_objects([a, b, c])
+    combinations: list[Any] = [xcom_arg._ZipResult([ab, bc]), [ab, bc], ([a, b], (b, c)), [a, [None, b], bc]]
+    for combination in combinations:
+        assert read_objects(combination) == read_objects([a, b, c])
+        assert combined(combination) == combined([a, b, c])
+    records = [{"site_id": site_id, "client_id": "c", "stream_start_times": None} for site_id in "ab"]
+    batches = LazyXComSequence([{"sites": records, "batch": "1-of-1"}])
+    assert read_records([[records[0]], batches]) == read_records(records)
+
+
+def test_events_are_read_from_a_context_that_was_made_by_hand():
+    events = [
+        {"timestamp": "2025-07-02T03:00:00Z", "extra": {"window": {"resolution": 900}, "objects": [landed("b", 3)]}},
+        event(2, landed("b", 2)),
+        {"extra": {"window": {"resolution": 900}, "objects": [landed("a")]}},
+    ]
+    events[1].timestamp = events[1].timestamp.replace(tzinfo=None)
+    context = {"triggering_asset_events": {"asset": events}}
+    assert [extra["objects"] for extra in event_extras(context)] == [[landed("a")], [landed("b", 2)], [landed("b", 3)]]

@@ -161,20 +161,32 @@ class LandedObject:
         }
 
 
-def as_entries(argument: Any) -> Iterable[Any] | None:
-    """Return one record or several as an iterable; ``None`` if the argument is neither."""
+def as_entries(argument: Any) -> Iterator[Any] | None:
+    """
+    Return one record or several as an iterator; ``None`` if the argument is neither.
+
+    A list of lists is read as one list: a list of the outputs of several mapped tasks, or ``XComArg.zip``.
+    """
     if isinstance(argument, Mapping):
-        return [argument]
-    if not isinstance(argument, Iterable) or isinstance(argument, (str, bytes, bytearray)):
+        return iter([argument])
+    if not _is_list(argument):
         return None
-    return _in_slices(argument) if isinstance(argument, Sequence) else argument
+    return (entry for one in _items(argument) for entry in (_items(one) if _is_list(one) else [one]))
 
 
-def _in_slices(entries: Sequence[Any]) -> Iterator[Any]:
-    # What mapped tasks returned is read from Airflow item by item, or as a slice. An iteration also asks for the item
-    # after the last one, for which Airflow 3 logs an error.
-    for first in range(0, len(entries), _SLICE):
-        yield from entries[first : first + _SLICE]
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (Mapping, str, bytes, bytearray))
+
+
+def _items(entries: Iterable[Any]) -> Iterator[Any]:
+    if not isinstance(entries, Sequence):
+        yield from entries
+        return
+    # An iteration would also ask for the item after the last one, for which Airflow 3 logs an error. Airflow reads what
+    # mapped tasks returned item by item, or faster as slices, which XComArg.map, zip and concat do not support.
+    step = _SLICE if type(entries).__name__.startswith("LazyXCom") else 1
+    for first in range(0, len(entries), step):
+        yield from entries[first : first + step] if step > 1 else [entries[first]]
 
 
 def read_objects(argument: Any) -> list[LandedObject]:

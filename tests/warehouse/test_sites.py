@@ -157,12 +157,13 @@ def test_batches_are_read_like_records():
     batches = [{"sites": [A], "batch": "001-of-002"}, {"sites": [B], "batch": "002-of-002"}]
     assert read_records(batches) == read_records([B, A]) == read_records([A, B, A])
     assert read_records(batches[0]) == read_records(A)
+    assert read_records([[A], [B]]) == read_records([A, B])
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        None, 17, "site-a", [], ["site-a"], {"site_id": "site-a"}, [[A]], {"sites": [], "batch": "1"},
+        None, 17, "site-a", [], ["site-a"], {"site_id": "site-a"}, [[[A]]], {"sites": [], "batch": "1"},
         {**A, "site_id": ""}, {**A, "site_id": "\ud800"}, {**A, "name": "\ud800"}, {**A, "name": 5},
         {**A, "client_id": []}, {**A, "stream_start_times": {"MONITOR": "soon"}}, [A, {**A, "name": "Works"}],
     ],

@@ -185,13 +185,13 @@ def test_receipts_lists_of_receipts_and_objects_are_read_the_same_way():
     assert read_objects(receipt) == read_objects([None, receipt, None]) == read_objects([receipt, receipt]) == expected
     [landed] = receipt["objects"]
     assert read_objects(landed) == read_objects([landed]) == [replace(expected[0], resolution=None)]
-    assert read_objects([]) == read_objects([None]) == []
+    assert read_objects([]) == read_objects([None]) == read_objects([[], [None]]) == []
     newer = {**landed, "rows": 2}
     assert [one.rows for one in read_objects([receipt, newer])] == [2]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"uri": "s3://lake/x", "rows": 1, "start": "soon", "end": "later"}, [[]], ["s3://x"]]
+    "wrong", [{"uri": "s3://lake/x", "rows": 1, "start": "soon", "end": "later"}, [[[]]], ["s3://x"]]
 )
 def test_other_values_than_receipts_are_rejected(wrong):
     with pytest.raises(StemConfigError, match="objects"):
