@@ -33,7 +33,10 @@ _MAX_CREATIONS = 5
 # Drivers of databases and Arrow have no class or code for these errors.
 _WRONG = re.compile(
     r"authentication failed|no password supplied|role \S+ does not exist|database \S+ does not exist|"
-    r"no pg_hba.conf entry|permission denied|access denied|read-?only|unable to open database file|"
+    r"no such (database|user)|no pg_hba.conf entry|permission denied|access denied|read-?only|"
+    r"does not support SSL|certificate (verify failed|for .* does not match|file .* does not exist)|"
+    r"invalid (\w+ value|port number)|invalid value for parameter|unrecognized configuration parameter|"
+    r"unsupported startup parameter|unable to open database file|file is not a database|"
     r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET)|"
     r"HTTP status (401|403)",
     re.IGNORECASE,
@@ -128,7 +131,9 @@ def catalog_errors(catalog_conn_id: str, properties: Mapping[str, Any]) -> Itera
             raise _invalid(
                 catalog_conn_id, f"{text}. Correct its address or credentials, or ask for the missing permission."
             ) from None
-        raise StemTransportError(f"The catalog of connection {catalog_conn_id!r} failed: {text}.") from None
+        raise StemTransportError(
+            f"The catalog of connection {catalog_conn_id!r} failed: {text}. Try again later, or correct its address."
+        ) from None
 
 
 def _is_wrong(exc: Exception) -> bool:

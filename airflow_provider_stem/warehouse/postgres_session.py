@@ -34,10 +34,16 @@ _ENCODING = ("22021", "22P05")
 _FINAL_CLASSES = ("0A", "22", "23", "28", "3D", "3F", "42")
 # Another session has just written the same key, or created the same table.
 _RACES = ("23505", "42P06", "42P07", "42710")
-# psycopg 2 has no codes for errors of the connection.
-_NO_RETRY = re.compile(
-    "password authentication failed|no password supplied|(database|role) .* does not exist|no pg_hba.conf entry"
-    "|permission denied for database|is not permitted to log in"
+# psycopg 2 has no codes for errors of the connection. PgBouncer has texts of its own.
+_WRONG_LOGIN = re.compile(
+    "([Pp]assword|[Pp]eer|[Ii]dent|[Cc]ertificate|SASL) authentication failed|no password supplied"
+    "|(database|role) .* does not exist|no such (database|user)|no pg_hba.conf entry|permission denied for database"
+    "|is not permitted to log in"
+)
+_WRONG_OPTION = re.compile(
+    "does not support SSL|certificate (verify failed|for .* does not match|file .* does not exist)"
+    "|invalid (\\w+ value|port number|connection option)|invalid value for parameter"
+    "|unrecognized configuration parameter|unsupported startup parameter"
 )
 _SELECT_COLUMNS = """
 SELECT pg_class.relname, pg_attribute.attname, format_type(pg_attribute.atttypid, pg_attribute.atttypmod)
@@ -272,8 +278,10 @@ def _fix(code: str, text: str) -> str:
         )
     if code == _READ_ONLY:
         return "Use a connection to the primary server, with a role that may write"
-    if not code and _NO_RETRY.search(text):
+    if not code and _WRONG_LOGIN.search(text):
         return "Correct Login, Password and Schema (the database) of the connection"
+    if not code and _WRONG_OPTION.search(text):
+        return "Correct Port and Extra of the connection, such as sslmode"
     if code[:2] in _FINAL_CLASSES and code not in _RACES:
         return "Compare the tables with those of an empty schema, or use another schema"
     return ""

@@ -172,9 +172,15 @@ def test_wrong_credentials_are_refused(lake, postgres_server, monkeypatch):
 
 
 @needs_sql
-def test_a_missing_database_and_a_wrong_path_are_refused(lake, postgres_server, monkeypatch):
+def test_a_wrong_database_option_or_path_is_refused(lake, postgres_server, tmp_path, monkeypatch):
     uri = f"postgresql+psycopg2://{postgres_server.address('nowhere')}"
     assert 'database "nowhere" does not exist' in refused(monkeypatch, extra={"uri": uri, "warehouse": "/x"})
+    uri = f"postgresql+psycopg2://{postgres_server.address('postgres')}"
+    for option in ("sslmode=require", "sslmode=nonsense", "keepalives_idle=soon", "options=-c%20no_such=1", "none=1"):
+        text = refused(monkeypatch, extra={"uri": f"{uri}?{option}", "warehouse": "/x"})
+        assert "Correct its address or credentials" in text
+    (tmp_path / "catalog.db").write_bytes(b"no database" * 1000)
+    assert "file is not a database. Correct its address" in refused(monkeypatch, extra={"warehouse": str(tmp_path)})
     for address in (lake.server.url, lake.server.iceberg_url):
         assert refused(monkeypatch, extra={"uri": f"{address}/nowhere", "type": "rest", "token": SECRET})
 
@@ -187,6 +193,7 @@ def test_a_catalog_that_does_not_answer_is_tried_again_later(uri, monkeypatch):
     with pytest.raises(StemTransportError) as caught:
         connect(monkeypatch, extra={"uri": uri.format(*free_ports(1)), "warehouse": "/x"})
     assert "The catalog of connection 'stem_iceberg' failed: " in str(caught.value)
+    assert str(caught.value).endswith(". Try again later, or correct its address.")
     assert SECRET not in str(caught.value)
 
 

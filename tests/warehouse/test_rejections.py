@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.warehouse.operators import StemSitesToSqlOperator
+from airflow_provider_stem.warehouse.postgres_session import _fix
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
 from airflow_provider_stem.warehouse.sql import SCHEMA
 from tests.support import run_context
@@ -71,6 +72,49 @@ def test_a_wrong_login_password_or_database_fails_the_task(part, value, engine, 
         task.execute(run_context())
     assert "not-it" not in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@postgres_only
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"sslmode": "require"}, {"sslmode": "nonsense"}, {"keepalives_idle": "soon"}, {"no_such_option": "1"},
+        {"options": "-c no_such_parameter=1"}, {"options": "-c statement_timeout=soon"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_option_of_the_connection_fails_the_task(option, engine, monkeypatch):
+    """The test's server has no SSL."""
+    connection = json.loads(engine.connection) | {"extra": option}
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
+    task = StemSitesToSqlOperator(task_id="sites", sites=[RECORD], sql_conn_id="warehouse")
+    with pytest.raises(
+        AirflowFailException, match="Correct Port and Extra of the connection, such as sslmode"
+    ) as error:
+        task.execute(run_context())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("FATAL: no such database: telemetry", "Correct Login, Password and Schema"),
+        ("FATAL: SASL authentication failed", "Correct Login, Password and Schema"),
+        ('FATAL: Peer authentication failed for user "stem"', "Correct Login, Password and Schema"),
+        ("FATAL: unsupported startup parameter: search_path", "Correct Port and Extra"),
+        ("SSL error: certificate verify failed", "Correct Port and Extra"),
+        ('server certificate for "a" does not match host name "b"', "Correct Port and Extra"),
+        ('root certificate file "/root.crt" does not exist', "Correct Port and Extra"),
+        ("FATAL: sorry, too many clients already", ""),
+        ("FATAL: the database system is starting up", ""),
+        ("server closed the connection unexpectedly", ""),
+        ('could not translate host name "db" to address: Temporary failure in name resolution', ""),
+    ],
+)
+def test_the_texts_of_servers_that_are_not_run_here(text, fix):
+    found = _fix("", f'connection to server at "10.0.0.1", port 5432 failed: {text}')
+    assert found.startswith(fix)
+    assert bool(found) == bool(fix)
 
 
 @postgres_only
