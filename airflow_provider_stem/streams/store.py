@@ -97,8 +97,12 @@ def is_uri(value: object) -> bool:
     """Return whether a value is the URI of an object in a known kind of store, without control characters."""
     if not isinstance(value, str) or not value.isprintable():
         return False
-    scheme, bucket, _ = split_uri(value)
-    return scheme in DEFAULT_CONNECTIONS and value.startswith(f"{scheme}://") and (scheme != "file" or bucket == "")
+    scheme, bucket, key = split_uri(value)
+    if scheme not in DEFAULT_CONNECTIONS or not value.startswith(f"{scheme}://") or not key:
+        return False
+    if scheme == "s3":
+        return _BUCKET.fullmatch(bucket) is not None
+    return (bucket == "") is (scheme == "file")
 
 
 @dataclass(frozen=True, slots=True)
