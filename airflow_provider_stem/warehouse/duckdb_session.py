@@ -122,14 +122,16 @@ class DuckDBSession(Session):
 
     def begin(self) -> None:
         """Begin a transaction."""
-        self._connection.begin()
+        with _errors():
+            self._connection.begin()
 
     def end(self, *, commit: bool) -> None:
         """End the transaction."""
-        if commit:
-            self._connection.commit()
-        else:
-            self._connection.rollback()
+        with _errors():
+            if commit:
+                self._connection.commit()
+            else:
+                self._connection.rollback()
 
     def close(self) -> None:
         """Close the file, so that other loads can open it."""
@@ -153,6 +155,11 @@ def _errors() -> Iterator[None]:
         raise StemConfigError(
             f"DuckDB rejects the load: {one_line(str(exc))}. Compare the tables with those of an empty schema, or "
             "use another schema."
+        ) from exc
+    except duckdb.Error as exc:
+        text = one_line(str(exc).partition("\n")[0])
+        raise StemTransportError(
+            f"DuckDB ended the load: {text}. Free memory or disk space of the worker, or try again later."
         ) from exc
 
 

@@ -235,15 +235,19 @@ class PostgresSession(Session):
                 raise StemTransportError(
                     f"Another session has locked schema {self.schema!r} for {self._lock_timeout:g} s. Try again later."
                 ) from None
-            fix = _fix(code, text)
-            if not fix and not code and "OperationalError" in {kind.__name__ for kind in type(exc).__mro__}:
+            if fix := _fix(code, text):
+                raise StemConfigError(f"PostgreSQL rejects the load: {text}. {fix}.") from exc
+            if not code and {"InterfaceError", "OperationalError"} & {kind.__name__ for kind in type(exc).__mro__}:
                 raise StemTransportError(
                     f"PostgreSQL cannot be reached: {text}. Start its server, or correct Host and Port of the "
                     "connection."
                 ) from exc
-            if not fix:
+            if not code:
                 raise
-            raise StemConfigError(f"PostgreSQL rejects the load: {text}. {fix}.") from exc
+            # Such as a shutdown, a deadlock, a full disk, or a limit of the role.
+            raise StemTransportError(
+                f"PostgreSQL ended the load: {text}. Try again later; if it happens again, change the server's limit."
+            ) from exc
 
 
 def _begin_of(month: int) -> str:

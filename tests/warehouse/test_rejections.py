@@ -10,9 +10,9 @@ import psycopg2  # type: ignore[import-untyped]
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_stem.errors import StemConfigError
+from airflow_provider_stem.errors import StemConfigError, StemTransportError
 from airflow_provider_stem.warehouse.operators import StemSitesToSqlOperator
-from airflow_provider_stem.warehouse.postgres_session import _fix
+from airflow_provider_stem.warehouse.postgres_session import PostgresSession, _fix
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
 from airflow_provider_stem.warehouse.sql import SCHEMA
 from tests.support import run_context
@@ -163,6 +163,52 @@ def test_a_read_only_database_is_an_error(engine, bucket, receipt, role):
     as_role(engine, role)
     with pytest.raises(StemConfigError, match="read-only transaction. Use a connection to the primary server"):
         bucket.load(engine, receipt)
+
+
+@postgres_only
+def test_a_server_that_ends_a_load_is_tried_again_later(engine, bucket, receipt, monkeypatch):
+    """psycopg 3 has a code for a shutdown, and psycopg 2 has none."""
+    bucket.load(engine, receipt)
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", engine.connection)
+    task = StemSitesToSqlOperator(task_id="sites", sites=[RECORD], sql_conn_id="warehouse")
+    stage = PostgresSession.stage
+
+    def end_sessions(session, *arguments):
+        database = engine.address.rpartition("/")[2]
+        run(engine, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND "
+            "pid <> pg_backend_pid()")  # fmt: skip
+        stage(session, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresSession, "stage", end_sessions)
+        with pytest.raises(
+            StemTransportError, match="PostgreSQL (ended the load|cannot be reached): .*[.] (Try|Start)"
+        ):
+            task.execute(run_context())
+    database = engine.address.rpartition("/")[2]
+    run(engine, f"ALTER DATABASE {database} SET statement_timeout = '1ms'")
+    with pytest.raises(
+        StemTransportError, match="PostgreSQL ended the load: canceling statement due to statement"
+    ) as e:
+        task.execute(run_context())
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
+def test_a_worker_without_enough_memory_is_tried_again_later(engine, bucket, receipt):
+    bucket.load(engine, receipt)
+    connect = engine.connect
+    engine.connect = lambda: _limited(connect())
+    with pytest.raises(StemTransportError, match="DuckDB ended the load: Out of Memory Error.* Free memory") as error:
+        bucket.load(engine, receipt)
+    assert "\n" not in str(error.value)
+    engine.connect = connect
+    assert bucket.load(engine, receipt) == counts(1, 2, 0, 0, 2, 0)
+
+
+def _limited(connection):
+    connection.execute("SET memory_limit = '1kB'")
+    return connection
 
 
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
