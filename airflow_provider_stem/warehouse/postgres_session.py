@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -101,10 +101,15 @@ class PostgresSession(Session):
         super().__init__(schema, lock_timeout)
         with self._errors():
             self._connection = connect()
-            # COPY's binary format has text in the client's encoding, which a role or a database may set to another.
+            # COPY's binary format has text in the client's encoding, which a role or a database may set to another. The
+            # Extra of a connection may choose cursors whose rows are dicts, which lose columns of the same name.
             if hasattr(self._connection, "set_client_encoding"):  # psycopg 2
                 self._connection.set_client_encoding("UTF8")
+                self._connection.cursor_factory = None
             else:
+                from psycopg.rows import tuple_row
+
+                self._connection.row_factory = tuple_row
                 self._connection.execute("SET client_encoding TO 'UTF8'")
                 self._connection.commit()
 
@@ -116,9 +121,8 @@ class PostgresSession(Session):
         """
         with self._errors(), self._connection.cursor() as cursor:
             cursor.execute(self.with_schema(sql).replace("?", "%s"), parameters or None)
-            rows = cursor.fetchall() if cursor.description else []
-        # A connection may be configured with cursors whose rows are dicts.
-        return [tuple(row.values() if isinstance(row, Mapping) else row) for row in rows]
+            rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        return rows
 
     def change(self, sql: str, *parameters: Any) -> int:
         """

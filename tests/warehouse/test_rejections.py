@@ -11,10 +11,12 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
+from airflow_provider_stem.warehouse.connections import session_factory
 from airflow_provider_stem.warehouse.operators import StemSitesToSqlOperator
 from airflow_provider_stem.warehouse.postgres_session import PostgresSession, _fix
 from airflow_provider_stem.warehouse.sites import load_sites, read_records
 from airflow_provider_stem.warehouse.sql import SCHEMA
+from tests.servers.processes import HUNG_AFTER
 from tests.support import run_context
 
 from .helpers import Bucket, counts
@@ -163,6 +165,16 @@ def test_a_read_only_database_is_an_error(engine, bucket, receipt, role):
     as_role(engine, role)
     with pytest.raises(StemConfigError, match="read-only transaction. Use a connection to the primary server"):
         bucket.load(engine, receipt)
+
+
+@postgres_only
+@pytest.mark.parametrize("cursor", ["dictcursor", "namedtuplecursor"])
+def test_the_cursor_of_a_connection_does_not_matter(cursor, engine, bucket, receipt, monkeypatch):
+    connection = json.loads(engine.connection) | {"extra": {"cursor": cursor}}
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(connection))
+    engine.session = lambda schema: session_factory("warehouse", schema, HUNG_AFTER)
+    assert bucket.load(engine, receipt) == counts(1, 2, 2, 0, 0, 0)
+    assert bucket.load(engine, receipt) == counts(1, 2, 0, 0, 2, 0)
 
 
 @postgres_only
