@@ -79,6 +79,12 @@ def objects_of(argument: Any, context: Context) -> list[LandedObject]:
     return objects
 
 
+def run_id_of(context: Context) -> str | None:
+    """Return the id of the run. A context that a test makes by hand may have it only in ``dag_run`` or ``ti``."""
+    run_ids = (getattr(context.get(name), "run_id", None) for name in ("dag_run", "ti"))
+    return context.get("run_id") or next((found for found in run_ids if isinstance(found, str)), None)
+
+
 @contextmanager
 def final_errors() -> Iterator[None]:
     """Fail the task without retries for errors that another attempt cannot fix."""

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_stem._arguments import check_connection_id, check_count, check_duration, checked, optional
-from airflow_provider_stem._loads import CheckedLoad, check_objects, check_store_conn_id, final_errors, objects_of
+from airflow_provider_stem._loads import (
+    CheckedLoad,
+    check_objects,
+    check_store_conn_id,
+    final_errors,
+    objects_of,
+    run_id_of,
+)
 from airflow_provider_stem._text import list_counts
 from airflow_provider_stem.errors import StemConfigError
 
@@ -129,7 +136,7 @@ class StemObjectsToIcebergOperator(CheckedLoad, BaseOperator):
                     self.table,
                     buckets=self.buckets,
                     dag_id=self.dag_id,
-                    run_id=context.get("run_id"),
+                    run_id=run_id_of(context),
                 )
         self._load = objects, load
         return load.counts
@@ -230,7 +237,7 @@ class StemIcebergMaintenanceOperator(CheckedLoad, BaseOperator):
         now = datetime.now(UTC)
         counts: dict[str, int | None] = {}
         if self.compact_after is not None:
-            properties = {"stem.dag-id": self.dag_id, "stem.run-id": str(context.get("run_id"))}
+            properties = {"stem.dag-id": self.dag_id, "stem.run-id": str(run_id_of(context))}
             counts |= compact(table, now - self.compact_after, properties)
         if self.expire_after is not None:
             counts["expired_snapshots"] = expire_snapshots(table, now - self.expire_after, self.keep_snapshots)

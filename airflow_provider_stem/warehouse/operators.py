@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_stem._arguments import check_connection_id, check_duration, checked
-from airflow_provider_stem._loads import CheckedLoad, check_objects, check_store_conn_id, final_errors, objects_of
+from airflow_provider_stem._loads import (
+    CheckedLoad,
+    check_objects,
+    check_store_conn_id,
+    final_errors,
+    objects_of,
+    run_id_of,
+)
 from airflow_provider_stem.streams.records import LandedObject
 from airflow_provider_stem.warehouse.session import check_schema
 from airflow_provider_stem.warehouse.sites import check_time_zone, read_records
@@ -97,7 +104,7 @@ class StemObjectsToSqlOperator(_ToSql, BaseOperator):
                 StoredObjects(self.aws_conn_id, self.store_conn_id).get,
                 session_factory(self.sql_conn_id, self.schema, self.lock_timeout.total_seconds()),
                 dag_id=self.dag_id,
-                run_id=context.get("run_id"),
+                run_id=run_id_of(context),
             )
         self._loaded = objects, counts
         return counts

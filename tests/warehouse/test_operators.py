@@ -8,6 +8,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import pytest
@@ -78,6 +79,16 @@ def test_the_objects_of_the_triggering_events_are_loaded(engine, lake, stem):
     assert task.execute(context) == counts(1, 96, 96, 0, 0, 0)
     assert engine.rows("SELECT uri, resolution, dag_id, run_id FROM stem.loads") == [
         (receipt["objects"][0]["uri"], 900, "adhoc_airflow", "a-run")
+    ]
+    # A context that a test makes by hand.
+    by_hand: list[Any] = [{"dag_run": SimpleNamespace(run_id="b-run")}, {"ti": SimpleNamespace(run_id="c-run")}, {}]
+    for run in by_hand:
+        StemObjectsToSqlOperator(task_id="load", objects=receipt, sql_conn_id="warehouse").execute(run)
+    assert engine.rows("SELECT run_id FROM stem.loads ORDER BY loaded_at") == [
+        ("a-run",),
+        ("b-run",),
+        ("c-run",),
+        (None,),
     ]
     with pytest.raises(AirflowSkipException, match="No object was landed. There is nothing to load"):
         task.execute(event(objects=[]))
