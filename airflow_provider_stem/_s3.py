@@ -8,7 +8,7 @@ import inspect
 import logging
 import shutil
 from collections.abc import Container, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property, partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from airflow_provider_stem.streams.store import (
     parse_date,
     version_of,
 )
+from airflow_provider_stem.streams.windows import iso_exact
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ class S3Store:
         :raises StemTransportError: the write did not succeed in as many attempts as the connection allows.
         """
         file.seek(0)
-        metadata = {DIGEST: file.sha256, READ_AT: read_at.astimezone(UTC).isoformat()}
+        metadata = {DIGEST: file.sha256, READ_AT: iso_exact(read_at)}
         response = self._put(
             key,
             file,

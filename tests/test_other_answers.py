@@ -67,8 +67,9 @@ def test_a_response_to_another_request_is_an_error(name, stem, lake):
     change, message = WRONG[name]
     answering(stem, change)
     for read in (lambda: StemHook().get_streams(SITE, *DAY), lambda: land(lake), poke):
-        with pytest.raises(StemDataError, match=message):
+        with pytest.raises(StemDataError, match=message) as error:
             read()
+        assert "Try again later, or report it to Stem if it persists [GET http" in str(error.value)
     assert lake.objects() == {}
 
 

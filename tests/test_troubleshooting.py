@@ -13,7 +13,7 @@ VALUE = "\0"
 """Stands for a value in a message."""
 
 LOGS = {"log.warning", "log.error", "log.exception", "self.log.warning", "self.log.error", "self.log.exception"}
-BUILDERS = {"exc.describe", "final_error", "self._reject", "_inconsistent", "_error_class(status)"}
+BUILDERS = {"invalid_response", "exc.describe", "final_error", "self._reject", "_inconsistent", "_error_class(status)"}
 """Functions that return an error or a text for a message."""
 
 NAMES = {"_remedy", "message", "remedy"}

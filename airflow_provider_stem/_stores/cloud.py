@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, ClassVar
 
 from airflow_provider_stem.errors import StemConfigError, StemTransportError
@@ -18,6 +18,7 @@ from airflow_provider_stem.streams.store import (
     honours_conditions,
     object_uri,
 )
+from airflow_provider_stem.streams.windows import iso_exact
 
 
 class CloudStore:
@@ -74,7 +75,7 @@ class CloudStore:
         :raises DamagedObjectError: the store has other content than was sent.
         :raises StemTransportError: the write did not succeed in as many attempts as the client makes.
         """
-        metadata = {DIGEST: file.sha256, self.read_at_name: read_at.astimezone(UTC).isoformat()}
+        metadata = {DIGEST: file.sha256, self.read_at_name: iso_exact(read_at)}
         file.seek(0)
         with self._errors(key):
             md5 = self._write(key, file, file.size, metadata, replaces.etag if replaces else None)

@@ -46,6 +46,7 @@ from airflow_provider_stem.streams.store import (
     report_ignored,
     version_of,
 )
+from airflow_provider_stem.streams.windows import iso_exact
 
 log = logging.getLogger(__name__)
 
@@ -302,7 +303,7 @@ def _metadata_of(path: Path) -> Path:
 
 
 def _entry(sha256: str | None, read_at: datetime | None, status: os.stat_result) -> dict[str, Any]:
-    time_read = read_at and read_at.astimezone(UTC).isoformat()
+    time_read = read_at and iso_exact(read_at)
     return {DIGEST: sha256, READ_AT: time_read, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 

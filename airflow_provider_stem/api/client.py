@@ -13,11 +13,10 @@ from urllib.parse import quote
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.paging import InconsistentListingError, Pager
-from airflow_provider_stem.api.payloads import Body, read_object
+from airflow_provider_stem.api.payloads import Body, invalid_response, read_object
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import (
     StemConfigError,
-    StemDataError,
     StemNotFoundError,
     StemRequestError,
     StemUnavailableError,
@@ -216,9 +215,8 @@ def _record_of(identifier: str) -> Callable[[Body], dict[str, Any]]:
     def parse(body: Body) -> dict[str, Any]:
         record = read_object(body)
         if record.get("id") != identifier:
-            raise StemDataError(
-                f"The response is for id {one_line(repr(record.get('id')))} instead of {one_line(repr(identifier))}. "
-                "Try again later, or report it to Stem if it persists"
+            raise invalid_response(
+                f"The response is for id {one_line(repr(record.get('id')))} instead of {one_line(repr(identifier))}"
             )
         return record
 

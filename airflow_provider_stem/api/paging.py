@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_provider_stem._text import one_line
+from airflow_provider_stem.api.payloads import invalid_response
 from airflow_provider_stem.errors import StemDataError
 
 # A listing beyond these limits is an endless stream of new ids, not a list of sites.
@@ -74,14 +75,10 @@ class Pager:
         self._items |= new
         self._pages += bool(new)
         if len(self._items) > _MAX_ITEMS:
-            raise StemDataError(
-                f"The listing of {self._collection!r} does not end after {_MAX_ITEMS:,} entries. Report it to Stem"
-            )
+            raise invalid_response(f"The listing of {self._collection!r} does not end after {_MAX_ITEMS:,} entries")
         self.page += 1
         if self.page > _MAX_PAGES and not self.done:
-            raise StemDataError(
-                f"The listing of {self._collection!r} does not end after {_MAX_PAGES:,} pages. Report it to Stem"
-            )
+            raise invalid_response(f"The listing of {self._collection!r} does not end after {_MAX_PAGES:,} pages")
 
     def add_not_found(self, url: str) -> None:
         """
@@ -107,21 +104,21 @@ class Pager:
             return int(value)
         if value is None or (isinstance(value, int) and not isinstance(value, bool)):
             return value
-        raise StemDataError(
+        raise invalid_response(
             f"{name} on page {self.page} of {self._collection!r} is {one_line(repr(value))[:60]}, not a number"
         )
 
     def _items_of(self, payload: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if self._collection not in payload:
-            raise StemDataError(f"Page {self.page} has no {self._collection!r}")
+            raise invalid_response(f"Page {self.page} has no {self._collection!r}")
         items = payload[self._collection]
         if not isinstance(items, list | None):
-            raise StemDataError(f"{self._collection!r} of page {self.page} is not a list")
+            raise invalid_response(f"{self._collection!r} of page {self.page} is not a list")
         found: dict[str, dict[str, Any]] = {}
         for item in items or []:
             identifier = item.get("id") if isinstance(item, dict) else None
             if not isinstance(identifier, str) or not identifier:
-                raise StemDataError(f"An entry of {self._collection!r} on page {self.page} has no string id")
+                raise invalid_response(f"An entry of {self._collection!r} on page {self.page} has no string id")
             found.setdefault(identifier, item)
         return found
 
@@ -153,5 +150,5 @@ class Pager:
         return len(self._items) >= self._page_size
 
 
-def _inconsistent(what: str) -> InconsistentListingError:
-    return InconsistentListingError(f"{what}. Try again later, or report it to Stem if it persists")
+def _inconsistent(what: str) -> StemDataError:
+    return invalid_response(what, InconsistentListingError)

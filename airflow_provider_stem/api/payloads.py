@@ -23,6 +23,16 @@ class UnreadableResponseError(StemDataError):
     """
 
 
+def invalid_response(problem: str, kind: type[StemDataError] = StemDataError) -> StemDataError:
+    """
+    Return the error for a response that is not what the guide describes, with the remedy.
+
+    :param problem: a sentence.
+    :param kind: class of the error.
+    """
+    return kind(f"{problem.rstrip('.')}. Try again later, or report it to Stem if it persists")
+
+
 def read_object(body: Body, parse_int: Callable[[str], Any] = int) -> dict[str, Any]:
     """
     Return the JSON object in a response body.
@@ -37,11 +47,14 @@ def read_object(body: Body, parse_int: Callable[[str], Any] = int) -> dict[str, 
         payload = json.loads(text, object_pairs_hook=_without_repeats, parse_int=parse_int)
     except (ValueError, RecursionError) as exc:
         reason = "empty" if not text.strip() else f"not JSON ({type(exc).__name__})"
-        raise UnreadableResponseError(f"The response body of {len(text):,} bytes is {reason}") from None
+        problem = f"The response body of {len(text):,} bytes is {reason}"
+        raise invalid_response(problem, UnreadableResponseError) from None
     if not isinstance(payload, dict):
-        raise StemDataError(f"The response body is a JSON {type(payload).__name__}, not an object")
+        raise invalid_response(f"The response body is a JSON {type(payload).__name__}, not an object")
     if payload.get("errors"):
-        raise StemDataError(f"A 200 response contains an error: {'; '.join(error_messages(payload)) or 'no message'}")
+        raise invalid_response(
+            f"A 200 response contains an error: {'; '.join(error_messages(payload)) or 'no message'}"
+        )
     return payload
 
 
@@ -59,5 +72,5 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         repeated = sorted(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        raise StemDataError(f"A JSON object repeats the keys {one_line(', '.join(repeated[:3]))}")
+        raise invalid_response(f"A JSON object repeats the keys {one_line(', '.join(repeated[:3]))}")
     return result

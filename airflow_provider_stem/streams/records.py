@@ -11,7 +11,7 @@ from typing import Any, TypedDict, cast
 from airflow_provider_stem._text import one_line
 from airflow_provider_stem.errors import StemConfigError
 from airflow_provider_stem.streams.store import is_uri
-from airflow_provider_stem.streams.windows import Window, WindowRecord, check_resolution, iso, parse_instant
+from airflow_provider_stem.streams.windows import Window, WindowRecord, check_resolution, iso, iso_exact, parse_instant
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SLICE = 100
@@ -155,7 +155,7 @@ class LandedObject:
             "rows": self.rows,
             "bytes": self.size,
             "sha256": self.sha256,
-            "read_at": self.read_at.isoformat().replace("+00:00", "Z"),
+            "read_at": iso_exact(self.read_at),
             "start": iso(self.start),
             "end": iso(self.end),
         }

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_stem._text import one_line
+from airflow_provider_stem.api.payloads import invalid_response
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.windows import first_expected_end
 
@@ -90,7 +91,7 @@ def stream_starts(payload: Mapping[str, Any], site_id: str) -> StreamStarts | No
     if times is None:
         return None
     if not isinstance(times, Mapping):
-        raise StemDataError(f"site {one_line(site_id)}: stream_start_times is not an object")
+        raise invalid_response(f"site {one_line(site_id)}: stream_start_times is not an object")
     return {stream_type: _read_start(text, site_id, stream_type) for stream_type, text in times.items()}
 
 
@@ -103,7 +104,7 @@ def _read_start(text: Any, site_id: str, stream_type: str) -> datetime | None:
         # All times of the API are UTC, so a time without an offset is accepted here.
         return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
-        raise StemDataError(
+        raise invalid_response(
             f"site {one_line(site_id)}: stream_start_times of {one_line(stream_type)} is {one_line(repr(text))[:60]}, "
             "not an ISO 8601 time"
         ) from None
@@ -136,8 +137,9 @@ def read_site(entry: Any) -> Site:
             try:
                 return Site(_parse_site_id(site_id), stream_starts(entry, site_id), **known)
             except StemDataError as exc:
+                problem = str(exc).rpartition(". Try again later")[0]
                 raise StemConfigError(
-                    f"sites contains an invalid record: {exc}. Use records that StemSiteListOperator returned."
+                    f"sites contains an invalid record: {problem}. Use records that StemSiteListOperator returned."
                 ) from None
     raise StemConfigError(f"sites contains {one_line(repr(entry))[:100]}. Use site ids, or records with a 'site_id'.")
 

@@ -280,6 +280,11 @@ def iso(instant: datetime) -> str:
     return instant.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def iso_exact(instant: datetime) -> str:
+    """Return an aware instant in the same format, with the fraction of its second if there is one."""
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -63,6 +64,7 @@ def test_other_json_is_not_retryable(body: bytes) -> None:
     with pytest.raises(StemDataError) as raised:
         read_object(body)
     assert not isinstance(raised.value, UnreadableResponseError)
+    assert re.search(r"[^.]\. Try again later, or report it to Stem if it persists$", str(raised.value))
 
 
 def test_every_message_of_an_error_with_status_200_is_reported() -> None:

@@ -19,8 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from airflow_provider_stem._text import one_line
-from airflow_provider_stem.api.payloads import Body, read_object
-from airflow_provider_stem.errors import StemDataError
+from airflow_provider_stem.api.payloads import Body, invalid_response, read_object
 from airflow_provider_stem.streams.tables import SHOWN_ROW, STREAM_SCHEMA, Streams
 from airflow_provider_stem.streams.windows import Window, epoch, from_epoch, iso
 
@@ -70,15 +69,15 @@ def read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: Wi
     response = read_object(body, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
     shown_site = one_line(site_id)
     if response.get("id") not in (None, site_id):
-        raise StemDataError(f"site {shown_site}: the response is for another id, {one_line(str(response['id']))!r}")
+        raise invalid_response(f"site {shown_site}: the response is for another id, {one_line(str(response['id']))!r}")
     if "stream_types" not in response:
-        raise StemDataError(f"site {shown_site}: the response has no 'stream_types'")
+        raise invalid_response(f"site {shown_site}: the response has no 'stream_types'")
     rows: dict[str, dict[int, float | None]] = {}
     unknown |= response.keys() - RESPONSE_FIELDS
     for entry in _list_of(response["stream_types"], f"site {shown_site}: 'stream_types'"):
         if not isinstance(entry, dict) or entry.get("stream_type") not in stream_types:
             name = entry.get("stream_type") if isinstance(entry, dict) else entry
-            raise StemDataError(
+            raise invalid_response(
                 f"site {shown_site}: the response contains stream type {one_line(repr(name))}, requested were "
                 f"{', '.join(stream_types)}"
             )
@@ -90,7 +89,7 @@ def read_plain(body: Body, site_id: str, stream_types: Sequence[str], window: Wi
             end, value = _read_row(row, window.resolution, where)
             unknown |= row.keys() - ROW_FIELDS
             if end in stream and stream[end] != value:
-                raise StemDataError(f"{where}: {iso(from_epoch(end))} has two values, {stream[end]} and {value}")
+                raise invalid_response(f"{where}: {iso(from_epoch(end))} has two values, {stream[end]} and {value}")
             stream[end] = value
     streams = {
         stream_type: _in_window(stream, window, f"site {shown_site}, {stream_type}")
@@ -106,9 +105,9 @@ def _in_window(stream: dict[int, float | None], window: Window, place: str) -> p
     # The response may contain one interval more than requested on each side.
     outside = [end for end in stream if not first - around <= end <= last + around]
     if outside and _is_of_another_window(ends, outside, window):
-        raise StemDataError(
+        raise invalid_response(
             f"{place}: the response is for another window, with a row that ends at {iso(from_epoch(outside[0]))} and "
-            f"{len(ends)} of {window.intervals:,} in {window}. Try again later, or report it to Stem if it persists"
+            f"{len(ends)} of {window.intervals:,} in {window}"
         )
     return pa.RecordBatch.from_arrays(
         [[end * 10**6 for end in ends], [stream[end] for end in ends]], schema=STREAM_SCHEMA
@@ -160,32 +159,32 @@ def _list_of(value: Any, name: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise StemDataError(f"{name} is not a list")
+        raise invalid_response(f"{name} is not a list")
     return value
 
 
 def _read_row(row: Any, resolution: int, where: str) -> tuple[int, float | None]:
     if not isinstance(row, dict):
-        raise StemDataError(f"{where} is not an object")
+        raise invalid_response(f"{where} is not an object")
     start = _read_shown(row, "start_datetime", where)
     end = _read_shown(row, "end_datetime", where)
     if end % resolution:
-        raise StemDataError(f"{where}: end_datetime {row['end_datetime']} is off the grid of {resolution} s")
+        raise invalid_response(f"{where}: end_datetime {row['end_datetime']} is off the grid of {resolution} s")
     if end - start != resolution - 1:
-        raise StemDataError(
+        raise invalid_response(
             f"{where}: {row['start_datetime']} to {row['end_datetime']} is not an interval of {resolution} s"
         )
     value = row.get("kw_total_avg")
     if value is None:
         return end, None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise StemDataError(f"{where}: kw_total_avg is {one_line(repr(value))}, not a number")
+        raise invalid_response(f"{where}: kw_total_avg is {one_line(repr(value))}, not a number")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise StemDataError(f"{where}: kw_total_avg is not a finite number")
+        raise invalid_response(f"{where}: kw_total_avg is not a finite number")
     return end, number
 
 
@@ -194,7 +193,7 @@ def _read_shown(row: Mapping[str, Any], field: str, where: str) -> int:
     text = row.get(field)
     second = _parse_shown(text) if isinstance(text, str) and len(text) <= _MAX_SHOWN else None
     if second is None:
-        raise StemDataError(
+        raise invalid_response(
             f"{where}: {field} is {one_line(json.dumps(text))}, not a time such as 2014-12-31T23:45:00+00:00"
         )
     return second
