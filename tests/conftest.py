@@ -46,8 +46,8 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
-    """Start with the files that mostly wait for an Airflow; at the end they would run alone."""
-    long = {item.path for item in items if item.get_closest_marker("airflow")}
+    """Start with the files that take long or mostly wait for an Airflow; at the end they would run alone."""
+    long = {item.path for item in items if item.get_closest_marker("airflow") or item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in long)
 
 

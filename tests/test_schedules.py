@@ -18,6 +18,8 @@ from airflow_provider_stem.intervals import wall_time_of_run
 from airflow_provider_stem.streams.windows import Window
 from tests.support import IS_FULL
 
+pytestmark = pytest.mark.long
+
 ZONES = [
     "Europe/Berlin",
     "America/New_York",
