@@ -1,8 +1,10 @@
-"""Text in logs and messages: counts, and text of other systems."""
+"""Text in logs and messages: counts, remedies, and text of other systems."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from airflow_provider_stem.errors import StemDataError
 
 _LIMIT = 500
 
@@ -34,3 +36,13 @@ def one_line(text: str) -> str:
 def missing_connection(exc: Exception) -> str:
     """Return the message for Airflow's error about a connection that does not exist; the error names it."""
     return f"{str(exc).rstrip('.')}. Create this connection, or correct the connection id."
+
+
+def invalid_response(problem: str, kind: type[StemDataError] = StemDataError) -> StemDataError:
+    """
+    Return the error for a response that is not what the guide describes, with the remedy.
+
+    :param problem: a sentence.
+    :param kind: class of the error.
+    """
+    return kind(f"{problem.rstrip('.')}. Try again later, or report it to Stem if it persists")

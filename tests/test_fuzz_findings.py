@@ -28,7 +28,7 @@ HOUR = Window(datetime(2025, 7, 1, tzinfo=UTC), datetime(2025, 7, 1, 1, tzinfo=U
 def test_a_repeated_key_among_many_is_found_quickly():
     keys = ",".join(f'"k{number}":1' for number in range(100_000))
     began = time.process_time()
-    with pytest.raises(StemDataError, match="repeats the keys k7$"):
+    with pytest.raises(StemDataError, match="repeats the keys k7\\. Try again later"):
         read_object(f'{{{keys},"k7":2}}'.encode())
     assert time.process_time() - began < 5  # comparing all pairs took minutes
 

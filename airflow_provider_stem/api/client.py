@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from airflow_provider_stem._text import one_line
+from airflow_provider_stem._text import invalid_response, one_line
 from airflow_provider_stem.api.config import ClientConfig
 from airflow_provider_stem.api.paging import InconsistentListingError, Pager
-from airflow_provider_stem.api.payloads import Body, invalid_response, read_object
+from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.api.transport import Transport
 from airflow_provider_stem.errors import (
     StemConfigError,

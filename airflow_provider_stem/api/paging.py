@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_provider_stem._text import one_line
-from airflow_provider_stem.api.payloads import invalid_response
+from airflow_provider_stem._text import invalid_response, one_line
 from airflow_provider_stem.errors import StemDataError
 
 # A listing beyond these limits is an endless stream of new ids, not a list of sites.

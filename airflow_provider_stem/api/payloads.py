@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from airflow_provider_stem._text import one_line
+from airflow_provider_stem._text import invalid_response, one_line
 from airflow_provider_stem.errors import StemDataError
 
 Body = bytes | mmap.mmap
@@ -21,16 +21,6 @@ class UnreadableResponseError(StemDataError):
 
     The request is sent again, since this says nothing about the data.
     """
-
-
-def invalid_response(problem: str, kind: type[StemDataError] = StemDataError) -> StemDataError:
-    """
-    Return the error for a response that is not what the guide describes, with the remedy.
-
-    :param problem: a sentence.
-    :param kind: class of the error.
-    """
-    return kind(f"{problem.rstrip('.')}. Try again later, or report it to Stem if it persists")
 
 
 def read_object(body: Body, parse_int: Callable[[str], Any] = int) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_provider_stem._text import one_line
-from airflow_provider_stem.api.payloads import invalid_response
+from airflow_provider_stem._text import invalid_response, one_line
 from airflow_provider_stem.errors import StemConfigError, StemDataError
 from airflow_provider_stem.streams.windows import first_expected_end
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from airflow_provider_stem._text import one_line
-from airflow_provider_stem.api.payloads import Body, invalid_response, read_object
+from airflow_provider_stem._text import invalid_response, one_line
+from airflow_provider_stem.api.payloads import Body, read_object
 from airflow_provider_stem.streams.tables import SHOWN_ROW, STREAM_SCHEMA, Streams
 from airflow_provider_stem.streams.windows import Window, epoch, from_epoch, iso
 
